@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+# Options, warnings and the two helpers that every library and test of the project is made with.
+
+option(TILEWISE_WITH_INFER "Build tilewise::infer (checkpoints, study; needs oneDNN and nlohmann-json)" ${PROJECT_IS_TOP_LEVEL})
+option(TILEWISE_WITH_APP "Build the command line program (needs TILEWISE_WITH_INFER and CLI11)" ${PROJECT_IS_TOP_LEVEL})
+option(TILEWISE_WITH_CUDA "Build the CUDA backends (needs nvcc 13)" OFF)
+option(TILEWISE_WITH_TESTS "Build the tests (needs GoogleTest)" ${PROJECT_IS_TOP_LEVEL})
+option(TILEWISE_WITH_INSTALL "Make install rules" ${PROJECT_IS_TOP_LEVEL})
+set(TILEWISE_SANITIZE "" CACHE STRING "Sanitizers for the whole build, e.g. address,undefined or thread")
+
+if(TILEWISE_WITH_APP AND NOT TILEWISE_WITH_INFER)
+  message(FATAL_ERROR "TILEWISE_WITH_APP needs TILEWISE_WITH_INFER: switch both on, or both off")
+endif()
+
+if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+if(PROJECT_IS_TOP_LEVEL)
+  set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+  find_program(TILEWISE_CCACHE ccache)
+  if(TILEWISE_CCACHE)
+    set(CMAKE_CXX_COMPILER_LAUNCHER "${TILEWISE_CCACHE}")
+    set(CMAKE_CUDA_COMPILER_LAUNCHER "${TILEWISE_CCACHE}")
+  endif()
+endif()
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS link=1 cuda=1)
+set(CMAKE_JOB_POOL_LINK link)
+find_package(Threads REQUIRED)
+
+# Flags of everything that is ours. No -march here: kernels choose their target at run time.
+add_library(tilewise_flags INTERFACE)
+target_compile_features(tilewise_flags INTERFACE cxx_std_20)
+target_compile_options(tilewise_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -fno-math-errno
+                                               $<$<CXX_COMPILER_ID:GNU>:-Wno-missing-field-initializers>
+                                               $<$<CXX_COMPILER_ID:Clang>:-Wno-missing-field-initializers;-Wno-missing-designated-field-initializers;-Wno-unknown-warning-option>)
+target_include_directories(tilewise_flags INTERFACE "${PROJECT_SOURCE_DIR}")
+if(TILEWISE_SANITIZE)
+  target_compile_options(tilewise_flags INTERFACE -fsanitize=${TILEWISE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(tilewise_flags INTERFACE -fsanitize=${TILEWISE_SANITIZE})
+endif()
+
+# tilewise_library(target OUTPUT name EXPORT name): soname, visibility, include directories.
+function(tilewise_library target)
+  cmake_parse_arguments(arg "" "OUTPUT;EXPORT" "" ${ARGN})
+  set_target_properties(${target} PROPERTIES
+    OUTPUT_NAME ${arg_OUTPUT} EXPORT_NAME ${arg_EXPORT}
+    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
+    CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON POSITION_INDEPENDENT_CODE ON CXX_EXTENSIONS OFF)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_include_directories(${target} PUBLIC "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>" "$<INSTALL_INTERFACE:include>")
+  target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:tilewise_flags> PUBLIC Threads::Threads)
+endfunction()

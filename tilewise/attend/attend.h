@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <string_view>
+#include <vector>
+
+#include "tilewise/attend/params.h"
+
+TILEWISE_BEGIN_PUBLIC
+
+/// out = softmax(softmax_scale * q k^T) v, over the keys that the plan's row reads. Shapes: AttendParams.
+/// Dtypes  q, k, v, out alike: f32 or bf16. Scores, sums and lse are f32; lse is a natural log.
+/// Edges   lengths may be ragged. A query row that sees no key gets out = 0 and lse = -inf (lse = sink logit where there is one).
+/// Errors  shape, dtype or device mismatch; a null plan or one made for other lengths; what no backend takes (with each one's reason).
+/// Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1, with the loop over keys taken from the plan.
+TILEWISE_API Ran attend_forward(const AttendParams& params, Context& context);
+
+/// Gradients of attend_forward in out and lse. Rows without a key have zero gradients.
+/// Errors  as attend_forward; a plan that lacks a direction which the backend needs.
+/// Source  FlashAttention-2, arXiv 2307.08691, Algorithm 2.
+TILEWISE_API Ran attend_backward(const AttendBackwardParams& params, Context& context);
+
+/// Reductions of logits or probabilities over the plan's pairs. Shapes: MeasureParams.
+TILEWISE_API Ran measure(const MeasureParams& params, Context& context);
+
+/// Why each backend that was tried does not take a problem: "  cpu: ...", one line each; empty when one does.
+TILEWISE_API std::string refusals(const AttendParams& params, const Context& context);
+
+TILEWISE_END_PUBLIC

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tilewise/base/context.h"
+#include "tilewise/base/memory.h"
+
+TILEWISE_BEGIN_PUBLIC
+
+/// Shape of a Hugging Face Llama-family model, from config.json.
+struct ModelConfig {
+  std::string architecture;  // "LlamaForCausalLM"
+  int num_layers = 0, hidden_size = 0, intermediate_size = 0;
+  int heads_q = 0, heads_kv = 0, head_dim = 0, vocab_size = 0;
+  int64_t max_positions = 0;
+  float rms_norm_eps = 0, rope_theta = 0;
+  bool is_tied = false;
+  bool reads_bytes = false;  // vocabulary 256 and no tokenizer.json: a token is a byte
+  std::string hash;          // of config.json, as recipes name it
+};
+
+/// K and V of every layer for the tokens read so far, contiguous, f32: the owner lives in cache/.
+class KvCache;
+
+/// One layer's attention, as the model hands it out. q, k are after rotary; k and v hold all cached tokens.
+struct LayerAttention {
+  int layer = 0;
+  TensorView q, k, v;  // [1, Hq, Sq, D], [1, Hkv, Sk, D], [1, Hkv, Sk, D]; Sq <= Sk, causal bottom-right
+  TensorView out;      // to be written, [1, Hq, Sq, D]
+};
+/// Computes one layer's attention. Its time is counted as attention, everything else as the model's own.
+using AttentionFunction = std::function<void(const LayerAttention&, Context&)>;
+
+struct ForwardResult {
+  Tensor logits;               // [rows, vocab] f32 of the last `rows` tokens
+  double bits = 0;             // sum over predictions of -log2 p(next token), where asked for
+  int64_t predictions = 0;     // how many
+  double linear_ms = 0, attention_ms = 0, total_ms = 0;
+};
+
+struct ForwardOptions {
+  AttentionFunction attention;  // empty: dense
+  int64_t logits_rows = 1;      // logits of this many last tokens are returned
+  bool has_bits = false;        // also sum the bits of predicting tokens[1..] from tokens[0..]
+  std::function<void(int layer, int num_layers)> progress;
+};
+
+/// A checkpoint in memory, ready to run. Weights are memory-mapped, then converted once to f32 in the layout that oneDNN likes.
+class TILEWISE_API Model {
+ public:
+  /// Reads DIR/config.json and DIR/model.safetensors. Errors: io (missing or damaged file, tensor with a wrong shape), unsupported (architecture, by name).
+  static Model load(const std::string& directory, Context& context);
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
+
+  const ModelConfig& config() const;
+  std::unique_ptr<KvCache> make_cache(int64_t capacity, Context& context) const;
+  /// Runs tokens [n] behind what the cache holds and appends their K and V. Errors: value (token outside the vocabulary, cache too small), cancelled.
+  ForwardResult forward(std::span<const int32_t> tokens, KvCache& cache, const ForwardOptions& options, Context& context) const;
+
+ private:
+  struct Impl;
+  explicit Model(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+TILEWISE_END_PUBLIC

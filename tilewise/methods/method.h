@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "tilewise/base/context.h"
+#include "tilewise/plan/plan.h"
+
+TILEWISE_BEGIN_PUBLIC
+
+/// What a method is asked to plan for.
+struct Problem {
+  TensorView q = {}, k = {};                       // [B, Hq, Sq, D], [B, Hkv, Sk, D], as attention reads them (after rotary)
+  TensorView v = {};                               // [B, Hkv|1, Sk, Dv], only for methods that say so (MethodInfo::needs_v)
+  Mask mask = Mask::causal();                      // the model's own mask
+  Order order_q = {}, order_k = {};                // given orders; absent: token order
+  std::optional<float> softmax_scale = {};         // default 1 / sqrt(D)
+  float softcap = 0;
+  int layer = 0;
+  int64_t step = 0;                                // of a diffusion sampler
+  uint64_t seed = 0;
+};
+
+/// A plan and, where the search ran dense attention anyway, its result.
+struct Planned {
+  Plan plan;
+  Tensor out = {}, lse = {};  // [B, Hq, Sq, Dv], [B, Hq, Sq]; absent views unless the method has them
+};
+
+using OptionValue = std::variant<bool, int64_t, double, std::string>;
+/// Options by name; what is not named keeps its default. An unknown name or a value outside its range is an Error::Kind::value.
+using OptionValues = std::map<std::string, OptionValue, std::less<>>;
+
+/// One option of a method, as help texts, range errors, reports and --tune read it.
+struct OptionInfo {
+  std::string name, help;
+  OptionValue default_value;
+  std::string range;                // "16 to 256", "true or false", "mass, max"
+  std::vector<OptionValue> grid;    // what --tune tries; empty: not tuned
+};
+
+struct MethodInfo {
+  std::string name, source, summary;  // "xattention", "arXiv 2503.16428", one line
+  std::vector<OptionInfo> options;
+  bool needs_v = false;
+  bool is_causal_only = false;
+};
+
+TILEWISE_END_PUBLIC
