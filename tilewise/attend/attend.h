@@ -8,9 +8,11 @@
 TILEWISE_BEGIN_PUBLIC
 
 /// out = softmax(softmax_scale * q k^T) v, over the keys that the plan's row reads. Shapes: AttendParams.
-/// Dtypes  q, k, v, out alike: f32 or bf16. Scores, sums and lse are f32; lse is a natural log.
+/// Dtypes  q, k, v, out alike: f32 or bf16 (f64 and f16 on the reference). Scores, sums and lse are f32; lse is a natural log.
 /// Edges   lengths may be ragged. A query row that sees no key gets out = 0 and lse = -inf (lse = sink logit where there is one).
 /// Errors  shape, dtype or device mismatch; a null plan or one made for other lengths; what no backend takes (with each one's reason).
+/// Runs    the first backend that takes the problem; never a dense fallback, and never the f64 reference unasked. TILEWISE_BACKEND=cpu or =reference
+///         in the environment leaves that one alone to be tried (attend_backward and measure, too).
 /// Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1, with the loop over keys taken from the plan.
 TILEWISE_API Ran attend_forward(const AttendParams& params, Context& context);
 
@@ -20,6 +22,7 @@ TILEWISE_API Ran attend_forward(const AttendParams& params, Context& context);
 TILEWISE_API Ran attend_backward(const AttendBackwardParams& params, Context& context);
 
 /// Reductions of logits or probabilities over the plan's pairs. Shapes: MeasureParams.
+/// Errors  as attend_forward; a tile_q that does not divide the plan's tile; query_run of a plan without by_query; key, offset or key_bias of a plan with pools.
 TILEWISE_API Ran measure(const MeasureParams& params, Context& context);
 
 /// Why each backend that was tried does not take a problem: "  cpu: ...", one line each; empty when one does.

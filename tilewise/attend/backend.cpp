@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/backend.h"
+
+#include <array>
+#include <cstdlib>
+
+#include "tilewise/attend/reference/backward.h"
+#include "tilewise/attend/reference/forward.h"
+#include "tilewise/attend/reference/measure.h"
+#ifdef TILEWISE_ATTEND_CPU_FORWARD
+#include "tilewise/attend/cpu/forward.h"
+#endif
+#ifdef TILEWISE_ATTEND_CPU_MEASURE
+#include "tilewise/attend/cpu/measure.h"
+#endif
+
+namespace tilewise::attend {
+namespace {
+
+// The reference takes whatever passes the checks.
+std::optional<std::string> takes_forward(const AttendParams&) { return std::nullopt; }
+std::optional<std::string> takes_backward(const AttendBackwardParams&) { return std::nullopt; }
+std::optional<std::string> takes_measure(const MeasureParams&) { return std::nullopt; }
+
+const std::array kBackends{
+    Backend{
+        .name = "cpu",
+#ifdef TILEWISE_ATTEND_CPU_FORWARD
+        .forward_refusal = &cpu::refusal,
+        .forward = &cpu::forward,
+#endif
+#ifdef TILEWISE_ATTEND_CPU_MEASURE
+        .measure_refusal = &cpu::refusal,
+        .measure = &cpu::measure,
+#endif
+    },
+    Backend{
+        .name = "reference",
+        .forward_refusal = &takes_forward,
+        .forward = &reference::forward,
+        .backward_refusal = &takes_backward,
+        .backward = &reference::backward,
+        .measure_refusal = &takes_measure,
+        .measure = &reference::measure,
+        .is_forced_only = true,
+    },
+};
+
+}  // namespace
+
+std::span<const Backend> backends() { return kBackends; }
+
+const Backend* forced_backend() {
+  const char* const text = std::getenv("TILEWISE_BACKEND");
+  const std::string_view name = text == nullptr ? "" : text;
+  if (name.empty() || name == "auto") return nullptr;
+  for (const Backend& backend : kBackends) {
+    if (backend.name == name) return &backend;
+  }
+  std::string names;
+  for (const Backend& backend : kBackends) names.append(names.empty() ? "" : ", ").append(backend.name);
+  fail(Error::Kind::value, "TILEWISE_BACKEND is \"", name, "\", takes auto or one of: ", names, "; unset it to let the library choose");
+}
+
+}  // namespace tilewise::attend
