@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <optional>
+#include <string>
+
+#include "tilewise/attend/params.h"
+
+namespace tilewise::attend::cpu {
+
+/// Why this backend does not take a problem that passed its checks; nullopt: it does.
+/// Takes f32 and bf16, head_dim and Dv multiples of 8 up to 256, masks of bands, `whole`, `masked` and `picked` runs of by_query.
+TILEWISE_API std::optional<std::string> refusal(const AttendParams& params);
+
+/// attend_forward on machine/cpu/simd.h. Scores, sums and lse are f32; bf16 rounds probabilities to bf16 where the target has the dot instruction
+/// (avx512bf16) and computes in f32 elsewhere. Bits depend on the target, not on the executor. A key outside a row's runs is not computed with.
+TILEWISE_API Ran forward(const AttendParams& params, Context& context);
+
+}  // namespace tilewise::attend::cpu
