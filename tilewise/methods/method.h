@@ -48,9 +48,16 @@ struct OptionInfo {
 
 struct MethodInfo {
   std::string name, source, summary;  // "xattention", "arXiv 2503.16428", one line
-  std::vector<OptionInfo> options;
+  std::vector<OptionInfo> options;    // one called `density` where the method has a budget by share: what --density sets
   bool needs_v = false;
-  bool is_causal_only = false;
+  bool is_causal_only = false;        // other masks are refused
+
+  bool has_option(std::string_view option) const {
+    for (const OptionInfo& info : options) {
+      if (info.name == option) return true;
+    }
+    return false;
+  }
 };
 
 TILEWISE_END_PUBLIC

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/select/inputs.h"
+
+#include <cmath>
+
+namespace tilewise::select {
+namespace {
+
+void check_bands(std::string_view where, const Mask& mask) {
+  constexpr int64_t kLimit = int64_t{1} << 40;
+  const auto fits = [](int64_t side) { return side == Mask::kAll || (side <= kLimit && side >= -kLimit); };
+  for (const Mask::Band& band : mask.bands) {
+    check(fits(band.left) && fits(band.right) && band.sink >= 0 && band.sink <= kLimit, Error::Kind::value, where, ": the mask's band {left ", band.left,
+          ", right ", band.right, ", sink ", band.sink, "} is outside the limits: sides within 2^40 or Mask::kAll, sink 0 to 2^40");
+  }
+}
+
+void check_mask(std::string_view where, const Mask& mask, const TensorView& q) {
+  const int forms = (mask.bands.empty() ? 0 : 1) + (mask.spans.has_value() ? 1 : 0) + (mask.grids.empty() ? 0 : 1);
+  check(forms == 1, Error::Kind::value, where, ": the mask has ", forms, " of its three forms (bands, spans, grids); give one, e.g. Mask::causal()");
+  size_t classes = mask.bands.empty() ? mask.grids.size() : mask.bands.size();
+  if (mask.spans.has_value()) {
+    const TensorView& spans = mask.spans;
+    check(spans.dtype() == Dtype::i32, Error::Kind::dtype, where, ": mask.spans is ", spans.dtype(), ", it takes i32");
+    check(spans.device() == q.device(), Error::Kind::device, where, ": mask.spans is on ", spans.device(), ", q on ", q.device());
+    check(spans.rank() == 4 && (spans.dim(1) == 1 || spans.dim(1) == q.dim(0)) && spans.dim(2) == q.dim(2) && spans.dim(3) == 4, Error::Kind::shape,
+          where, ": mask.spans is ", spans.shape(), ", it takes [classes, B or 1, Sq, 4] for q ", q.shape());
+    classes = static_cast<size_t>(spans.dim(0));
+  }
+  check(classes >= 1 && classes <= 16, Error::Kind::value, where, ": the mask has ", classes, " head classes, it takes 1 to 16");
+  check(mask.head_class.empty() || static_cast<int64_t>(mask.head_class.size()) == q.dim(1), Error::Kind::shape, where, ": mask.head_class names ",
+        mask.head_class.size(), " heads, q has ", q.dim(1));
+  for (const uint8_t c : mask.head_class) {
+    check(c < classes, Error::Kind::value, where, ": mask.head_class names class ", static_cast<int>(c), ", the mask has ", classes);
+  }
+  check_bands(where, mask);
+}
+
+void check_tensor(std::string_view where, std::string_view what, const TensorView& tensor) {
+  check(tensor.has_value(), Error::Kind::shape, where, ": ", what, " is absent; give ", what, " as [B, H, S, D]");
+  check(tensor.rank() == 4, Error::Kind::shape, where, ": ", what, " is ", tensor.shape(), ", it takes [B, H, S, D]");
+  const Dtype dtype = tensor.dtype();
+  check(dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16, Error::Kind::dtype, where, ": ", what, " is ", dtype,
+        ", it takes f32, bf16 or f16; cast it first");
+  check(tensor.device().type == Device::Type::cpu, Error::Kind::device, where, ": ", what, " is on ", tensor.device(), ", selection runs on cpu here; copy it");
+  check(tensor.dim(3) <= 1 || tensor.stride(3) == 1, Error::Kind::shape, where, ": the last axis of ", what, " has stride ", tensor.stride(3),
+        ", it must be contiguous");
+  check(tensor.dim(1) >= 1 && tensor.dim(3) >= 1, Error::Kind::shape, where, ": ", what, " is ", tensor.shape(), ", it needs at least one head and one channel");
+  check(tensor.dim(2) <= INT32_MAX, Error::Kind::shape, where, ": ", what, " has ", tensor.dim(2), " tokens, plans hold up to ", INT32_MAX);
+}
+
+}  // namespace
+
+void check_inputs(std::string_view where, const Inputs& inputs) {
+  const TensorView& q = inputs.q;
+  const TensorView& k = inputs.k;
+  check_tensor(where, "q", q);
+  check_tensor(where, "k", k);
+  check(q.dim(0) == k.dim(0), Error::Kind::shape, where, ": q and k differ in batch: q ", q.shape(), ", k ", k.shape());
+  check(q.dim(3) == k.dim(3), Error::Kind::shape, where, ": q and k differ in head_dim: q ", q.shape(), ", k ", k.shape());
+  check(q.dim(1) % k.dim(1) == 0, Error::Kind::shape, where, ": the heads of k must divide those of q: q ", q.shape(), ", k ", k.shape());
+  check(q.dtype() == k.dtype(), Error::Kind::dtype, where, ": q is ", q.dtype(), ", k is ", k.dtype(), "; cast one");
+  check(std::isfinite(inputs.softmax_scale) && inputs.softmax_scale > 0, Error::Kind::value, where, ": softmax_scale is ", inputs.softmax_scale,
+        ", it must be finite and above 0");
+  check(std::isfinite(inputs.softcap) && inputs.softcap >= 0, Error::Kind::value, where, ": softcap is ", inputs.softcap, ", it must be finite and at least 0");
+  check_mask(where, inputs.mask, q);
+}
+
+float scale_or_default(const std::optional<float>& softmax_scale, int64_t head_dim) {
+  return softmax_scale.value_or(1.0f / std::sqrt(static_cast<float>(head_dim)));
+}
+
+}  // namespace tilewise::select

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/select/visible.h"
+
+#include <algorithm>
+#include <map>
+
+#include "tilewise/plan/rows.h"
+
+namespace tilewise::select {
+namespace {
+
+int64_t floor_to(int64_t value, int64_t step) { return (value >= 0 ? value / step : -((-value + step - 1) / step)) * step; }
+int64_t ceil_to(int64_t value, int64_t step) { return -floor_to(-value, step); }
+
+/// Adds [first, last) cut to [0, end) to an ascending list, joined with what it touches or overlaps.
+void append(std::vector<Interval>& list, int64_t first, int64_t last, int64_t end) {
+  first = std::max<int64_t>(first, 0);
+  last = std::min(last, end);
+  if (first >= last) return;
+  if (!list.empty() && first <= list.back().last) {
+    list.back().first = std::min(list.back().first, first);
+    list.back().last = std::max(list.back().last, last);
+  } else {
+    list.push_back({first, last});
+  }
+}
+
+struct Cover {
+  std::vector<Interval> all, some;  // seen by every query of the row, by at least one; ascending
+};
+
+Cover cover_of_band(const Mask::Band& band, int64_t first_token, int64_t last_token, int64_t seqlen_k) {
+  // One past the largest key that each of the two outermost queries sees; an unlimited side is as good as Sk.
+  const auto past = [&](int64_t token) { return band.right >= seqlen_k - token ? seqlen_k : token + band.right + 1; };
+  const auto from = [&](int64_t token) { return band.left == Mask::kAll ? int64_t{0} : token - band.left; };
+  const bool has_window = band.left == Mask::kAll || band.right == Mask::kAll || band.left + band.right >= 0;
+  Cover cover;
+  append(cover.all, 0, std::min(band.sink, past(first_token)), seqlen_k);
+  append(cover.some, 0, std::min(band.sink, past(last_token)), seqlen_k);
+  if (has_window) {
+    append(cover.all, from(last_token), past(first_token), seqlen_k);
+    append(cover.some, from(first_token), past(last_token), seqlen_k);
+  }
+  return cover;
+}
+
+Cover cover_of_spans(const TensorView& spans, int head_class, int64_t batch, int64_t q_first, int64_t q_last, int64_t seqlen_k) {
+  std::map<int64_t, int64_t> change;  // key -> how many queries begin minus end to see it there
+  const int64_t b = spans.dim(1) == 1 ? 0 : batch;
+  for (int64_t q = q_first; q < q_last; ++q) {
+    const auto bound = [&](int i) { return std::clamp<int64_t>(spans.at<int32_t>(head_class, b, q, i), 0, seqlen_k); };
+    Interval one{bound(0), bound(1)}, two{bound(2), bound(3)};
+    if (two.first < one.first) std::swap(one, two);
+    std::vector<Interval> seen;  // at most two, joined where they overlap, so that no query counts twice
+    append(seen, one.first, one.last, seqlen_k);
+    append(seen, two.first, two.last, seqlen_k);
+    for (const Interval& part : seen) {
+      ++change[part.first];
+      --change[part.last];
+    }
+  }
+  Cover cover;
+  int64_t seen_by = 0;
+  for (auto it = change.begin(); it != change.end(); ++it) {
+    seen_by += it->second;
+    const auto next = std::next(it);
+    if (next == change.end()) break;
+    if (seen_by > 0) append(cover.some, it->first, next->first, seqlen_k);
+    if (seen_by == q_last - q_first) append(cover.all, it->first, next->first, seqlen_k);
+  }
+  return cover;
+}
+
+/// `from` without `parts`; both ascending.
+std::vector<Interval> without(const std::vector<Interval>& from, const std::vector<Interval>& parts) {
+  std::vector<Interval> rest;
+  size_t next = 0;
+  for (const Interval& interval : from) {
+    int64_t at = interval.first;
+    while (next < parts.size() && parts[next].last <= interval.first) ++next;
+    for (size_t i = next; i < parts.size() && parts[i].first < interval.last; ++i) {
+      if (parts[i].first > at) rest.push_back({at, parts[i].first});
+      at = std::max(at, parts[i].last);
+    }
+    if (at < interval.last) rest.push_back({at, interval.last});
+  }
+  return rest;
+}
+
+}  // namespace
+
+int64_t Visible::length() const {
+  int64_t total = 0;
+  for (const Interval& interval : whole) total += interval.length();
+  for (const Interval& interval : masked) total += interval.length();
+  return total;
+}
+
+int64_t RowGrid::last(int64_t row) const { return edge.empty() ? std::min(seqlen_q, (row + 1) * tile) : edge[static_cast<size_t>(row) + 1]; }
+
+RowGrid RowGrid::on_key_tiles(int64_t seqlen_q, int64_t seqlen_k, int tile) {
+  RowGrid grid = plain(seqlen_q, seqlen_k, tile);
+  if (seqlen_q == 0 || grid.offset() % tile == 0) return grid;
+  grid.edge.push_back(0);
+  for (int64_t slot = ceil_to(grid.offset(), tile) - grid.offset(); slot < seqlen_q; slot += tile) grid.edge.push_back(static_cast<int32_t>(slot));
+  grid.edge.push_back(static_cast<int32_t>(seqlen_q));
+  return grid;
+}
+
+Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& grid, int64_t row, int align) {
+  const int64_t q_first = grid.first(row), q_last = grid.last(row), end = grid.seqlen_k;
+  Visible visible;
+  if (q_first >= q_last || end == 0) return visible;
+  if (!mask.grids.empty()) {
+    visible.masked.push_back({0, end});
+    return visible;
+  }
+  const int index = plan::head_class(mask, head);
+  const Cover cover = mask.spans.has_value()
+                          ? cover_of_spans(mask.spans, index, batch, q_first, q_last, end)
+                          : cover_of_band(mask.bands[static_cast<size_t>(index)], q_first + grid.offset(), q_last - 1 + grid.offset(), end);
+  for (const Interval& interval : cover.all) {
+    const int64_t first = ceil_to(interval.first, align);
+    const int64_t last = interval.last == end ? end : floor_to(interval.last, align);
+    append(visible.whole, first, last, end);
+  }
+  visible.masked = without(cover.some, visible.whole);
+  return visible;
+}
+
+bool is_causal(const Mask& mask, int64_t seqlen_k) {
+  return !mask.bands.empty() && std::all_of(mask.bands.begin(), mask.bands.end(), [&](const Mask::Band& band) {
+    return band.right == 0 && (band.left >= seqlen_k - 1 || band.sink >= seqlen_k);
+  });
+}
+
+bool is_full(const Mask& mask, int64_t seqlen_q, int64_t seqlen_k) {
+  return !mask.bands.empty() && std::all_of(mask.bands.begin(), mask.bands.end(), [&](const Mask::Band& band) {
+    // The first query is token Sk - Sq and must reach key Sk - 1.
+    return band.right >= std::max<int64_t>(seqlen_q - 1, 0) && (band.left >= seqlen_k - 1 || band.sink >= seqlen_k);
+  });
+}
+
+bool differs_by_head(const Mask& mask) {
+  return std::any_of(mask.head_class.begin(), mask.head_class.end(), [&](uint8_t c) { return c != mask.head_class.front(); });
+}
+
+bool differs_by_batch(const Mask& mask) { return mask.spans.has_value() && mask.spans.dim(1) > 1; }
+
+int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads) {
+  if (batch == 0) return 0;
+  const int64_t entries = differs_by_batch(mask) ? batch : 1;
+  const int groups = differs_by_head(mask) ? heads : 1;
+  int64_t total = 0;
+  for (int64_t b = 0; b < entries; ++b) {
+    for (int h = 0; h < groups; ++h) {
+      for (int64_t row = 0; row < grid.rows(); ++row) {
+        total += (grid.last(row) - grid.first(row)) * visible_keys(mask, h, b, grid, row, grid.tile).length();
+      }
+    }
+  }
+  return total * (batch / entries) * (heads / groups);
+}
+
+}  // namespace tilewise::select

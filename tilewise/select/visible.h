@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "tilewise/plan/plan.h"
+
+// What a mask lets a row of queries see, as intervals of key tokens: the one place where selection asks the mask.
+namespace tilewise::select {
+
+/// Keys [first, last).
+struct Interval {
+  int64_t first = 0, last = 0;
+  int64_t length() const { return last - first; }
+  bool operator==(const Interval&) const = default;
+};
+
+/// Disjoint, ascending. `whole`: every query of the row sees the keys; `masked`: some query may.
+struct Visible {
+  std::vector<Interval> whole, masked;
+  int64_t length() const;
+};
+
+/// The rows of a plan in token order: `tile` query tokens each, cut by `edge` where it is not empty.
+struct RowGrid {
+  int64_t seqlen_q = 0, seqlen_k = 0;
+  int tile = 0;
+  std::vector<int32_t> edge = {};
+
+  int64_t rows() const { return edge.empty() ? (seqlen_q + tile - 1) / tile : static_cast<int64_t>(edge.size()) - 1; }
+  int64_t first(int64_t row) const { return edge.empty() ? row * tile : edge[static_cast<size_t>(row)]; }
+  int64_t last(int64_t row) const;
+  /// Query i counts as this key token, plus i (bottom-right).
+  int64_t offset() const { return seqlen_k - seqlen_q; }
+
+  /// Rows from slot 0.
+  static RowGrid plain(int64_t seqlen_q, int64_t seqlen_k, int tile) { return {seqlen_q, seqlen_k, tile, {}}; }
+  /// Rows cut where the query's token is a multiple of `tile`, so that they lie on the key tiles; the first may be short.
+  static RowGrid on_key_tiles(int64_t seqlen_q, int64_t seqlen_k, int tile);
+};
+
+/// Keys that the queries [q_first, q_last) see. Whole intervals begin and end at multiples of `align` (or at Sk); what that leaves over is masked.
+/// A neighbourhood (Mask::grids) is not taken apart: all keys are masked.
+Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& grid, int64_t row, int align);
+
+/// True where every head of the mask is a band without a left limit and with right = 0 (or Sk, for the second).
+bool is_causal(const Mask& mask, int64_t seqlen_k);
+bool is_full(const Mask& mask, int64_t seqlen_q, int64_t seqlen_k);
+
+/// Whether two heads (batch entries) may see different keys: then lists are written per head (per entry).
+bool differs_by_head(const Mask& mask);
+bool differs_by_batch(const Mask& mask);
+
+/// Pairs that the dense plan of the mask reads on these rows, over all batch entries and heads.
+int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads);
+
+}  // namespace tilewise::select
