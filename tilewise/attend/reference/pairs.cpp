@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "tilewise/attend/reference/mask.h"
 #include "tilewise/plan/rows.h"
 
 namespace tilewise::attend::reference {
@@ -58,10 +59,7 @@ int64_t HeadPairs::for_each_query(int64_t item, FunctionRef<void(int64_t, std::s
 }
 
 bool HeadPairs::sees(int64_t query_slot, int64_t key_slot) const {
-  const int64_t q = tokens_q_[static_cast<size_t>(query_slot)] + plan_.seqlen_k - plan_.seqlen_q;
-  const Mask& mask = plan_.mask;
-  check(!mask.bands.empty(), Error::Kind::unsupported, "attend::reference: the mask has no bands; spans and grids are not built yet");
-  return plan::band_allows(mask.bands[static_cast<size_t>(plan::head_class(mask, head_))], q, tokens_k_[static_cast<size_t>(key_slot)]);
+  return mask_sees(plan_, b_, head_, tokens_q_[static_cast<size_t>(query_slot)], tokens_k_[static_cast<size_t>(key_slot)]);
 }
 
 int64_t HeadPairs::walk_rows(int64_t row, FunctionRef<void(int64_t, std::span<const Pair>)> body) const {
