@@ -183,7 +183,17 @@ inline MeasureProblem make_measure(Rng& rng, ForwardProblem forward, MeasureOver
   MeasureProblem m;
   m.forward = std::move(forward);
   const PlanOptions& p = m.forward.options.plan;
+  // Near the true lse, as callers give it: exp(s - lse) stays within f32.
   m.lse = random_normal(rng, Dtype::f32, {p.batch, p.heads_q, p.seqlen_q}, m.forward.options.layout);
+  ForwardProblem own = m.forward;
+  own.options.has_lse = true;
+  own.lse = HostTensor(Dtype::f32, m.lse.view.shape(), m.forward.options.layout);
+  Context context;
+  reference::forward(own.params(), context);
+  for_each_offset(m.lse.view, [&](int64_t offset) {
+    const double exact = to_double(own.lse.view, offset);
+    if (std::isfinite(exact)) from_double(m.lse.view, offset, to_double(m.lse.view, offset) + exact);
+  });
   m.key_bias = random_normal(rng, Dtype::f32, {p.batch, p.heads_q, p.seqlen_k}, m.forward.options.layout);
   m.params = {.q = m.forward.q.view, .k = m.forward.k.view, .plan = m.forward.plan.plan, .over = over, .tile_q = tile_q, .tile_k = tile_k};
   m.params.softmax_scale = m.forward.options.softmax_scale;
