@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tilewise/infer/model.h"
+#include "tilewise/study/comparison.h"
+#include "tilewise/study/needles.h"
+
+TILEWISE_BEGIN_PUBLIC
+
+/// One row to be compared.
+struct MethodChoice {
+  std::string name;
+  OptionValues options = {};
+};
+
+/// A text as tokens (bytes, for a model that reads bytes). `bytes` is what bits per byte divides by.
+struct CompareText {
+  std::string name;
+  std::vector<int32_t> tokens;
+};
+
+struct CompareProgress {
+  std::string row;        // "dense", "xattention stride=16", ...
+  std::string part;       // "text 1/2, layer 3/8", "needle 4/10"
+  double share = 0;       // of all work, 0 to 1
+  double seconds_left = 0;  // from the time that the work so far took; negative: too early to say
+};
+
+struct CompareRequest {
+  std::vector<MethodChoice> methods = {};     // dense runs first, whether named or not
+  std::vector<CompareText> texts = {};        // at least one, of equal length, at least 2 tokens
+  std::vector<NeedlePrompt> needles = {};     // none: not asked for
+  std::optional<double> density = {};         // sets the option `density`; a method without one is refused in its row
+  std::optional<std::string> recipe = {};     // a recipe file, run as one more row
+  double max_bits = .005;
+  uint64_t seed = 0;
+  std::function<void(const CompareProgress&)> progress = {};
+};
+
+/// Runs the model over each text once with dense attention and once per method. In a method's run every layer computes dense and sparse attention
+/// of that run's own q, k and v, one after the other (which goes first alternates), and only the sparse output goes on; so dense and sparse times
+/// interleave and errors add up as they would in use. Needles: the prompt with the method, then the first bytes of the answer as one dense chunk
+/// over the kept K and V; right where every argmax is the answer's byte, which equals greedy decoding.
+/// What a method cannot take becomes the reason in its row; nothing runs dense in its place.
+/// Errors  value (no text, texts of different lengths, unknown method or option, a token outside the vocabulary), cancelled, memory, io.
+TILEWISE_API Comparison compare(const Model& model, const CompareRequest& request, Context& context);
+
+/// The rows of `make demo`: tilewise/study/demo_rows.cpp.
+TILEWISE_API const std::vector<MethodChoice>& demo_rows();
+
+TILEWISE_END_PUBLIC

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tilewise/methods/method.h"
+
+TILEWISE_BEGIN_PUBLIC
+
+/// A figure that was not taken: `null` in the JSON.
+inline constexpr double kNoFigure = std::numeric_limits<double>::quiet_NaN();
+
+/// One head of one layer, averaged over the texts.
+struct HeadFigures {
+  int layer = 0, head = 0;
+  double density = kNoFigure;          // pairs read / pairs that the dense plan of this tile reads
+  double allowed_density = kNoFigure;  // allowed pairs read / allowed pairs
+  double recall = kNoFigure;           // mean over rows of exp(lse_plan - lse_dense); 1 - recall is the missed mass
+  double output_error = kNoFigure;     // ||sparse - dense|| / ||dense||, Frobenius norms over rows and channels
+};
+
+/// Needle prompts of one length and depth.
+struct NeedleCell {
+  int64_t length = 0;
+  double depth = 0;
+  int correct = 0, of = 0;
+};
+struct NeedleFigures {
+  int correct = 0, of = 0;
+  std::vector<NeedleCell> cells;  // by length, then depth
+};
+
+/// What one text cost under one method.
+struct TextFigures {
+  std::string name;
+  double bits_per_byte = kNoFigure, dense_bits_per_byte = kNoFigure;
+};
+
+/// Dense attention in a run of its own. Times are per text: with several texts, their mean.
+struct DenseFigures {
+  double attend_ms = 0, model_ms = 0, bits_per_byte = kNoFigure;
+  size_t peak_bytes = 0;
+  std::string backend;  // "cpu/avx512"
+  std::optional<NeedleFigures> needle;
+};
+
+/// One method with one set of options. Where `refused` is set every figure is missing.
+struct MethodFigures {
+  std::string name;
+  OptionValues options;               // all of them, defaults filled in
+  std::string label;                  // "xattention stride=16,threshold=0.97"
+  double density = kNoFigure, allowed_density = kNoFigure, recall = kNoFigure;
+  double output_error = kNoFigure;    // per layer over all its heads, then the mean of the layers
+  double bits_per_byte = kNoFigure;   // the mean of the texts
+  double max_extra_bits = kNoFigure;  // the largest difference from dense over the texts: what a budget must hold
+  double plan_ms = kNoFigure, attend_ms = kNoFigure, total_ms = kNoFigure;  // over all layers; total = plan + attend
+  double dense_attend_ms = kNoFigure;  // dense attention timed inside this run, layer by layer beside the sparse one
+  double speedup = kNoFigure;          // dense_attend_ms / total_ms
+  double model_ms = kNoFigure;         // the whole forward, without the dense pass and the taking of figures
+  size_t peak_bytes = 0;               // of this run: cache, activations, plans and work space; neither weights nor the dense pass
+  std::string backend;
+  std::optional<NeedleFigures> needle;
+  std::vector<HeadFigures> heads;      // by layer, then head
+  std::vector<TextFigures> texts;
+  std::vector<std::string> notes;
+  std::string refused;                 // why the method was not run; empty: it was
+
+  bool is_refused() const { return !refused.empty(); }
+};
+
+/// Where a comparison ran. Filled by whoever runs it; printed, never read.
+struct Environment {
+  std::string version, commit, device, command, created;  // created: UTC, ISO 8601
+  int threads = 0;
+};
+
+struct InputFigures {
+  std::string model;
+  struct Text {
+    std::string path;
+    int64_t bytes = 0;  // of the file
+  };
+  std::vector<Text> texts;
+  int64_t length = 0;         // tokens read of each
+  int64_t needle_length = 0;  // 0: no needles
+  int num_layers = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
+};
+
+/// What `tilewise compare` found out, as data.
+struct Comparison {
+  Environment environment;
+  InputFigures input;
+  double max_bits = .005;  // what a recommended method may add to dense bits per byte, on every text
+  DenseFigures dense;
+  std::vector<MethodFigures> methods;
+};
+
+/// The one recommendation.
+struct Verdict {
+  std::optional<size_t> best;  // index into Comparison::methods; nothing where no method holds the bounds
+  std::string text;            // one line, without a full stop's worth of doubt: says plainly when none does, and why
+};
+
+/// The fastest method (largest speed-up over dense, above 1) whose bits per byte stay within `max_bits` of dense on every text and which answers
+/// at least as many needles as dense does.
+TILEWISE_API Verdict verdict_of(const Comparison& comparison);
+
+/// docs/formats/compare.md, schema 1, indented by one space, UTF-8 whatever the paths hold.
+TILEWISE_API std::string to_json(const Comparison& comparison);
+
+TILEWISE_END_PUBLIC

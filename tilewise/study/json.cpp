@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tilewise/study/comparison.h"
+
+namespace tilewise::study {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// JSON has neither NaN nor infinity.
+Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+Json needle(const std::optional<NeedleFigures>& figures) {
+  if (!figures) return nullptr;
+  Json cells = Json::array();
+  for (const NeedleCell& cell : figures->cells) {
+    cells.push_back({{"length", cell.length}, {"depth", cell.depth}, {"correct", cell.correct}, {"of", cell.of}});
+  }
+  return {{"correct", figures->correct}, {"of", figures->of}, {"cells", std::move(cells)}};
+}
+
+Json options(const OptionValues& values) {
+  Json object = Json::object();
+  for (const auto& [name, value] : values) std::visit([&, key = name](const auto& held) { object[key] = held; }, value);
+  return object;
+}
+
+Json method(const MethodFigures& row) {
+  Json heads = Json::array();
+  for (const HeadFigures& head : row.heads) {
+    heads.push_back({{"layer", head.layer},
+                     {"head", head.head},
+                     {"density", number(head.density)},
+                     {"allowed_density", number(head.allowed_density)},
+                     {"recall", number(head.recall)},
+                     {"output_error", number(head.output_error)}});
+  }
+  Json texts = Json::array();
+  for (const TextFigures& text : row.texts) {
+    texts.push_back(
+        {{"name", text.name}, {"bits_per_byte", number(text.bits_per_byte)}, {"dense_bits_per_byte", number(text.dense_bits_per_byte)}});
+  }
+  const bool is_refused = row.is_refused();
+  return {{"name", row.name},
+          {"options", options(row.options)},
+          {"label", row.label},
+          {"density", number(row.density)},
+          {"allowed_density", number(row.allowed_density)},
+          {"recall", number(row.recall)},
+          {"output_error", number(row.output_error)},
+          {"bits_per_byte", number(row.bits_per_byte)},
+          {"max_extra_bits", number(row.max_extra_bits)},
+          {"plan_ms", number(row.plan_ms)},
+          {"attend_ms", number(row.attend_ms)},
+          {"total_ms", number(row.total_ms)},
+          {"dense_attend_ms", number(row.dense_attend_ms)},
+          {"model_ms", number(row.model_ms)},
+          {"speedup", number(row.speedup)},
+          {"peak_bytes", is_refused ? Json(nullptr) : Json(row.peak_bytes)},
+          {"needle", needle(row.needle)},
+          {"refused", is_refused ? Json(row.refused) : Json(nullptr)},
+          {"backend", is_refused ? Json(nullptr) : Json(row.backend)},
+          {"heads", std::move(heads)},
+          {"texts", std::move(texts)},
+          {"notes", row.notes}};
+}
+
+}  // namespace
+}  // namespace tilewise::study
+
+TILEWISE_BEGIN_PUBLIC
+
+std::string to_json(const Comparison& comparison) {
+  using study::Json;
+  const InputFigures& in = comparison.input;
+  Json texts = Json::array();
+  for (const InputFigures::Text& text : in.texts) texts.push_back({{"path", text.path}, {"bytes", text.bytes}});
+  Json rows = Json::array();
+  for (const MethodFigures& row : comparison.methods) rows.push_back(study::method(row));
+  const Verdict verdict = verdict_of(comparison);
+  const Json document = {
+      {"schema", 1},
+      {"version", comparison.environment.version},
+      {"commit", comparison.environment.commit},
+      {"device", comparison.environment.device},
+      {"threads", comparison.environment.threads},
+      {"created", comparison.environment.created},
+      {"command", comparison.environment.command},
+      {"input",
+       {{"model", in.model},
+        {"texts", std::move(texts)},
+        {"length", in.length},
+        {"needle_length", in.needle_length > 0 ? Json(in.needle_length) : Json(nullptr)},
+        {"num_layers", in.num_layers},
+        {"heads_q", in.heads_q},
+        {"heads_kv", in.heads_kv},
+        {"head_dim", in.head_dim}}},
+      {"verdict",
+       {{"text", verdict.text}, {"best", verdict.best ? Json(*verdict.best) : Json(nullptr)}, {"max_bits", study::number(comparison.max_bits)}}},
+      {"dense",
+       {{"attend_ms", study::number(comparison.dense.attend_ms)},
+        {"model_ms", study::number(comparison.dense.model_ms)},
+        {"bits_per_byte", study::number(comparison.dense.bits_per_byte)},
+        {"needle", study::needle(comparison.dense.needle)},
+        {"peak_bytes", comparison.dense.peak_bytes},
+        {"backend", comparison.dense.backend}}},
+      {"methods", std::move(rows)}};
+  // Paths may hold any bytes; what is not UTF-8 becomes U+FFFD.
+  return document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+TILEWISE_END_PUBLIC

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "tilewise/base/context.h"
+#include "tilewise/plan/plan.h"
+#include "tilewise/study/comparison.h"
+
+namespace tilewise::study {
+
+/// Sums over the rows of one head, from which its figures are made; several calls (texts, chunks) add up.
+struct HeadSums {
+  double reads = 0, dense_reads = 0, allowed = 0, dense_allowed = 0;
+  double recall = 0, rows = 0;
+  double error_square = 0, dense_square = 0;
+
+  HeadSums& operator+=(const HeadSums& other);
+};
+
+/// Figures of the heads of all layers.
+class LayerSums {
+ public:
+  LayerSums(int num_layers, int heads) : heads_(heads), sums_(static_cast<size_t>(num_layers) * static_cast<size_t>(heads)) {}
+
+  /// Adds the pairs that `plan` reads. `dense` is the dense plan of the same mask and lengths (at any tile).
+  void add_plan(int layer, const Plan& plan, const Plan& dense);
+  /// As add_plan for a layer whose heads have plans of their own; `head_plans[h]` is read at head h.
+  void add_plans(int layer, const std::vector<Plan>& head_plans, const Plan& dense);
+  /// Adds what a layer computed: out and dense_out [1, Hq, Sq, D], lse and dense_lse [1, Hq, Sq], all f32.
+  void add_outputs(int layer, const TensorView& out, const TensorView& lse, const TensorView& dense_out, const TensorView& dense_lse,
+                   const Context& context);
+
+  /// Fills density, allowed_density, recall, output_error and heads.
+  void write(MethodFigures& row) const;
+
+ private:
+  HeadSums& at(int layer, int head) { return sums_[static_cast<size_t>(layer) * static_cast<size_t>(heads_) + static_cast<size_t>(head)]; }
+
+  int heads_;
+  std::vector<HeadSums> sums_;
+};
+
+}  // namespace tilewise::study
