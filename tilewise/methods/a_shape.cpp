@@ -7,6 +7,7 @@
 namespace tilewise::method {
 
 Planned a_shape(const Problem& problem, const AShapeOptions& options, Context& context) {
+  check_ranges("a_shape", options);
   const select::Inputs inputs = inputs_of("a_shape", problem);
   refuse_orders("a_shape", problem);
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,

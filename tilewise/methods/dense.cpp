@@ -7,6 +7,7 @@
 namespace tilewise::method {
 
 Planned dense(const Problem& problem, const DenseOptions& options, Context& context) {
+  check_ranges("dense", options);
   const select::Inputs inputs = inputs_of("dense", problem);
   const auto grid = select::RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), options.tile);
   const bool has_order = problem.order_q.token.has_value() || problem.order_k.token.has_value();

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/select/mean_pool.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "tilewise/machine/cpu/gemm.h"
+#include "tilewise/prepare/pool.h"
+
+namespace tilewise::select {
+namespace {
+
+/// In place: logits of the tiles that the row sees into probabilities, 0 for the others.
+void softmax_row(float* values, int64_t tiles, const Visible& visible, int tile, float scale, float softcap) {
+  std::vector<uint8_t> is_seen(static_cast<size_t>(tiles), 0);
+  for (const std::vector<Interval>* parts : {&visible.whole, &visible.masked}) {
+    for (const Interval& part : *parts) {
+      for (int64_t j = part.first / tile; j * tile < part.last; ++j) is_seen[static_cast<size_t>(j)] = 1;
+    }
+  }
+  float most = -HUGE_VALF;
+  for (int64_t j = 0; j < tiles; ++j) {
+    if (is_seen[static_cast<size_t>(j)] == 0) continue;
+    float logit = values[j] * scale;
+    if (softcap > 0) logit = softcap * std::tanh(logit / softcap);
+    values[j] = logit;
+    most = std::max(most, logit);
+  }
+  float sum = 0;
+  for (int64_t j = 0; j < tiles; ++j) {
+    values[j] = is_seen[static_cast<size_t>(j)] != 0 ? std::exp(values[j] - most) : 0.0f;
+    sum += values[j];
+  }
+  for (int64_t j = 0; j < tiles && sum > 0; ++j) values[j] /= sum;
+}
+
+}  // namespace
+
+RowGrid score_rows(const Inputs& inputs, int tile) {
+  return is_causal(inputs.mask, inputs.seqlen_k()) ? RowGrid::on_key_tiles(inputs.seqlen_q(), inputs.seqlen_k(), tile)
+                                                   : RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), tile);
+}
+
+Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context) {
+  check(tile >= 1, Error::Kind::value, "mean_pool_scores: tile is ", tile, ", it takes 1 or more tokens");
+  const RowGrid grid = score_rows(inputs, tile);
+  Scores scores = make_scores(inputs, grid, tile, context);
+  const Tensor pooled_q = prepare::mean_pool(inputs.q, tile, grid.edge, context);
+  const Tensor pooled_k = prepare::mean_pool(inputs.k, tile, {}, context);
+
+  using machine::cpu::kLanes;
+  const int64_t rows = grid.rows(), tiles = scores.key_tiles(), dim = inputs.head_dim(), blocks = (rows + kLanes - 1) / kLanes;
+  const int group = inputs.heads_q() / inputs.heads_kv();
+  context.parallel_for(scores.batch * scores.heads * blocks, [&](int64_t item, int) {
+    const int64_t b = item / (scores.heads * blocks), block = item % blocks;
+    const int h = static_cast<int>(item / blocks % scores.heads);
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, rows - block * kLanes));
+    std::vector<float> packed(static_cast<size_t>(dim * kLanes));
+    machine::cpu::pack_lanes(&pooled_q.view.at<float>(b, h, block * kLanes, 0), dim, count, dim, packed.data());
+    std::vector<float> strip(static_cast<size_t>(64 * kLanes));
+    for (int64_t first = 0; first < tiles; first += 64) {
+      const int keys = static_cast<int>(std::min<int64_t>(64, tiles - first));
+      const float* pointers[64];
+      for (int i = 0; i < keys; ++i) pointers[i] = &pooled_k.view.at<float>(b, h / group, first + i, 0);
+      machine::cpu::multiply(pointers, keys, dim, packed.data(), strip.data(), false, count);
+      for (int lane = 0; lane < count; ++lane) {
+        float* values = scores.row(b, h, block * kLanes + lane) + first;
+        for (int i = 0; i < keys; ++i) values[i] = strip[static_cast<size_t>(i * kLanes + lane)];
+      }
+    }
+    for (int lane = 0; lane < count; ++lane) {
+      const int64_t row = block * kLanes + lane;
+      softmax_row(scores.row(b, h, row), tiles, visible_keys(inputs.mask, h, b, grid, row, tile), tile, inputs.softmax_scale, inputs.softcap);
+    }
+  });
+  return scores;
+}
+
+}  // namespace tilewise::select
