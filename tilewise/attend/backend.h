@@ -22,9 +22,9 @@ struct Backend {
 };
 
 /// All backends of this build, in the order in which they are tried.
-std::span<const Backend> backends();
+TILEWISE_API std::span<const Backend> backends();
 
 /// What TILEWISE_BACKEND names; null when it is unset, empty or "auto". Read at every call. Errors: value (a name that this build lacks).
-const Backend* forced_backend();
+TILEWISE_API const Backend* forced_backend();
 
 }  // namespace tilewise::attend

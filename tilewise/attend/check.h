@@ -30,7 +30,7 @@ double scale_of(const std::optional<float>& softmax_scale, int64_t head_dim);
 int measure_tile_q(const MeasureParams& params);
 int measure_tile_k(const MeasureParams& params);
 /// The shape that sum, max and count have. Tiles of keys cut the slots of k with the pools behind them.
-Shape measure_shape(const MeasureParams& params);
+TILEWISE_API Shape measure_shape(const MeasureParams& params);
 /// The largest number of runs (whole, masked and picked together) of a row of by_query.
 int64_t most_runs(const PlanData& plan, int64_t batch, int heads_q);
 
