@@ -15,18 +15,18 @@
 //   ... exp_lanes(scores, count, scale_log2, shift, row_sum);           // in place: p = 2^(s * scale_log2 - shift[lane]), row_sum[lane] += p
 //   add_rows(scores, count, sums);                                      // sums[lane] += sum over i: a tile's mass, per query
 //
-// Scores that add up over S tokens (antidiagonals): pack each of the S parts into its own [channels, 64], and call multiply S times with
-// `accumulate` after the first; a `rows` array of pointers makes any stride and any gather the same. Everything is f32; to_float converts.
+// Scores that add up over S tokens (antidiagonals): pack each of the S parts into its own packed operand, and call multiply S times with
+// `accumulate` after the first; a packed operand is best kept below 256 channels a call (L1). A `rows` array of pointers makes any stride and any gather the same. Everything is f32; to_float converts.
 // All functions run in the calling thread, use current_target(), and are deterministic. Buffers need 4-byte alignment only (64 is faster).
 namespace tilewise::machine::cpu {
 
-inline constexpr int kLanes = 64;      // lanes of a block: packed operands are [channels, 64], scores [count, 64]
+inline constexpr int kLanes = 64;       // lanes of a block: packed operands are channels * 64 floats, scores [count, 64]
 inline constexpr int kRowMultiple = 8;  // `scores` is written for count rounded up to this; rows behind `count` hold no meaning
 
-/// packed[c * 64 + lane] = rows[lane * stride + c] for lane < count (at most 64), 0 behind.
+/// Lays `count` (at most 64) rows of `channels` floats into lanes: channels * 64 floats, in an order that is the target's own; lanes behind are 0.
 TILEWISE_API void pack_lanes(const float* rows, int64_t stride, int count, int64_t channels, float* packed);
 
-/// scores[i * 64 + lane] (+)= sum over c of rows[i][c] * packed[c * 64 + lane], for i < count. `lanes`: only the first so many are needed
+/// scores[i * 64 + lane] (+)= sum over c of rows[i][c] * (channel c of packed row `lane`), for i < count. `lanes`: only the first so many are needed
 /// (rounded up to a vector; lanes behind are left as they were).
 TILEWISE_API void multiply(const float* const* rows, int count, int64_t channels, const float* packed, float* scores, bool accumulate, int lanes = kLanes);
 

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of 32-bit lanes, one inline function per instruction, one body per target. No include guard: a unit includes it once, after it has said
+// which target it is compiled for:
+//
+//   #define TILEWISE_TARGET avx2          // a namespace inside tilewise::machine::cpu
+//   #define TILEWISE_TARGET_LEVEL 1       // 0 portable, 1 avx2, 2 avx512, 3 avx512bf16
+//
+// Everything here has internal linkage. A weak symbol compiled with AVX-512 could be the copy that the linker keeps for everyone, so such units also
+// include no standard containers or algorithms (tests/machine/cpu/weak_symbols_test reads the object files).
+//
+//   Vf, Vi, Mask            kWidth floats, int32s, truths
+//   load store load_n store_n broadcast broadcast_at zero load_i store_i broadcast_i
+//   add sub mul div fma max min round scale_exponent  bits_and bits_or
+//   less_equal_i less equal is_nan  mask_and mask_of_bits  select
+//   reduce_add reduce_max transpose
+//   load_bf16 store_bf16 narrow_pairs  (and dot_bf16 where kHasDotBf16)
+//   exp2 exp2_rough tanh log2e: made of the above
+#include <cstdint>
+
+#if !defined(TILEWISE_TARGET) || !defined(TILEWISE_TARGET_LEVEL)
+#error "define TILEWISE_TARGET and TILEWISE_TARGET_LEVEL first"
+#endif
+
+#define TILEWISE_INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define TILEWISE_UNROLL _Pragma("clang loop unroll(full)")
+#define TILEWISE_UNROLL_BY_4 _Pragma("clang loop unroll_count(4)")
+#else
+#define TILEWISE_UNROLL _Pragma("GCC unroll 32")
+#define TILEWISE_UNROLL_BY_4 _Pragma("GCC unroll 4")
+#endif
+
+#if TILEWISE_TARGET_LEVEL >= 2
+#include "tilewise/machine/cpu/simd_avx512-inl.h"
+#elif TILEWISE_TARGET_LEVEL == 1
+#include "tilewise/machine/cpu/simd_avx2-inl.h"
+#else
+#include "tilewise/machine/cpu/simd_portable-inl.h"
+#endif
+
+namespace tilewise::machine::cpu::TILEWISE_TARGET {
+namespace {
+
+inline constexpr float kLog2E = 1.44269504088896341f;
+inline constexpr float kInfinity = __builtin_inff();
+
+/// 2^x for x <= 127. Relative error 2.2e-7 (polynomial 7.5e-8, the rest is rounding); below -126 it is 0; NaN stays NaN.
+/// The coefficients are the minimax polynomial of degree 5 on [-1/2, 1/2] (Remez), rounded to f32.
+TILEWISE_INLINE Vf exp2(Vf x) {
+  const Vf r = round(x);
+  const Vf f = sub(x, r);
+  Vf p = broadcast(0.0013276472454890609f);
+  p = fma(p, f, broadcast(0.009675540961325169f));
+  p = fma(p, f, broadcast(0.05550713092088699f));
+  p = fma(p, f, broadcast(0.24022120237350464f));
+  p = fma(p, f, broadcast(0.6931469440460205f));
+  p = fma(p, f, broadcast(1.0000001192092896f));
+  return scale_exponent(p, r, x);
+}
+
+/// As exp2 with degree 3, relative error 7.6e-5: enough for a value that is rounded to bf16 (4e-3) next.
+TILEWISE_INLINE Vf exp2_rough(Vf x) {
+  const Vf r = round(x);
+  const Vf f = sub(x, r);
+  Vf p = broadcast(0.0551716685295105f);
+  p = fma(p, f, broadcast(0.2426111251115799f));
+  p = fma(p, f, broadcast(0.6932609677314758f));
+  p = fma(p, f, broadcast(0.9999280571937561f));
+  return scale_exponent(p, r, x);
+}
+
+/// tanh, relative error 5e-7: an odd polynomial (minimax, degree 9) up to 0.63, (1 - t) / (1 + t) with t = exp(-2 |x|) beyond.
+TILEWISE_INLINE Vf tanh(Vf x) {
+  const Vf sign = bits_and(x, broadcast(-0.0f));
+  const Vf magnitude = max(sub(zero(), x), x);
+  const Vf t = exp2(mul(magnitude, broadcast(-2 * kLog2E)));
+  const Vf one = broadcast(1.0f);
+  const Vf far = bits_or(div(sub(one, t), add(one, t)), sign);
+  const Vf y = mul(x, x);
+  Vf p = broadcast(-0.005660789553076029f);
+  p = fma(p, y, broadcast(0.02060200832784176f));
+  p = fma(p, y, broadcast(-0.05372922867536545f));
+  p = fma(p, y, broadcast(0.13331328332424164f));
+  p = fma(p, y, broadcast(-0.33333277702331543f));
+  const Vf near = fma(mul(p, y), x, x);
+  return select(less(magnitude, broadcast(0.63f)), near, far);
+}
+
+}  // namespace
+}  // namespace tilewise::machine::cpu::TILEWISE_TARGET

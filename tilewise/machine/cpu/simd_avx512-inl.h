@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// The avx512 and avx512bf16 bodies of simd.h (F, BW, DQ, VL; level 3 adds BF16). Included by it alone.
+#include <immintrin.h>
+
+namespace tilewise::machine::cpu::TILEWISE_TARGET {
+namespace {
+
+using Vf = __m512;
+using Vi = __m512i;
+using Mask = __mmask16;
+inline constexpr int kWidth = 16;
+inline constexpr bool kHasDotBf16 = TILEWISE_TARGET_LEVEL >= 3;
+
+TILEWISE_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= 16 ? 0xffffu : (1u << n) - 1u); }
+
+TILEWISE_INLINE Vf load(const float* p) { return _mm512_loadu_ps(p); }
+TILEWISE_INLINE void store(float* p, Vf x) { _mm512_storeu_ps(p, x); }
+/// The first n lanes; the others are 0, and their memory is not touched.
+TILEWISE_INLINE Vf load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+TILEWISE_INLINE void store_n(float* p, Vf x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+TILEWISE_INLINE Vf broadcast(float x) { return _mm512_set1_ps(x); }
+TILEWISE_INLINE Vf broadcast_at(const float* p) { return _mm512_set1_ps(*p); }
+TILEWISE_INLINE Vf zero() { return _mm512_setzero_ps(); }
+TILEWISE_INLINE Vi load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
+TILEWISE_INLINE void store_i(int32_t* p, Vi x) { _mm512_storeu_si512(p, x); }
+TILEWISE_INLINE Vi broadcast_i(int32_t x) { return _mm512_set1_epi32(x); }
+
+TILEWISE_INLINE Vf add(Vf a, Vf b) { return _mm512_add_ps(a, b); }
+TILEWISE_INLINE Vf sub(Vf a, Vf b) { return _mm512_sub_ps(a, b); }
+TILEWISE_INLINE Vf mul(Vf a, Vf b) { return _mm512_mul_ps(a, b); }
+TILEWISE_INLINE Vf div(Vf a, Vf b) { return _mm512_div_ps(a, b); }
+/// a * b + c
+TILEWISE_INLINE Vf fma(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
+/// Where a lane of either is NaN: b.
+TILEWISE_INLINE Vf max(Vf a, Vf b) { return _mm512_max_ps(a, b); }
+TILEWISE_INLINE Vf min(Vf a, Vf b) { return _mm512_min_ps(a, b); }
+TILEWISE_INLINE Vf round(Vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+TILEWISE_INLINE Vf bits_and(Vf a, Vf b) { return _mm512_and_ps(a, b); }
+TILEWISE_INLINE Vf bits_or(Vf a, Vf b) { return _mm512_or_ps(a, b); }
+
+TILEWISE_INLINE Mask less_equal_i(Vi a, Vi b) { return _mm512_cmple_epi32_mask(a, b); }
+TILEWISE_INLINE Mask less(Vf a, Vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+TILEWISE_INLINE Mask equal(Vf a, Vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+TILEWISE_INLINE Mask is_nan(Vf a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+TILEWISE_INLINE Mask mask_and(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+/// Lane i is bit i.
+TILEWISE_INLINE Mask mask_of_bits(uint64_t bits) { return static_cast<Mask>(bits); }
+TILEWISE_INLINE Vf select(Mask m, Vf yes, Vf no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+/// p * 2^r, where r = round(x) <= 127; 0 for x below -126. NaN passes through p.
+TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
+  // x = -inf gives p = NaN (inf - inf), which the zeroing drops; x = NaN compares false with everything and passes.
+  const Mask is_tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_LT_OQ);
+  return _mm512_maskz_scalef_ps(static_cast<Mask>(~is_tiny), p, r);
+}
+
+TILEWISE_INLINE float reduce_add(Vf x) { return _mm512_reduce_add_ps(x); }
+TILEWISE_INLINE float reduce_max(Vf x) { return _mm512_reduce_max_ps(x); }
+
+/// rows[i] lane j <-> rows[j] lane i.
+TILEWISE_INLINE void transpose(Vf (&rows)[16]) {
+  Vf t[16];
+  TILEWISE_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  TILEWISE_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    rows[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    rows[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+    rows[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    rows[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+  }
+  TILEWISE_UNROLL
+  for (int i = 0; i < 4; ++i) {  // now 4x4 blocks of 128 bits
+    const Vf a = _mm512_shuffle_f32x4(rows[i], rows[4 + i], 0x88), b = _mm512_shuffle_f32x4(rows[i], rows[4 + i], 0xdd);
+    const Vf c = _mm512_shuffle_f32x4(rows[8 + i], rows[12 + i], 0x88), d = _mm512_shuffle_f32x4(rows[8 + i], rows[12 + i], 0xdd);
+    t[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    t[4 + i] = _mm512_shuffle_f32x4(b, d, 0x88);
+    t[8 + i] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    t[12 + i] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+  TILEWISE_UNROLL
+  for (int i = 0; i < 16; ++i) rows[i] = t[i];
+}
+
+TILEWISE_INLINE Vf load_bf16(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16));
+}
+/// The bits of x rounded to bf16 (nearest, ties to even), in the high half; the low half holds rubbish. NaN stays NaN.
+TILEWISE_INLINE Vi round_to_bf16(Vf x) {
+  const Vi u = _mm512_castps_si512(x);
+  const Vi odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const Vi rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  return _mm512_mask_or_epi32(rounded, is_nan(x), u, _mm512_set1_epi32(0x400000));
+}
+TILEWISE_INLINE void store_bf16_n(uint16_t* p, Vf x, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_bf16(x), 16)));
+}
+#if TILEWISE_TARGET_LEVEL >= 3
+/// Two vectors rounded to bf16 and laid side by side: 32-bit lane i holds even[i] low, odd[i] high.
+TILEWISE_INLINE Vf narrow_pairs(Vf even, Vf odd) {
+  const Vi places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, (Vi)_mm512_cvtne2ps_pbh(odd, even)));
+}
+
+/// Copies n bf16 of two rows, one beside the other: out[2 i] = even[i], out[2 i + 1] = odd[i].
+TILEWISE_INLINE void interleave_bf16(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) {
+  for (int i = 0; i < n; i += 16) {
+    const Mask m = first_lanes(n - i);
+    const Vi low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, even + i));
+    const Vi high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, odd + i)), 16);
+    _mm512_mask_storeu_epi32(out + 2 * i, m, _mm512_or_si512(low, high));
+  }
+}
+
+/// acc + products of the two bf16 that each 32-bit lane of a and b holds.
+TILEWISE_INLINE Vf dot_bf16(Vf acc, Vf a, Vf b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
+#endif
+
+}  // namespace
+}  // namespace tilewise::machine::cpu::TILEWISE_TARGET

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// The portable bodies of simd.h: the 16-byte vector extension of GCC and Clang, which every 64-bit machine has registers for. Included by simd.h
+// alone. What each function does stands in simd_avx512-inl.h.
+
+namespace tilewise::machine::cpu::TILEWISE_TARGET {
+namespace {
+
+using Vf = float __attribute__((vector_size(16)));
+using Vi = int32_t __attribute__((vector_size(16)));
+using Mask = Vi;
+inline constexpr int kWidth = 4;
+inline constexpr bool kHasDotBf16 = false;
+
+TILEWISE_INLINE Vf load(const float* p) {
+  Vf x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+TILEWISE_INLINE void store(float* p, Vf x) { __builtin_memcpy(p, &x, sizeof x); }
+TILEWISE_INLINE Vf load_n(const float* p, int n) {
+  Vf x = {};
+  for (int i = 0; i < n && i < 4; ++i) x[i] = p[i];
+  return x;
+}
+TILEWISE_INLINE void store_n(float* p, Vf x, int n) {
+  for (int i = 0; i < n && i < 4; ++i) p[i] = x[i];
+}
+TILEWISE_INLINE Vf broadcast(float x) { return Vf{x, x, x, x}; }
+TILEWISE_INLINE Vf broadcast_at(const float* p) { return broadcast(*p); }
+TILEWISE_INLINE Vf zero() { return Vf{}; }
+TILEWISE_INLINE Vi load_i(const int32_t* p) {
+  Vi x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+TILEWISE_INLINE void store_i(int32_t* p, Vi x) { __builtin_memcpy(p, &x, sizeof x); }
+TILEWISE_INLINE Vi broadcast_i(int32_t x) { return Vi{x, x, x, x}; }
+
+TILEWISE_INLINE Vf add(Vf a, Vf b) { return a + b; }
+TILEWISE_INLINE Vf sub(Vf a, Vf b) { return a - b; }
+TILEWISE_INLINE Vf mul(Vf a, Vf b) { return a * b; }
+TILEWISE_INLINE Vf div(Vf a, Vf b) { return a / b; }
+TILEWISE_INLINE Vf fma(Vf a, Vf b, Vf c) { return a * b + c; }
+TILEWISE_INLINE Vf bits_and(Vf a, Vf b) { return (Vf)((Vi)a & (Vi)b); }
+TILEWISE_INLINE Vf bits_or(Vf a, Vf b) { return (Vf)((Vi)a | (Vi)b); }
+TILEWISE_INLINE Vf select(Mask m, Vf yes, Vf no) { return (Vf)((m & (Vi)yes) | (~m & (Vi)no)); }
+TILEWISE_INLINE Vf max(Vf a, Vf b) { return select((Mask)(a > b), a, b); }
+TILEWISE_INLINE Vf min(Vf a, Vf b) { return select((Mask)(a < b), a, b); }
+TILEWISE_INLINE Vf round(Vf x) {
+  // Adding and subtracting 1.5 * 2^23 rounds to nearest, ties to even, for |x| < 2^22; larger ones are integers, or far outside exp2's range.
+  const Vf magic = broadcast(12582912.0f);
+  const Vf rounded = (x + magic) - magic;
+  const Vf magnitude = bits_and(x, (Vf)broadcast_i(0x7fffffff));
+  return select((Mask)(magnitude < broadcast(4194304.0f)), rounded, x);
+}
+
+TILEWISE_INLINE Mask less_equal_i(Vi a, Vi b) { return a <= b; }
+TILEWISE_INLINE Mask less(Vf a, Vf b) { return (Mask)(a < b); }
+TILEWISE_INLINE Mask equal(Vf a, Vf b) { return (Mask)(a == b); }
+TILEWISE_INLINE Mask is_nan(Vf a) { return (Mask)(a != a); }
+TILEWISE_INLINE Mask mask_and(Mask a, Mask b) { return a & b; }
+TILEWISE_INLINE Mask mask_of_bits(uint64_t bits) {
+  const Vi bit = {1, 2, 4, 8};
+  return (broadcast_i(static_cast<int32_t>(bits)) & bit) == bit;
+}
+
+TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
+  const Mask is_tiny = (Mask)(x < broadcast(-126.0f));
+  const Vf safe = select((Mask)(x >= broadcast(-126.0f)), r, zero());  // NaN and -inf must not reach the conversion
+  const Vi exponent = __builtin_convertvector(safe, Vi) << 23;
+  return (Vf)(~is_tiny & ((Vi)p + exponent));
+}
+
+TILEWISE_INLINE float reduce_add(Vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+TILEWISE_INLINE float reduce_max(Vf x) {
+  const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+
+TILEWISE_INLINE void transpose(Vf (&rows)[4]) {
+  Vf t[4];
+  for (int i = 0; i < 4; ++i) t[i] = Vf{rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+  for (int i = 0; i < 4; ++i) rows[i] = t[i];
+}
+
+TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
+  Vi u = {};
+  for (int i = 0; i < n && i < 4; ++i) u[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i]) << 16);
+  return (Vf)u;
+}
+TILEWISE_INLINE Vf load_bf16(const uint16_t* p) { return load_bf16_n(p, 4); }
+TILEWISE_INLINE Vi round_to_bf16(Vf x) {
+  using Vu = uint32_t __attribute__((vector_size(16)));
+  const Vu u = (Vu)x;
+  const Vu rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  return (Vi)select(is_nan(x), (Vf)(u | 0x400000u), (Vf)rounded);
+}
+TILEWISE_INLINE void store_bf16_n(uint16_t* p, Vf x, int n) {
+  const Vi u = round_to_bf16(x);
+  for (int i = 0; i < n && i < 4; ++i) p[i] = static_cast<uint16_t>(static_cast<uint32_t>(u[i]) >> 16);
+}
+
+}  // namespace
+}  // namespace tilewise::machine::cpu::TILEWISE_TARGET
