@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo | test | slow | format | clean. Each sets up what it needs (tools/setup.sh) and builds in build/cpu.
+BUILD := build/cpu
+JOBS ?= $(shell nproc)
+CMAKE_ARGS ?=
+MODEL := models/reference-lm
+# The cache of an earlier `make test` stays valid: both use one folder, and the demo only leaves the tests out.
+CONFIGURE = cmake --preset cpu $(CMAKE_ARGS)
+
+.PHONY: help demo test slow format clean
+help:
+	@echo 'make demo    install what is missing, build, compare methods on a real document: writes report.html and out.json'
+	@echo 'make test    install what is missing, build everything, run the tests (all but those labelled slow)'
+	@echo 'make slow    as test, then the slow tests: quality on both documents at 16,384 bytes'
+	@echo 'make format  clang-format-19 over the C++ files that git knows'
+	@echo 'make clean   remove build/'
+
+demo:
+	tools/setup.sh demo
+	$(CONFIGURE) -DTILEWISE_WITH_TESTS=OFF
+	cmake --build $(BUILD) --parallel $(JOBS) --target tilewise
+	$(BUILD)/app/tilewise compare --model $(MODEL) --text $(MODEL)/documents/postgresql-wal.txt --length 16384 --needle 4096 \
+	  --report report.html --json out.json
+	@echo 'The report lies in $(CURDIR)/report.html (one file, opens offline), the figures in $(CURDIR)/out.json'
+
+test:
+	tools/setup.sh test
+	$(CONFIGURE) -DTILEWISE_WITH_TESTS=ON
+	cmake --build $(BUILD) --parallel $(JOBS)
+	ctest --preset cpu --parallel $(JOBS)
+
+slow: test
+	ctest --preset slow --parallel 1
+
+format:
+	tools/setup.sh format
+	git ls-files -z '*.h' '*.cpp' '*.cuh' '*.cu' | xargs -0 clang-format-19 -i
+
+clean:
+	rm -rf build

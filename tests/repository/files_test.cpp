@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every file of the repository must have, and must not.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <regex>
+#include <set>
+
+#include "tests/repository/tree.h"
+
+namespace tilewise::tests::repository {
+namespace {
+
+// Files that cannot hold a comment, or whose licence is not ours: NOTICE speaks for them.
+bool is_exempt(const std::string& path) {
+  for (const char* name : {"LICENSE", "NOTICE"})
+    if (path == name) return true;
+  for (const char* end : {".json", ".safetensors", ".png"})
+    if (ends_with(path, end)) return true;
+  return starts_with(path, "models/reference-lm/documents/");
+}
+
+TEST(Files, CarryTheirLicence) {
+  const std::vector<std::string> files = tracked_files();
+  EXPECT_GT(files.size(), 50u);
+  for (const std::string& path : files) {
+    if (is_exempt(path)) continue;
+    const std::vector<std::string> lines = lines_of(read_text(path));
+    const size_t line = !lines.empty() && starts_with(lines[0], "#!") ? 1 : 0;  // behind the interpreter's name
+    EXPECT_TRUE(lines.size() > line && lines[line].find("SPDX-License-Identifier: Apache-2.0") != std::string::npos)
+        << path << ": its first line must name the licence (SPDX-License-Identifier: Apache-2.0), in a comment";
+  }
+}
+
+TEST(Files, ExemptTextsAreNamedInNotice) {
+  const std::string notice = read_text("NOTICE");
+  for (const std::string& path : tracked_files()) {
+    if (!starts_with(path, "models/") || ends_with(path, ".md")) continue;
+    EXPECT_NE(notice.find(std::filesystem::path(path).filename().string()), std::string::npos) << path << ": say in NOTICE whose it is";
+  }
+}
+
+TEST(Files, HaveUnixLineEndsAndALastNewline) {
+  for (const std::string& path : tracked_files()) {
+    if (ends_with(path, ".safetensors") || ends_with(path, ".png") || starts_with(path, "models/")) continue;
+    const std::string text = read_text(path);
+    if (text.empty()) continue;
+    EXPECT_EQ(text.find('\r'), std::string::npos) << path;
+    EXPECT_EQ(text.back(), '\n') << path << ": no newline at the end";
+  }
+}
+
+// A path of one person's machine helps nobody else.
+TEST(Files, NameNoHomeFolder) {
+  const std::regex home("/(home|Users)/[a-z]+|/root/[a-z.]");
+  for (const std::string& path : tracked_files()) {
+    if (is_exempt(path) && !ends_with(path, ".json")) continue;
+    const std::vector<std::string> lines = lines_of(read_text(path));
+    for (size_t i = 0; i < lines.size(); ++i) {
+      if (lines[i].find("const std::regex home(") != std::string::npos) continue;  // the line above
+      EXPECT_FALSE(std::regex_search(lines[i], home)) << path << ":" << i + 1 << ": " << lines[i];
+    }
+  }
+}
+
+TEST(Documents, LinksPointToFilesThatExist) {
+  const std::regex link("\\]\\(([^)#: ]+)(#[^)]*)?\\)");
+  int checked = 0;
+  for (const std::string& path : tracked_files()) {
+    if (!ends_with(path, ".md")) continue;
+    bool is_code = false;
+    for (const std::string& line : lines_of(read_text(path))) {
+      if (starts_with(line, "```")) is_code = !is_code;
+      if (is_code) continue;
+      for (auto match = std::sregex_iterator(line.begin(), line.end(), link); match != std::sregex_iterator(); ++match) {
+        const std::filesystem::path target = std::filesystem::path(path).parent_path() / (*match)[1].str();
+        EXPECT_TRUE(std::filesystem::exists(target)) << path << ": link to " << (*match)[1];
+        ++checked;
+      }
+    }
+  }
+  EXPECT_GT(checked, 5);
+}
+
+TEST(Documents, ReadmeExampleIsTheProgramThatIsTested) {
+  std::string program = read_text("examples/first_steps.cpp");
+  program.erase(0, program.find('\n') + 1);  // the licence line
+  EXPECT_EQ(fenced_block(read_text("README.md"), "## From C++", "cpp"), program) << "README.md shows examples/first_steps.cpp, word for word";
+}
+
+TEST(Documents, VersionsAgree) {
+  const std::string build = read_text("CMakeLists.txt"), citation = read_text("CITATION.cff"), changes = read_text("CHANGELOG.md");
+  std::smatch match;
+  ASSERT_TRUE(std::regex_search(build, match, std::regex("project\\(tilewise VERSION ([0-9]+\\.[0-9]+\\.[0-9]+)")));
+  const std::string version = match[1];
+  EXPECT_NE(citation.find("version: " + version + "\n"), std::string::npos) << "CITATION.cff must name version " << version;
+  EXPECT_NE(changes.find("## " + version), std::string::npos) << "CHANGELOG.md must have a section for version " << version;
+}
+
+}  // namespace
+}  // namespace tilewise::tests::repository
