@@ -187,7 +187,7 @@ Plan plan(const Scores& scores, const Budget& budget, Context& context) {
   check_budget(budget, scores.heads);
   const RowGrid& grid = scores.grid;
   PlanData data = begin_plan(scores.mask, scores.mask, grid, scores.batch, scores.heads, context);
-  ListsBuilder builder(grid.tile, scores.batch, scores.heads, grid.rows(), grid.edge);
+  ListsBuilder builder(grid.tile, std::max<int64_t>(scores.batch, 1), scores.heads, grid.rows(), grid.edge);
 
   // An item of work is what shares a limit, except that rows are taken 16 at a time to spare the executor.
   const bool by_row = budget.scope == Budget::Scope::row;
@@ -216,7 +216,7 @@ Plan plan(const Scores& scores, const Budget& budget, Context& context) {
     if (!by_row) finish();
   });
   data.by_query = builder.build(context.memory, data);
-  return std::make_shared<const PlanData>(std::move(data));
+  return finish_plan(std::move(data), scores.tile_k, grid.seqlen_k);
 }
 
 }  // namespace tilewise::select

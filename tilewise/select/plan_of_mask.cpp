@@ -123,9 +123,21 @@ PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, in
   return data;
 }
 
+Plan finish_plan(PlanData data, int tile, int64_t slots) {
+  for (RunList* list : {&data.by_query.whole, &data.by_query.masked}) {
+    bool fits = list->has_runs();
+    for (int64_t i = 0; fits && i < list->start.dim(0); ++i) {
+      const int32_t start = list->start.at<int32_t>(i), stop = list->stop.at<int32_t>(i);
+      fits = (stop - start) % tile == 0 || stop == slots;
+    }
+    if (fits) list->grain = tile;
+  }
+  return std::make_shared<const PlanData>(std::move(data));
+}
+
 Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, Context& context) {
   PlanData data = begin_plan(read, model, grid, batch, heads, context);
-  const int64_t entries = differs_by_batch(read) ? batch : 1;
+  const int64_t entries = differs_by_batch(read) ? std::max<int64_t>(batch, 1) : 1;
   const int groups = differs_by_head(read) ? heads : 1;
   ListsBuilder builder(grid.tile, entries, groups, grid.rows(), grid.edge);
   context.parallel_for(entries * groups, [&](int64_t item, int) {
@@ -137,7 +149,7 @@ Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int6
     }
   });
   data.by_query = builder.build(context.memory, data);
-  return std::make_shared<const PlanData>(std::move(data));
+  return finish_plan(std::move(data), grid.tile, grid.seqlen_k);
 }
 
 Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order& order_k, const RowGrid& grid, int64_t batch, int heads,
@@ -148,7 +160,7 @@ Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order&
   data.order_q = {own(order_q.token, data, context.memory), order_q.boxes};
   data.order_k = {own(order_k.token, data, context.memory), order_k.boxes};
   const auto size = [](const TensorView& order, int axis) { return order.has_value() ? order.dim(axis) : 1; };
-  const int64_t entries = std::max({size(order_q.token, 0), size(order_k.token, 0), differs_by_batch(mask) ? batch : 1});
+  const int64_t entries = std::max({size(order_q.token, 0), size(order_k.token, 0), differs_by_batch(mask) ? batch : int64_t{1}, int64_t{1}});
   // One list per head as soon as anything differs by head: group counts of the two orders need not divide one another.
   const int groups = size(order_q.token, 1) > 1 || size(order_k.token, 1) > 1 || differs_by_head(mask) ? heads : 1;
   const int64_t slots = order_q.token.has_value() ? order_q.token.dim(2) : grid.seqlen_q;
@@ -169,7 +181,8 @@ Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order&
   data.dense_reads = 0;
   for (const int64_t count : reads) data.dense_reads += count;
   data.dense_reads *= batch == 0 ? 0 : (batch / entries) * (heads / groups);
-  return std::make_shared<const PlanData>(std::move(data));
+  const int64_t slots_of_keys = plan::slots_k(data);
+  return finish_plan(std::move(data), grid.tile, slots_of_keys);
 }
 
 }  // namespace tilewise::select
