@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/cache/contiguous.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <vector>
+
+namespace tilewise {
+namespace {
+
+template <class Call>
+std::string kind_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return std::string(name(error.kind()));
+  }
+  return "none";
+}
+
+TEST(KvCache, KeepsWhatIsWrittenPerLayerHeadAndToken) {
+  KvCache cache(2, 3, 10, 8, host_memory());
+  // Token-major rows of k and v side by side, as a projection leaves them.
+  std::vector<float> rows(6 * 2 * 3 * 8);
+  std::iota(rows.begin(), rows.end(), 1.0f);
+  const TensorView all = TensorView::of(rows.data(), {6, 2, 3, 8});
+  const auto side = [&](int which, int64_t first, int64_t tokens) {
+    const TensorView part = all.slice(0, first, tokens).slice(1, which, 1);
+    return part.permute({1, 2, 0, 3});
+  };
+  cache.write(1, 0, side(0, 0, 4), side(1, 0, 4));
+  EXPECT_EQ(cache.length(), 0);
+  cache.advance(4);
+  cache.write(1, 4, side(0, 4, 2), side(1, 4, 2));
+  cache.advance(2);
+  EXPECT_EQ(cache.length(), 6);
+  for (int64_t t = 0; t < 6; ++t) {
+    for (int h = 0; h < 3; ++h) {
+      for (int d = 0; d < 8; ++d) {
+        EXPECT_EQ(cache.k(1, 6).at<float>(0, h, t, d), all.at<float>(t, 0, h, d));
+        EXPECT_EQ(cache.v(1, 6).at<float>(0, h, t, d), all.at<float>(t, 1, h, d));
+      }
+    }
+  }
+  cache.truncate(3);
+  cache.write(1, 3, side(0, 0, 1), side(1, 0, 1));
+  EXPECT_EQ(cache.k(1, 4).at<float>(0, 2, 3, 7), all.at<float>(0, 0, 2, 7));
+  EXPECT_EQ(cache.k(1, 4).at<float>(0, 2, 2, 7), all.at<float>(2, 0, 2, 7));
+}
+
+TEST(KvCache, RefusesWhatDoesNotFit) {
+  EXPECT_EQ(kind_of([] { KvCache cache(0, 1, 1, 8, host_memory()); }), "value");
+  EXPECT_EQ(kind_of([] { KvCache cache(1, 1, -1, 8, host_memory()); }), "value");
+  KvCache cache(2, 3, 10, 8, host_memory());
+  std::vector<float> rows(3 * 11 * 8);
+  const auto rows_of = [&](int64_t tokens) { return TensorView::of(rows.data(), {1, 3, tokens, 8}); };
+  EXPECT_EQ(kind_of([&] { cache.write(0, 0, rows_of(11), rows_of(11)); }), "value");
+  EXPECT_EQ(kind_of([&] { cache.write(0, 8, rows_of(3), rows_of(3)); }), "value");
+  EXPECT_EQ(kind_of([&] { cache.write(2, 0, rows_of(3), rows_of(3)); }), "value");
+  EXPECT_EQ(kind_of([&] { cache.write(0, 0, rows_of(3), rows_of(2)); }), "shape");
+  EXPECT_EQ(kind_of([&] { cache.write(0, 0, rows_of(4).permute({0, 1, 3, 2}), rows_of(4).permute({0, 1, 3, 2})); }), "shape");
+  EXPECT_EQ(kind_of([&] { cache.advance(11); }), "value");
+  EXPECT_EQ(kind_of([&] { cache.truncate(1); }), "value");
+  EXPECT_EQ(kind_of([&] { cache.k(0, 11); }), "value");
+  EXPECT_EQ(kind_of([&] { cache.v(-1, 1); }), "value");
+  cache.advance(2);
+  EXPECT_EQ(kind_of([&] { cache.write(0, 1, rows_of(1), rows_of(1)); }), "value");
+  EXPECT_EQ(cache.length(), 2);
+}
+
+}  // namespace
+}  // namespace tilewise
