@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "app/interrupt.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <mutex>
+#include <string_view>
+#include <thread>
+
+namespace tilewise::app {
+namespace {
+
+// Never destroyed: the watching thread outlives main.
+std::stop_source& source() {
+  static auto* const one = new std::stop_source;
+  return *one;
+}
+std::mutex& writing() {
+  static auto* const one = new std::mutex;
+  return *one;
+}
+
+void say(std::string_view text) {
+  if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody left to tell
+}
+
+void watch(sigset_t signals) {
+  int signal = 0;
+  if (sigwait(&signals, &signal) != 0) return;
+  source().request_stop();
+  std::this_thread::sleep_for(std::chrono::milliseconds(150));
+  const std::lock_guard lock(writing());
+  say(::isatty(STDERR_FILENO) != 0 ? "\r\033[Ktilewise: interrupted\n" : "tilewise: interrupted\n");
+  ::_exit(kInterruptedExit);
+}
+
+}  // namespace
+
+void install_interrupt() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  // Blocked in every thread, so that only the watcher takes them.
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread(watch, signals).detach();
+}
+
+std::stop_token interrupt_token() { return source().get_token(); }
+
+WritingFiles::WritingFiles() { writing().lock(); }
+WritingFiles::~WritingFiles() { writing().unlock(); }
+
+}  // namespace tilewise::app

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "app/command.h"
+#include "app/interrupt.h"
+#include "app/version.h"
+#if TILEWISE_HAS_BENCH
+#include "app/bench.h"
+#endif
+
+namespace tilewise::app {
+namespace {
+
+int complain(std::string text, int code, bool may_have_lines = false) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  if (!may_have_lines) std::replace(text.begin(), text.end(), '\n', ' ');
+  std::fprintf(stderr, "tilewise: %s\n", text.c_str());
+  return code;
+}
+
+int run(int argc, char** argv) {
+  keep_command(argc, argv);
+  install_interrupt();
+  CLI::App app("Runs any block-sparse attention from a plan, and tells what it cost.", "tilewise");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", std::string("tilewise ") + version() + " (" + commit() + ")");
+  add_compare_command(app);
+  add_methods_command(app);
+  add_plan_command(app);
+  add_doctor_command(app);
+#if TILEWISE_HAS_BENCH
+  add_bench_command(app);
+#endif
+  try {
+    app.parse(argc, argv);
+    if (std::fflush(stdout) != 0) return complain("cannot write to standard output", 1);
+    return 0;
+  } catch (const CLI::Success& success) {  // --help, --version
+    return app.exit(success);
+  } catch (const CLI::ParseError& error) {
+    const CLI::App* command = &app;
+    for (const CLI::App* one : app.get_subcommands()) command = one;
+    return complain(std::string(error.what()) + "; see " + (command == &app ? "" : "tilewise ") + command->get_name() + " --help", 2);
+  } catch (const UsageError& error) {
+    return complain(error.what(), 2);
+  } catch (const ExitWith& exit) {
+    std::fflush(stdout);
+    return exit.code;
+  } catch (const Error& error) {
+    if (error.kind() == Error::Kind::cancelled) return complain("interrupted", kInterruptedExit);
+    // A refusal has one more line per backend.
+    return complain(error.what(), 1, error.kind() == Error::Kind::unsupported);
+  } catch (const std::bad_alloc&) {
+    return complain("out of memory", 1);
+  } catch (const std::exception& error) {
+    return complain(error.what(), 1);
+  }
+}
+
+}  // namespace
+}  // namespace tilewise::app
+
+int main(int argc, char** argv) { return tilewise::app::run(argc, argv); }
