@@ -70,6 +70,7 @@ struct Job {
 struct Workspace {
   std::vector<float> packed;                // [S, D, kLanes]
   std::vector<float> rows;                  // [kLanes, D]: lanes at the ragged ends
+  std::vector<float> zeros;                 // [D]: a token that is missing from the last group of keys
   std::vector<float> strip;                 // [keys of a chunk, kLanes]
   std::vector<float> tile_max, tile_sum;    // [Tk, kLanes]; the maximum is in exponents of 2
   std::vector<const float*> keys;
@@ -98,11 +99,10 @@ void pack_queries(const Job& job, int64_t b, int64_t head, int64_t first, int co
 void multiply_groups(const Job& job, int64_t b, int64_t head_kv, int64_t first, int64_t last, int lanes, Workspace& work) {
   const int64_t dim = job.k.dim(3), stride = job.params.stride;
   for (int64_t t = 0; t < stride; ++t) {
-    int count = static_cast<int>(last - first);
-    if ((last - 1) * stride + t >= job.k.dim(2)) --count;  // only the last group can lack a token
-    if (count == 0) continue;
-    const float* key = &job.k.at<float>(b, head_kv, first * stride + t, 0);
+    const int count = static_cast<int>(last - first);
+    const float* key = static_cast<const float*>(job.k.raw()) + job.k.offset(b, head_kv, first * stride + t, 0);
     for (int i = 0; i < count; ++i) work.keys[static_cast<size_t>(i)] = key + i * stride * job.k.stride(2);
+    if ((last - 1) * stride + t >= job.k.dim(2)) work.keys[static_cast<size_t>(count - 1)] = work.zeros.data();  // only the last group can lack a token
     machine::cpu::multiply(work.keys.data(), count, dim, work.packed.data() + t * dim * kLanes, work.strip.data(), t > 0, lanes);
   }
 }
@@ -199,6 +199,7 @@ void antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params,
     Workspace& work = workspaces[static_cast<size_t>(worker)];
     work.packed.resize(static_cast<size_t>(params.stride * dim * kLanes));
     work.rows.resize(static_cast<size_t>(kLanes * dim));
+    work.zeros.assign(static_cast<size_t>(dim), 0.0f);
     work.strip.resize(static_cast<size_t>((std::max(128, job.groups_a_tile) + machine::cpu::kRowMultiple) * kLanes));
     work.tile_max.resize(static_cast<size_t>(scores.key_tiles() * kLanes));
     work.tile_sum.resize(work.tile_max.size());
