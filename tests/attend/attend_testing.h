@@ -68,13 +68,14 @@ inline ForwardProblem make_problem(Rng& rng, const ProblemOptions& o) {
 inline std::string describe(const ProblemOptions& o) {
   std::ostringstream text;
   const PlanOptions& p = o.plan;
-  text << "B " << p.batch << " Hq " << p.heads_q << " Hkv " << p.heads_kv << " Sq " << p.seqlen_q << " Sk " << p.seqlen_k << " D " << o.head_dim << " Dv "
-       << (o.head_dim_v == 0 ? o.head_dim : o.head_dim_v) << " " << o.dtype << " tile " << p.tile << " groups " << p.groups << " mask " << static_cast<int>(p.mask)
-       << " density " << p.density << " longest " << p.longest_run << " grain " << p.grain << (p.has_batched_lists ? " batched" : "")
-       << (p.has_stop ? "" : " no-stop") << (p.has_picked ? " picked" : "") << (p.has_rows ? " rows" : "") << (p.has_edges ? " edges" : "")
-       << (p.has_shared ? " shared" : "") << (p.is_spaced ? " spaced" : "") << (p.has_order_q ? " order_q" : "") << (p.has_order_k ? " order_k" : "") << " pools "
-       << p.pools.size() << (p.is_by_key ? " by_key" : "") << (o.is_v_broadcast ? " v-broadcast" : "") << " layout " << static_cast<int>(o.layout) << " softcap "
-       << o.softcap << (o.has_sink ? " sink" : "") << " sigma " << o.sigma;
+  text << "B " << p.batch << " Hq " << p.heads_q << " Hkv " << p.heads_kv << " Sq " << p.seqlen_q << " Sk " << p.seqlen_k << " D " << o.head_dim
+       << " Dv " << (o.head_dim_v == 0 ? o.head_dim : o.head_dim_v) << " " << o.dtype << " tile " << p.tile << " groups " << p.groups << " mask "
+       << static_cast<int>(p.mask) << " density " << p.density << " longest " << p.longest_run << " grain " << p.grain
+       << (p.has_batched_lists ? " batched" : "") << (p.has_stop ? "" : " no-stop") << (p.has_picked ? " picked" : "") << (p.has_rows ? " rows" : "")
+       << (p.has_edges ? " edges" : "") << (p.has_shared ? " shared" : "") << (p.is_spaced ? " spaced" : "") << (p.has_order_q ? " order_q" : "")
+       << (p.has_order_k ? " order_k" : "") << " pools " << p.pools.size() << (p.is_by_key ? " by_key" : "")
+       << (o.is_v_broadcast ? " v-broadcast" : "") << " layout " << static_cast<int>(o.layout) << " softcap " << o.softcap
+       << (o.has_sink ? " sink" : "") << " sigma " << o.sigma;
   return text.str();
 }
 
@@ -82,9 +83,13 @@ inline std::string describe(const ProblemOptions& o) {
 inline ProblemOptions random_options(Rng& rng, bool has_everything) {
   ProblemOptions o;
   PlanOptions& p = o.plan;
-  const auto one_of = [&rng](std::initializer_list<int64_t> values) { return *(values.begin() + uniform(rng, 0, static_cast<int64_t>(values.size()) - 1)); };
+  const auto one_of = [&rng](std::initializer_list<int64_t> values) {
+    return *(values.begin() + uniform(rng, 0, static_cast<int64_t>(values.size()) - 1));
+  };
   p.tile = static_cast<int>(one_of({16, 32, 64, 128, 256, 40}));
-  const auto length = [&] { return chance(rng, 0.5) ? std::max<int64_t>(1, p.tile * one_of({1, 2, 1, 2}) + one_of({-1, 0, 1})) : uniform(rng, 1, 300); };
+  const auto length = [&] {
+    return chance(rng, 0.5) ? std::max<int64_t>(1, p.tile * one_of({1, 2, 1, 2}) + one_of({-1, 0, 1})) : uniform(rng, 1, 300);
+  };
   p.batch = one_of({1, 1, 2, 3});
   p.heads_kv = static_cast<int>(one_of({1, 1, 2, 3}));
   p.heads_q = p.heads_kv * static_cast<int>(one_of({1, 1, 2, 4}));
@@ -127,7 +132,8 @@ inline ProblemOptions random_options(Rng& rng, bool has_everything) {
   return o;
 }
 
-/// A bound on |got - f64|: twice the largest error that dense attention makes in the same dtype, plus a floor of the dtype's rounding of the largest value.
+/// A bound on |got - f64|: twice the largest error that dense attention makes in the same dtype, plus a floor of the dtype's rounding of the largest
+/// value.
 inline double bound_of(const std::vector<double>& in_dtype, const std::vector<double>& exact, Dtype dtype) {
   const double unit = dtype == Dtype::bf16 ? 0x1p-8 : dtype == Dtype::f16 ? 0x1p-11 : 0x1p-22;
   return 2 * largest_difference(in_dtype, exact) + unit * largest_magnitude(exact) + (dtype == Dtype::f32 ? 1e-6 : 1e-5);
@@ -150,7 +156,8 @@ inline DenseResult exact_forward(const ForwardProblem& problem) {
   return result;
 }
 
-/// Runs `forward` on the problem and compares out, lse and pairs_read with attend/reference; memory between the rows of the outputs must stay as it was.
+/// Runs `forward` on the problem and compares out, lse and pairs_read with attend/reference; memory between the rows of the outputs must stay as it
+/// was.
 template <class Forward>
 void expect_forward(const ForwardProblem& problem, const Forward& forward, Context& context, const std::string& note) {
   SCOPED_TRACE(note + ": " + describe(problem.options));
@@ -210,13 +217,14 @@ inline MeasureProblem make_measure(Rng& rng, ForwardProblem forward, MeasureOver
   return m;
 }
 
-/// Runs `measure` and compares each output with attend/reference. Bounds: a logit may be off by twice the error of a plain f32 dot product of its length
+/// Runs `measure` and compares each output with attend/reference. Bounds: a logit may be off by twice the error of a plain f32 dot product of its
+/// length
 /// (D roundings of 2^-24 of |q| |k| scale), sums by that for each of their terms, plus 2^-21 of the largest term-wise total.
 template <class Measure>
 void expect_measure(const MeasureProblem& problem, const Measure& measure, Context& context, const std::string& note) {
-  SCOPED_TRACE(note + ": over " + std::to_string(static_cast<int>(problem.params.over)) + " tile_q " + std::to_string(problem.params.tile_q) + " tile_k " +
-               std::to_string(problem.params.tile_k) + (problem.params.lse.has_value() ? " lse" : "") + (problem.params.key_bias.has_value() ? " bias" : "") + " " +
-               describe(problem.forward.options));
+  SCOPED_TRACE(note + ": over " + std::to_string(static_cast<int>(problem.params.over)) + " tile_q " + std::to_string(problem.params.tile_q) +
+               " tile_k " + std::to_string(problem.params.tile_k) + (problem.params.lse.has_value() ? " lse" : "") +
+               (problem.params.key_bias.has_value() ? " bias" : "") + " " + describe(problem.forward.options));
   for (const HostTensor* output : {&problem.sum, &problem.max, &problem.count}) output->wipe();
   const Ran ran = measure(problem.params, context);
   EXPECT_EQ(ran.pairs_read, problem.forward.plan.reads);
@@ -248,8 +256,8 @@ void expect_measure(const MeasureProblem& problem, const Measure& measure, Conte
   };
   norm_q = largest_norm(problem.params.q);
   norm_k = largest_norm(problem.params.k);
-  const double scale = problem.params.softmax_scale ? static_cast<double>(*problem.params.softmax_scale)
-                                                    : 1 / std::sqrt(static_cast<double>(problem.params.q.dim(3)));
+  const double scale =
+      problem.params.softmax_scale ? static_cast<double>(*problem.params.softmax_scale) : 1 / std::sqrt(static_cast<double>(problem.params.q.dim(3)));
   const double logit_error = 2 * std::sqrt(static_cast<double>(problem.params.q.dim(3))) * 0x1p-24 * norm_q * norm_k * scale + 1e-6;
   const bool has_lse = problem.params.lse.has_value();
   const auto bound = [&](double value, double terms) {
@@ -261,7 +269,8 @@ void expect_measure(const MeasureProblem& problem, const Measure& measure, Conte
     const std::vector<double> values = values_of(got.view);
     for (size_t i = 0; i < values.size(); ++i) {
       if (values[i] == exact[i]) continue;
-      ASSERT_LE(std::fabs(values[i] - exact[i]), bound(exact[i], is_sum ? exact_count[i] : 1)) << name << " cell " << i << " got " << values[i] << ", exact " << exact[i];
+      ASSERT_LE(std::fabs(values[i] - exact[i]), bound(exact[i], is_sum ? exact_count[i] : 1))
+          << name << " cell " << i << " got " << values[i] << ", exact " << exact[i];
     }
     EXPECT_TRUE(got.gaps_are_untouched()) << "measure wrote outside of " << name;
   };

@@ -8,12 +8,13 @@
 #include "tests/attend/random_plan.h"
 #include "tilewise/attend/params.h"
 
-// Attention as textbooks write it: the whole matrix of logits, -inf where a pair is left out, a softmax per row. It reads the pairs that the plan's maker
+// Attention as textbooks write it: the whole matrix of logits, -inf where a pair is left out, a softmax per row. It reads the pairs that the plan's
+// maker
 // noted down and calls nothing of the library, so it is a second opinion on attend/reference.
 namespace tilewise::attend::testing {
 
 struct DenseResult {
-  std::vector<double> out, lse;        // [B, Hq, Sq, Dv], [B, Hq, Sq]
+  std::vector<double> out, lse;  // [B, Hq, Sq, Dv], [B, Hq, Sq]
   std::vector<double> dq, dk, dv, dsink;  // filled by dense_gradients
 };
 
@@ -42,7 +43,8 @@ inline Keys keys_of(const RandomPlan& plan, const AttendParams& p, int64_t b, in
     std::vector<double> row(static_cast<size_t>(x.dim(3)), 0);
     const int64_t head = h / (plan.plan->heads_q / x.dim(1));
     for (const int64_t token : tokens) {
-      for (size_t d = 0; d < row.size(); ++d) row[d] += to_double(x, x.offset(b, head, token, static_cast<int64_t>(d))) / static_cast<double>(tokens.size());
+      for (size_t d = 0; d < row.size(); ++d)
+        row[d] += to_double(x, x.offset(b, head, token, static_cast<int64_t>(d))) / static_cast<double>(tokens.size());
     }
     return row;
   };
@@ -167,7 +169,8 @@ inline DenseResult dense_gradients(const RandomPlan& plan, const AttendParams& p
   return result;
 }
 
-/// Dense attention as a plain f32 implementation computes it on the given dtype: f32 products and sums one after another, probabilities rounded to the dtype
+/// Dense attention as a plain f32 implementation computes it on the given dtype: f32 products and sums one after another, probabilities rounded to
+/// the dtype
 /// before they meet v, out rounded once. Its distance from f64 is the yardstick of the bounds in attend_testing.h.
 inline DenseResult dense_in_dtype(const RandomPlan& plan, const AttendParams& p) {
   DenseResult result;

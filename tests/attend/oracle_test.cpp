@@ -119,9 +119,15 @@ TEST(AttendOracle, BackwardOfFourScores) {
 TEST(AttendOracle, CausalIsBottomRight) {
   Context context;
   const auto counts = [&](int64_t seqlen_q, int64_t seqlen_k) {
-    const HostTensor q = zeros(Dtype::f32, {1, 1, seqlen_q, 8}), k = zeros(Dtype::f32, {1, 1, seqlen_k, 8}), count(Dtype::f32, {1, 1, seqlen_q, seqlen_k});
-    reference::measure({.q = q.view, .k = k.view, .plan = dense_plan(seqlen_q, seqlen_k, 16, Mask::causal()), .over = MeasureOver::query_tile, .tile_k = 1,
-                        .count = count.view}, context);
+    const HostTensor q = zeros(Dtype::f32, {1, 1, seqlen_q, 8}), k = zeros(Dtype::f32, {1, 1, seqlen_k, 8}),
+                     count(Dtype::f32, {1, 1, seqlen_q, seqlen_k});
+    reference::measure({.q = q.view,
+                        .k = k.view,
+                        .plan = dense_plan(seqlen_q, seqlen_k, 16, Mask::causal()),
+                        .over = MeasureOver::query_tile,
+                        .tile_k = 1,
+                        .count = count.view},
+                       context);
     return values_of(count.view);
   };
   EXPECT_EQ(counts(2, 5), (std::vector<double>{1, 1, 1, 1, 0, 1, 1, 1, 1, 1}));
@@ -130,7 +136,8 @@ TEST(AttendOracle, CausalIsBottomRight) {
   Rng rng(1);
   const HostTensor q = random_normal(rng, Dtype::f32, {1, 1, 5, 8}), k = random_normal(rng, Dtype::f32, {1, 1, 2, 8});
   const HostTensor v = random_normal(rng, Dtype::f32, {1, 1, 2, 8}), out(Dtype::f32, {1, 1, 5, 8}), lse(Dtype::f32, {1, 1, 5});
-  reference::forward({.q = q.view, .k = k.view, .v = v.view, .out = out.view, .lse = lse.view, .plan = dense_plan(5, 2, 16, Mask::causal())}, context);
+  reference::forward({.q = q.view, .k = k.view, .v = v.view, .out = out.view, .lse = lse.view, .plan = dense_plan(5, 2, 16, Mask::causal())},
+                     context);
   for (int64_t i = 0; i < 5; ++i) {
     EXPECT_EQ(std::isinf(lse.get(0, 0, i)), i < 3) << "query " << i;
     for (int64_t d = 0; d < 8; ++d) EXPECT_EQ(out.get(0, 0, i, d) == 0, i < 3);
@@ -147,7 +154,8 @@ TEST(AttendOracle, CausalTileCounts) {
     const HostTensor q = zeros(Dtype::f32, {1, 1, c.length, 1});
     const HostTensor count(Dtype::f32, {1, 1, (c.length + 127) / 128, (c.length + c.tile_k - 1) / c.tile_k});
     Context context;
-    reference::measure({.q = q.view, .k = q.view, .plan = dense_plan(c.length, c.length, 128, Mask::causal()), .tile_k = c.tile_k, .count = count.view}, context);
+    reference::measure(
+        {.q = q.view, .k = q.view, .plan = dense_plan(c.length, c.length, 128, Mask::causal()), .tile_k = c.tile_k, .count = count.view}, context);
     int tiles = 0;
     for (const double pairs : values_of(count.view)) tiles += pairs > 0 ? 1 : 0;
     EXPECT_EQ(tiles, c.tiles) << c.length << " x 128 x " << c.tile_k;
@@ -162,11 +170,14 @@ TEST(AttendOracle, CutRunsChangeNothing) {
       Rng rng(21);
       const HostTensor q = random_normal(rng, dtype, {1, 1, length, 64}), k = random_normal(rng, dtype, {1, 1, length, 64});
       const HostTensor v = random_normal(rng, dtype, {1, 1, length, 64});
-      const HostTensor uncut_out(dtype, {1, 1, length, 64}), uncut_lse(Dtype::f32, {1, 1, length}), out(dtype, {1, 1, length, 64}), lse(Dtype::f32, {1, 1, length});
-      AttendParams uncut{.q = q.view, .k = k.view, .v = v.view, .out = uncut_out.view, .lse = uncut_lse.view, .plan = dense_plan(length, length, 64, mask)};
+      const HostTensor uncut_out(dtype, {1, 1, length, 64}), uncut_lse(Dtype::f32, {1, 1, length}), out(dtype, {1, 1, length, 64}),
+          lse(Dtype::f32, {1, 1, length});
+      AttendParams uncut{
+          .q = q.view, .k = k.view, .v = v.view, .out = uncut_out.view, .lse = uncut_lse.view, .plan = dense_plan(length, length, 64, mask)};
       const auto cut = [&](int32_t step) {
         std::vector<RunOf> runs;
-        for (int32_t start = 0; start < length; start += step) runs.push_back({start, static_cast<int32_t>(std::min<int64_t>(length, start + step)), true});
+        for (int32_t start = 0; start < length; start += step)
+          runs.push_back({start, static_cast<int32_t>(std::min<int64_t>(length, start + step)), true});
         AttendParams params = uncut;
         params.plan = plan_of(length, length, 1, 64, mask, runs);
         params.out = out.view;
@@ -186,8 +197,10 @@ TEST(AttendOracle, CutRunsChangeNothing) {
         for (const int32_t step : {1, 7, 65, 100}) {
           backend.forward(cut(step), context);
           const double unit = dtype == Dtype::f32 ? 0x1p-21 : 0x1p-7;
-          EXPECT_LE(largest_difference(values_of(out.view), values_of(uncut_out.view)), unit * largest_magnitude(values_of(uncut_out.view))) << "cut at " << step;
-          EXPECT_LE(largest_difference(values_of(lse.view), values_of(uncut_lse.view)), 0x1p-20 * largest_magnitude(values_of(uncut_lse.view))) << "cut at " << step;
+          EXPECT_LE(largest_difference(values_of(out.view), values_of(uncut_out.view)), unit * largest_magnitude(values_of(uncut_out.view)))
+              << "cut at " << step;
+          EXPECT_LE(largest_difference(values_of(lse.view), values_of(uncut_lse.view)), 0x1p-20 * largest_magnitude(values_of(uncut_lse.view)))
+              << "cut at " << step;
         }
       }
     }
@@ -203,8 +216,14 @@ TEST(AttendOracle, SplitAndMergedIsTheWhole) {
   Context context;
   const auto run = [&](const std::vector<RunOf>& runs, const TensorView& sink_logit) {
     std::pair<HostTensor, HostTensor> result{HostTensor(Dtype::f64, {1, 2, length, 8}), HostTensor(Dtype::f32, {1, 2, length})};
-    reference::forward({.q = q.view, .k = k.view, .v = v.view, .out = result.first.view, .lse = result.second.view,
-                        .plan = plan_of(length, length, 2, 16, Mask::causal(), runs), .sink_logit = sink_logit}, context);
+    reference::forward({.q = q.view,
+                        .k = k.view,
+                        .v = v.view,
+                        .out = result.first.view,
+                        .lse = result.second.view,
+                        .plan = plan_of(length, length, 2, 16, Mask::causal(), runs),
+                        .sink_logit = sink_logit},
+                       context);
     return result;
   };
   for (const bool has_sink : {false, true}) {
@@ -214,8 +233,12 @@ TEST(AttendOracle, SplitAndMergedIsTheWhole) {
       const int32_t second = (cut + 90) / 2;  // parts of [0, cut), [cut, second), [second, 90)
       const auto a = run({{0, cut, true}}, {}), b = run({{cut, second, true}}, {}), c = run({{second, 90, true}}, {});
       const HostTensor out(Dtype::f64, {1, 2, length, 8}), lse(Dtype::f32, {1, 2, length});
-      attend_merge({.outs = {a.first.view, b.first.view, c.first.view}, .lses = {a.second.view, b.second.view, c.second.view}, .out = out.view,
-                    .lse = lse.view, .sink_logit = sink_logit}, context);
+      attend_merge({.outs = {a.first.view, b.first.view, c.first.view},
+                    .lses = {a.second.view, b.second.view, c.second.view},
+                    .out = out.view,
+                    .lse = lse.view,
+                    .sink_logit = sink_logit},
+                   context);
       EXPECT_LE(largest_difference(values_of(out.view), values_of(whole.first.view)), 2e-6) << "cut " << cut;  // the lse of the parts are f32
       EXPECT_LE(largest_difference(values_of(lse.view), values_of(whole.second.view)), 2e-6) << "cut " << cut;
     }
@@ -226,7 +249,8 @@ TEST(AttendOracle, SplitAndMergedIsTheWhole) {
 TEST(AttendOracle, EmptyRows) {
   for (const bool has_sink : {false, true}) {
     Rng rng(23);
-    const HostTensor q = random_normal(rng, Dtype::f32, {1, 2, 70, 16}), v = random_normal(rng, Dtype::f32, {1, 2, 70, 16}), sink = random_normal(rng, Dtype::f32, {2});
+    const HostTensor q = random_normal(rng, Dtype::f32, {1, 2, 70, 16}), v = random_normal(rng, Dtype::f32, {1, 2, 70, 16}),
+                     sink = random_normal(rng, Dtype::f32, {2});
     const HostTensor out(Dtype::f32, {1, 2, 70, 16}), lse(Dtype::f32, {1, 2, 70});
     AttendParams params{.q = q.view, .k = q.view, .v = v.view, .out = out.view, .lse = lse.view, .plan = plan_of(70, 70, 2, 16, Mask::full(), {})};
     if (has_sink) params.sink_logit = sink.view;
@@ -238,7 +262,8 @@ TEST(AttendOracle, EmptyRows) {
       EXPECT_EQ(backend.forward(params, context).pairs_read, 0) << backend.name;
       for (const double x : values_of(out.view)) ASSERT_EQ(x, 0) << backend.name;
       for (int64_t head = 0; head < 2; ++head) {
-        for (int64_t i = 0; i < 70; ++i) ASSERT_EQ(lse.get(0, head, i), has_sink ? sink.get(head) : -std::numeric_limits<double>::infinity()) << backend.name;
+        for (int64_t i = 0; i < 70; ++i)
+          ASSERT_EQ(lse.get(0, head, i), has_sink ? sink.get(head) : -std::numeric_limits<double>::infinity()) << backend.name;
       }
     }
   }
@@ -254,8 +279,10 @@ TEST(AttendOracle, EmptyTensors) {
     plan->seqlen_q = seqlen_q;
     plan->seqlen_k = seqlen_k;
     plan->mask = Mask::causal();
-    const HostTensor q = zeros(Dtype::f32, {batch, 2, seqlen_q, 8}), k = zeros(Dtype::f32, {batch, 1, seqlen_k, 8}), out(Dtype::f32, {batch, 2, seqlen_q, 8});
-    const HostTensor lse(Dtype::f32, {batch, 2, seqlen_q}), dq(Dtype::f32, q.view.shape()), dk(Dtype::f32, k.view.shape()), dv(Dtype::f32, k.view.shape());
+    const HostTensor q = zeros(Dtype::f32, {batch, 2, seqlen_q, 8}), k = zeros(Dtype::f32, {batch, 1, seqlen_k, 8}),
+                     out(Dtype::f32, {batch, 2, seqlen_q, 8});
+    const HostTensor lse(Dtype::f32, {batch, 2, seqlen_q}), dq(Dtype::f32, q.view.shape()), dk(Dtype::f32, k.view.shape()),
+        dv(Dtype::f32, k.view.shape());
     const HostTensor sum(Dtype::f32, {batch, 2, seqlen_q});
     const AttendParams params{.q = q.view, .k = k.view, .v = k.view, .out = out.view, .lse = lse.view, .plan = plan};
     for (const Backend& backend : backends()) {

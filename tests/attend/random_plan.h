@@ -19,28 +19,28 @@ enum class MaskKind { full, causal, window, sink_window, classes, spans, grid };
 struct PlanOptions {
   int64_t batch = 1, seqlen_q = 64, seqlen_k = 64;
   int heads_q = 1, heads_kv = 1;
-  int tile = 64;                 // most slots of a row
-  int groups = 1;                // G of the lists; divides heads_q
+  int tile = 64;  // most slots of a row
+  int groups = 1;  // G of the lists; divides heads_q
   bool has_batched_lists = false;  // B of the lists is batch, not 1
   MaskKind mask = MaskKind::causal;
-  double density = 0.4;          // about; before the mask
+  double density = 0.4;  // about; before the mask
   int longest_run = 40;
-  int grain = 1;                 // of whole and masked
-  bool has_stop = true;          // false: every run is `grain` long
+  int grain = 1;  // of whole and masked
+  bool has_stop = true;  // false: every run is `grain` long
   bool has_picked = false, has_rows = false, has_edges = false, has_shared = false;
-  bool is_spaced = false;        // gaps between the lists of rows, filled with numbers out of range
+  bool is_spaced = false;  // gaps between the lists of rows, filled with numbers out of range
   bool has_order_q = false, has_order_k = false;  // random, with padding
   std::vector<int> pools = {};
-  bool is_by_key = false;        // the pairs stand in by_key, by_query is empty
+  bool is_by_key = false;  // the pairs stand in by_key, by_query is empty
 };
 
 struct RandomPlan {
   Plan plan;
-  int64_t slots_k = 0;                 // slots of k before the pools
-  int64_t slots = 0;                   // with the pools
-  std::vector<uint8_t> pairs;          // [B, Hq, Sq, slots]: query token x key slot, the mask applied
+  int64_t slots_k = 0;  // slots of k before the pools
+  int64_t slots = 0;  // with the pools
+  std::vector<uint8_t> pairs;  // [B, Hq, Sq, slots]: query token x key slot, the mask applied
   std::vector<std::vector<int64_t>> tokens_k;  // [B * Hq] of slots_k: token of each slot, -1 padding
-  int64_t reads = 0;                   // pairs of real slots before the mask
+  int64_t reads = 0;  // pairs of real slots before the mask
 
   bool has(int64_t b, int64_t head, int64_t query, int64_t slot) const {
     return pairs[static_cast<size_t>(((b * plan->heads_q + head) * plan->seqlen_q + query) * slots + slot)] != 0;
@@ -108,7 +108,10 @@ class RandomPlanMaker {
       case MaskKind::sink_window: mask.bands = {band(3)}; break;
       case MaskKind::classes: mask.bands = {band(0), band(1), band(2), band(3)}; break;
       case MaskKind::spans: mask.spans = random_spans(); break;
-      case MaskKind::grid: mask.first = uniform(rng_, 0, longest / 4); mask.grids = {random_grid(mask.first), random_grid(mask.first)}; break;
+      case MaskKind::grid:
+        mask.first = uniform(rng_, 0, longest / 4);
+        mask.grids = {random_grid(mask.first), random_grid(mask.first)};
+        break;
     }
     const int64_t classes = mask.spans.has_value() ? mask.spans.dim(0) : static_cast<int64_t>(mask.bands.size() + mask.grids.size());
     if (classes > 1) {
@@ -188,8 +191,12 @@ class RandomPlanMaker {
   }
 
   // Token of a slot of the rows' axis and of the runs' axis.
-  int64_t query_token(int64_t b, int64_t h, int64_t slot) const { return tokens_q_[static_cast<size_t>(b * o_.heads_q + h)][static_cast<size_t>(slot)]; }
-  int64_t key_token(int64_t b, int64_t h, int64_t slot) const { return tokens_k_[static_cast<size_t>(b * o_.heads_q + h)][static_cast<size_t>(slot)]; }
+  int64_t query_token(int64_t b, int64_t h, int64_t slot) const {
+    return tokens_q_[static_cast<size_t>(b * o_.heads_q + h)][static_cast<size_t>(slot)];
+  }
+  int64_t key_token(int64_t b, int64_t h, int64_t slot) const {
+    return tokens_k_[static_cast<size_t>(b * o_.heads_q + h)][static_cast<size_t>(slot)];
+  }
   bool sees(int64_t b, int64_t h, int64_t q, int64_t k) const { return test_mask_sees(*plan_, b, static_cast<int>(h), q, k); }
 
   // Calls body(b, head) for all that read the lists of (list batch entry, group), until it returns false.
@@ -205,7 +212,8 @@ class RandomPlanMaker {
     return true;
   }
 
-  // Whether the pair may stand in a list that the mask is not asked about. Padding queries read nothing; padding keys may stand only in masked runs of by_query.
+  // Whether the pair may stand in a list that the mask is not asked about. Padding queries read nothing; padding keys may stand only in masked runs
+  // of by_query.
   bool is_free(int64_t lb, int64_t g, int64_t row_slot, int64_t run_slot) const {
     const int64_t qs = o_.is_by_key ? run_slot : row_slot, ks = o_.is_by_key ? row_slot : run_slot;
     return for_all_readers(lb, g, [&](int64_t b, int64_t h) {
@@ -350,8 +358,8 @@ class RandomPlanMaker {
     if (o_.has_picked) pack(lists.picked, made, source, 2, shape, 1, false, o_.has_rows);
   }
 
-  void pack(RunList& list, const std::vector<RowLists>& made, const std::vector<size_t>& source, int kind, const Shape& shape, int grain, bool has_stop,
-            bool has_rows) {
+  void pack(RunList& list, const std::vector<RowLists>& made, const std::vector<size_t>& source, int kind, const Shape& shape, int grain,
+            bool has_stop, bool has_rows) {
     const size_t words = static_cast<size_t>((o_.tile + 63) / 64);
     std::vector<int64_t> begin;
     std::vector<int32_t> count, start, stop;

@@ -118,7 +118,8 @@ class HostTensor {
 inline HostTensor zeros(Dtype dtype, const Shape& shape, Layout layout = Layout::contiguous) {
   HostTensor tensor(dtype, shape, layout);
   const size_t bytes = size_of(dtype);
-  for_each_offset(tensor.view, [&](int64_t offset) { std::memset(static_cast<char*>(tensor.view.raw()) + offset * static_cast<int64_t>(bytes), 0, bytes); });
+  for_each_offset(tensor.view,
+                  [&](int64_t offset) { std::memset(static_cast<char*>(tensor.view.raw()) + offset * static_cast<int64_t>(bytes), 0, bytes); });
   return tensor;
 }
 

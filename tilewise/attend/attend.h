@@ -22,7 +22,8 @@ TILEWISE_API Ran attend_forward(const AttendParams& params, Context& context);
 TILEWISE_API Ran attend_backward(const AttendBackwardParams& params, Context& context);
 
 /// Reductions of logits or probabilities over the plan's pairs. Shapes: MeasureParams.
-/// Errors  as attend_forward; a tile_q that does not divide the plan's tile; query_run of a plan without by_query; key, offset or key_bias of a plan with pools.
+/// Errors  as attend_forward; a tile_q that does not divide the plan's tile; query_run of a plan without by_query; key, offset or key_bias of a
+///         plan with pools.
 TILEWISE_API Ran measure(const MeasureParams& params, Context& context);
 
 /// Why each backend that was tried does not take a problem: "  cpu: ...", one line each; empty when one does.

@@ -139,8 +139,8 @@ void check_array(const Checker& c, const char* direction, const char* list, cons
   if (!view.has_value()) return;
   c.require(view.dtype() == dtype, Kind::dtype, "plan: ", direction, list, name, " is ", view.dtype(), ", takes ", dtype);
   c.require(view.rank() == rank, Kind::shape, "plan: ", direction, list, name, " has shape ", view.shape(), ", takes ", rank, " axes");
-  c.require(view.device() == c.device(), Kind::device, "plan: ", direction, list, name, " is on ", view.device(), ", the context runs on ", c.device(),
-            "; move the plan");
+  c.require(view.device() == c.device(), Kind::device, "plan: ", direction, list, name, " is on ", view.device(), ", the context runs on ",
+            c.device(), "; move the plan");
   c.require(view.numel() == 0 || view.raw() != nullptr, Kind::value, "plan: ", direction, list, name, " ", view.shape(), " has a null pointer");
 }
 
@@ -281,7 +281,8 @@ void check_gradients_apart(const Checker& c, const Named& a, const TensorView& o
 
 Sizes check_forward(const AttendParams& p, const Context& context) {
   const Checker c("attend_forward", context);
-  c.require(p.out.has_value() || p.v.has_value() || p.lse.has_value(), Kind::value, "out and lse are both absent: nothing to write; give one of them");
+  c.require(p.out.has_value() || p.v.has_value() || p.lse.has_value(), Kind::value,
+            "out and lse are both absent: nothing to write; give one of them");
   const Sizes sizes = check_operands(c, p);
   if (p.out.has_value()) {
     c.is_writable("out", p.out);
@@ -315,8 +316,15 @@ Sizes check_backward(const AttendBackwardParams& p, const Context& context) {
     c.has_dtype(g.grad.name, g.grad.view, f.q.dtype(), "as q");
     c.is_usable(g.grad.name, g.grad.view);
     c.is_writable(g.grad.name, g.grad.view);
-    c.are_apart(g.grad, {{"q", f.q}, {"k", f.k}, {"v", f.v}, {"out", f.out}, {"lse", f.lse}, {"dout", p.dout}, {"dlse", p.dlse},
-                         {"sink_logit", f.sink_logit}, {"dsink_logit", p.dsink_logit}});
+    c.are_apart(g.grad, {{"q", f.q},
+                         {"k", f.k},
+                         {"v", f.v},
+                         {"out", f.out},
+                         {"lse", f.lse},
+                         {"dout", p.dout},
+                         {"dlse", p.dlse},
+                         {"sink_logit", f.sink_logit},
+                         {"dsink_logit", p.dsink_logit}});
   }
   check_gradients_apart(c, gradients[0].grad, f.q, gradients[1].grad, f.k);
   check_gradients_apart(c, gradients[0].grad, f.q, gradients[2].grad, f.v);
@@ -327,8 +335,9 @@ Sizes check_backward(const AttendBackwardParams& p, const Context& context) {
     c.has_dtype("dsink_logit", p.dsink_logit, Dtype::f32, "always");
     c.is_usable("dsink_logit", p.dsink_logit);
     c.is_writable("dsink_logit", p.dsink_logit);
-    c.are_apart({"dsink_logit", p.dsink_logit},
-                {{"q", f.q}, {"k", f.k}, {"v", f.v}, {"out", f.out}, {"lse", f.lse}, {"dout", p.dout}, {"dlse", p.dlse}, {"sink_logit", f.sink_logit}});
+    c.are_apart(
+        {"dsink_logit", p.dsink_logit},
+        {{"q", f.q}, {"k", f.k}, {"v", f.v}, {"out", f.out}, {"lse", f.lse}, {"dout", p.dout}, {"dlse", p.dlse}, {"sink_logit", f.sink_logit}});
   }
   return sizes;
 }
@@ -346,13 +355,14 @@ Sizes check_measure(const MeasureParams& p, const Context& context) {
   check_plan(c, p.plan, sizes);
   const bool is_by_token = p.over == MeasureOver::key || p.over == MeasureOver::offset;
   c.require(p.plan->pools.empty() || !(is_by_token || p.key_bias.has_value()), Kind::unsupported,
-            p.key_bias.has_value() ? "key_bias" : "over key or offset", " names single keys, and the plan has pooled keys; take tile, query_tile, query_run ",
+            p.key_bias.has_value() ? "key_bias" : "over key or offset",
+            " names single keys, and the plan has pooled keys; take tile, query_tile, query_run ",
             "or query without key_bias, or a plan without pools");
   c.require(p.over != MeasureOver::query_run || p.plan->by_query.has_runs() || !p.plan->by_key.has_runs(), Kind::unsupported,
             "over query_run counts the runs of by_query, and the plan has by_key alone; complete() it first");
   const int plan_tile = p.plan->by_query.tile;
-  c.require(p.tile_q >= 0 && (p.tile_q == 0 || plan_tile % p.tile_q == 0), Kind::value, "tile_q is ", p.tile_q, ", takes a divisor of the plan's tile ",
-            plan_tile, ", or 0 for that tile");
+  c.require(p.tile_q >= 0 && (p.tile_q == 0 || plan_tile % p.tile_q == 0), Kind::value, "tile_q is ", p.tile_q,
+            ", takes a divisor of the plan's tile ", plan_tile, ", or 0 for that tile");
   c.require(p.tile_k >= 0, Kind::value, "tile_k is ", p.tile_k, ", takes 1 or more, or 0 for the plan's tile ", plan_tile);
   const Shape shape = measure_shape(p);
   const std::initializer_list<Named> outputs = {{"sum", p.sum}, {"max", p.max}, {"count", p.count}};

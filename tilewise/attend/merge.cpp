@@ -26,8 +26,8 @@ void check_merge(const MergeParams& p, const Context& context) {
   check(!p.lses.empty(), Kind::value, "attend_merge: lses is empty, takes the lse of one part or more");
   check(p.outs.empty() || p.outs.size() == p.lses.size(), Kind::shape, "attend_merge: outs has ", p.outs.size(), " parts, lses has ", p.lses.size(),
         "; give one out per lse, or none");
-  check(p.out.has_value() == !p.outs.empty(), Kind::value, "attend_merge: out is ", p.out.has_value() ? "given without outs" : "absent and outs are given",
-        "; give both or neither");
+  check(p.out.has_value() == !p.outs.empty(), Kind::value, "attend_merge: out is ",
+        p.out.has_value() ? "given without outs" : "absent and outs are given", "; give both or neither");
   check(p.out.has_value() || p.lse.has_value(), Kind::value, "attend_merge: out and lse are both absent: nothing to write; give one of them");
   check(p.lses[0].rank() == 3, Kind::shape, "attend_merge: lses[0] has shape ", p.lses[0].shape(), ", takes [B, Hq, Sq]");
   const Shape shape = p.lses[0].shape();

@@ -17,7 +17,8 @@ struct MergeParams {
 
 /// lse = ln(sum of exp(lse_i) + exp(sink)), out = sum of exp(lse_i - lse) out_i, summed in f64 in the order of the parts.
 /// Dtypes  outs and out alike: f32, f64, bf16 or f16.
-/// Edges   a part with lse -inf adds nothing, whatever its out holds; a row where every part has -inf gets out = 0 and lse = -inf (or the sink logit).
+/// Edges   a part with lse -inf adds nothing, whatever its out holds; a row where every part has -inf gets out = 0 and lse = -inf (or the sink
+///         logit).
 ///         out and lse may be those of a part: each element is read before it is written.
 /// Errors  shape, dtype, device; value (no part, nothing to write).
 TILEWISE_API void attend_merge(const MergeParams& params, Context& context);

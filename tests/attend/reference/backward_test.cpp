@@ -145,7 +145,8 @@ TEST(AttendReferenceBackward, EmptyRowsHaveZeroGradients) {
     reference::backward(problem.params(), context);
     for (int64_t head = 0; head < 2; ++head) {
       for (int64_t query = 0; query < 6; ++query) {
-        EXPECT_EQ(problem.forward.lse.get(0, head, query), has_sink ? problem.forward.sink_logit.get(head) : -std::numeric_limits<double>::infinity());
+        EXPECT_EQ(problem.forward.lse.get(0, head, query),
+                  has_sink ? problem.forward.sink_logit.get(head) : -std::numeric_limits<double>::infinity());
         for (int64_t d = 0; d < 8; ++d) {
           EXPECT_EQ(problem.forward.out.get(0, head, query, d), 0.0);
           EXPECT_EQ(problem.dq.get(0, head, query, d), 0.0);

@@ -101,12 +101,18 @@ TEST(AttendReferenceMeasure, NumbersRunsByStartOverAllLists) {
   plan->mask = Mask::causal();
   Lists& lists = plan->by_query;
   lists.tile = 16;
-  lists.whole = {.begin = plan_array<int64_t>(*plan, {1, 1, 1}, {0}), .count = plan_array<int32_t>(*plan, {1, 1, 1}, {1}),
-                 .start = plan_array<int32_t>(*plan, {1}, {4}), .stop = plan_array<int32_t>(*plan, {1}, {7})};
-  lists.masked = {.begin = plan_array<int64_t>(*plan, {1, 1, 1}, {0}), .count = plan_array<int32_t>(*plan, {1, 1, 1}, {2}),
-                  .start = plan_array<int32_t>(*plan, {2}, {0, 9}), .stop = plan_array<int32_t>(*plan, {2}, {1, 12})};
-  lists.picked = {.begin = plan_array<int64_t>(*plan, {1, 1, 1}, {0}), .count = plan_array<int32_t>(*plan, {1, 1, 1}, {1}),
-                  .start = plan_array<int32_t>(*plan, {1}, {2}), .rows = plan_array<uint64_t>(*plan, {1, 1}, {2})};
+  lists.whole = {.begin = plan_array<int64_t>(*plan, {1, 1, 1}, {0}),
+                 .count = plan_array<int32_t>(*plan, {1, 1, 1}, {1}),
+                 .start = plan_array<int32_t>(*plan, {1}, {4}),
+                 .stop = plan_array<int32_t>(*plan, {1}, {7})};
+  lists.masked = {.begin = plan_array<int64_t>(*plan, {1, 1, 1}, {0}),
+                  .count = plan_array<int32_t>(*plan, {1, 1, 1}, {2}),
+                  .start = plan_array<int32_t>(*plan, {2}, {0, 9}),
+                  .stop = plan_array<int32_t>(*plan, {2}, {1, 12})};
+  lists.picked = {.begin = plan_array<int64_t>(*plan, {1, 1, 1}, {0}),
+                  .count = plan_array<int32_t>(*plan, {1, 1, 1}, {1}),
+                  .start = plan_array<int32_t>(*plan, {1}, {2}),
+                  .rows = plan_array<uint64_t>(*plan, {1, 1}, {2})};
   Rng rng(3);
   const HostTensor q = zeros(Dtype::f32, {1, 1, 2, 8}), k = random_normal(rng, Dtype::f32, {1, 1, 12, 8});
   const HostTensor count(Dtype::f32, {1, 1, 2, 4}), lse = zeros(Dtype::f32, {1, 1, 2}), sum(Dtype::f32, {1, 1, 2, 4});

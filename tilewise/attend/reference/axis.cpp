@@ -40,8 +40,8 @@ std::vector<int64_t> tokens_of(const Order& order, int64_t seqlen, int64_t b, in
   tokens.resize(static_cast<size_t>(order.token.dim(2)));
   for (size_t slot = 0; slot < tokens.size(); ++slot) {
     tokens[slot] = order.token.at<int32_t>(bi, group, static_cast<int64_t>(slot));
-    check(tokens[slot] >= -1 && tokens[slot] < seqlen, Error::Kind::value, "attend::reference: plan: an order holds token ", tokens[slot], " at slot ", slot,
-          ", takes -1 to ", seqlen - 1);
+    check(tokens[slot] >= -1 && tokens[slot] < seqlen, Error::Kind::value, "attend::reference: plan: an order holds token ", tokens[slot],
+          " at slot ", slot, ", takes -1 to ", seqlen - 1);
   }
   return tokens;
 }
@@ -79,8 +79,10 @@ KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v,
     const std::vector<KeyAxis::Member>& members = axis.members[slot];
     if (members.size() > 1) axis.bias[slot] = std::log(static_cast<double>(members.size()));
     for (const KeyAxis::Member& member : members) {
-      for (int64_t d = 0; d < dim; ++d) axis.k[slot * static_cast<size_t>(dim) + static_cast<size_t>(d)] += member.share * get(k, b, hk, member.token, d);
-      for (int64_t d = 0; d < dim_v; ++d) axis.v[slot * static_cast<size_t>(dim_v) + static_cast<size_t>(d)] += member.share * get(v, b, hv, member.token, d);
+      for (int64_t d = 0; d < dim; ++d)
+        axis.k[slot * static_cast<size_t>(dim) + static_cast<size_t>(d)] += member.share * get(k, b, hk, member.token, d);
+      for (int64_t d = 0; d < dim_v; ++d)
+        axis.v[slot * static_cast<size_t>(dim_v) + static_cast<size_t>(d)] += member.share * get(v, b, hv, member.token, d);
     }
   }
   return axis;

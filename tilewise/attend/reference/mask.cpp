@@ -12,7 +12,8 @@ struct Interval {
   bool holds(int64_t x) const { return start <= x && x < stop; }
 };
 
-// The keys that cell `cell` of a plain axis (no dilation) of `length` cells sees. GNA, arXiv 2504.16922: a stride group shares the window of its leader.
+// The keys that cell `cell` of a plain axis (no dilation) of `length` cells sees. GNA, arXiv 2504.16922: a stride group shares the window of its
+// leader.
 Interval window_of(const Mask::Axis& axis, int64_t length, int64_t cell) {
   const int64_t group_first = cell - cell % axis.stride;
   if (axis.is_causal) {

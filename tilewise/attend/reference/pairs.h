@@ -23,7 +23,8 @@ class HeadPairs {
 
   /// Independent items: rows of by_query; one for all where by_key is read.
   int64_t items() const;
-  /// Calls body(query_slot, pairs) for each query slot of the item that holds a token; pairs ascend by key slot, the mask is applied, padding left out.
+  /// Calls body(query_slot, pairs) for each query slot of the item that holds a token; pairs ascend by key slot, the mask is applied, padding left
+  /// out.
   /// Returns how many pairs of real slots the plan reads before the mask.
   int64_t for_each_query(int64_t item, FunctionRef<void(int64_t query_slot, std::span<const Pair> pairs)> body) const;
 
