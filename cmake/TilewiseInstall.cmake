@@ -13,9 +13,6 @@ if(TILEWISE_WITH_INFER)
   install(TARGETS ${TILEWISE_infer_PRODUCT} EXPORT tilewiseInferTargets)
   install(EXPORT tilewiseInferTargets NAMESPACE tilewise:: DESTINATION "${package_folder}" FILE tilewiseInferTargets.cmake)
 endif()
-if(TILEWISE_WITH_APP)
-  install(TARGETS tilewise)
-endif()
 
 # A header is public if it declares something public; the list is made at install time, so it is never behind the tree.
 install(CODE "

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.25)
 # cmake -DSOURCE=... -DOUTPUT=... -P commit.cmake: writes a header that names the commit of SOURCE; leaves it untouched while it is true.
 find_program(GIT git)
 set(commit "unknown")

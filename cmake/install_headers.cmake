@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.25)
 # Copies the public headers (those with a TILEWISE_BEGIN_PUBLIC in them) and checks that they include no other header of the project.
 file(GLOB_RECURSE headers RELATIVE "${TILEWISE_SOURCE}" "${TILEWISE_SOURCE}/tilewise/*.h")
 set(public "")
