@@ -14,7 +14,7 @@
 //   less_equal_i less equal is_nan  mask_and mask_of_bits  select
 //   reduce_add reduce_max transpose
 //   load_bf16 store_bf16 narrow_pairs  (and dot_bf16 where kHasDotBf16)
-//   exp2 exp2_rough tanh log2e: made of the above
+//   exp2 tanh: made of the above
 #include <cstdint>
 
 #if !defined(TILEWISE_TARGET) || !defined(TILEWISE_TARGET_LEVEL)
@@ -55,17 +55,6 @@ TILEWISE_INLINE Vf exp2(Vf x) {
   p = fma(p, f, broadcast(0.24022120237350464f));
   p = fma(p, f, broadcast(0.6931469440460205f));
   p = fma(p, f, broadcast(1.0000001192092896f));
-  return scale_exponent(p, r, x);
-}
-
-/// As exp2 with degree 3, relative error 7.6e-5: enough for a value that is rounded to bf16 (4e-3) next.
-TILEWISE_INLINE Vf exp2_rough(Vf x) {
-  const Vf r = round(x);
-  const Vf f = sub(x, r);
-  Vf p = broadcast(0.0551716685295105f);
-  p = fma(p, f, broadcast(0.2426111251115799f));
-  p = fma(p, f, broadcast(0.6932609677314758f));
-  p = fma(p, f, broadcast(0.9999280571937561f));
   return scale_exponent(p, r, x);
 }
 

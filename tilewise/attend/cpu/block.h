@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+// What the dispatchers (plain C++) hand to the kernels (one unit per target): plain structs, no container.
+namespace tilewise::attend::cpu {
+
+inline constexpr int kBlockLanes = 64;  // queries of one block, one lane each; a word of `rows`
+inline constexpr int kStripKeys = 128;  // keys whose scores are held at once
+
+/// Neighbouring keys that a block reads. Untested: every query of the block (with its bit in `bits`) reads them.
+struct Segment {
+  int32_t start, stop;  // key tokens
+  uint64_t bits;        // bit i: lane i reads the segment
+  int32_t cell;         // measure: where its values are counted; forward: unused
+  bool is_tested;       // by the mask, in every lane
+};
+
+/// The mask of bands as one block sees it: lane i sees keys up to last[i] that are below `sink` or not below first[i].
+struct LaneBand {
+  int32_t first[kBlockLanes], last[kBlockLanes];
+  int32_t sink;
+};
+
+/// One block of queries of one head, and the keys that it reads. Strides count elements of the inputs' dtype; the last axis is contiguous.
+struct Block {
+  const void* q;
+  const void* k;
+  const void* v;
+  int64_t q_stride, k_stride, v_stride;
+  int head_dim, head_dim_v;  // head_dim_v 0: no values, lse alone
+  int lanes;  // queries, 1 to kBlockLanes
+  const Segment* segments;
+  int64_t num_segments;
+  const LaneBand* band;
+  float scale;    // of the product, before softcap
+  float softcap;  // 0: none
+};
+
+struct ForwardBlock {
+  Block block;
+  float start_max, start_sum;  // -infinity and 0; or the sink logit and 1
+  void* out;                   // unused without values
+  int64_t out_stride;
+  float* row_max;              // [kBlockLanes] out: maximum of the logits in natural units (softmax_scale and softcap applied)
+  float* row_sum;              // [kBlockLanes] out: sum of exp(logit - row_max)
+  std::byte* workspace;        // workspace_bytes(), 64-byte aligned
+};
+
+/// The forward kernels of one target.
+struct ForwardTable {
+  size_t (*workspace_bytes)(int head_dim, int head_dim_v);
+  void (*forward_f32)(const ForwardBlock& block);
+  void (*forward_bf16)(const ForwardBlock& block);
+};
+
+namespace portable {
+extern const ForwardTable forward_table;
+}
+namespace avx2 {
+extern const ForwardTable forward_table;
+}
+namespace avx512 {
+extern const ForwardTable forward_table;
+}
+namespace avx512bf16 {
+extern const ForwardTable forward_table;
+}
+
+}  // namespace tilewise::attend::cpu

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+// Forward attention of one block of queries, compiled once per target. One query is one lane, so that maxima, sums and masks are plain vectors:
+// S^T = K Q^T and O^T += V^T P^T. K and V are broadcast from where they lie; Q is transposed once per block, O back at its end.
+// Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1; the loop over keys follows the plan.
+#include "tilewise/machine/cpu/simd.h"
+#include "tilewise/machine/cpu/product-inl.h"
+#include "tilewise/attend/cpu/strip-inl.h"
+
+namespace tilewise::attend::cpu::TILEWISE_TARGET {
+namespace {
+
+// What a block holds between strips, carved out of its workspace.
+struct Workspace {
+  float* q;       // [groups][head_dim][kGroupLanes]
+  float* acc;     // [groups][head_dim_v][kGroupLanes]
+  float* max;     // [kBlockLanes]
+  float* sum;     // [kBlockLanes]
+  float* scores;  // [kStripKeys][kGroupLanes]
+  float* k;       // [kStripKeys][head_dim], where keys are widened
+  float* v;       // [kStripKeys][head_dim_v], widened or paired values
+
+  static constexpr int64_t floats(int64_t head_dim, int64_t head_dim_v) {
+    return kBlockLanes * (head_dim + head_dim_v + 2) + kStripKeys * (kGroupLanes + head_dim + head_dim_v);
+  }
+  Workspace(std::byte* bytes, int64_t head_dim, int64_t head_dim_v) {
+    q = reinterpret_cast<float*>(bytes);
+    acc = q + kBlockLanes * head_dim;
+    max = acc + kBlockLanes * head_dim_v;
+    sum = max + kBlockLanes;
+    scores = sum + kBlockLanes;
+    k = scores + kStripKeys * kGroupLanes;
+    v = k + kStripKeys * head_dim;
+  }
+};
+
+size_t workspace_bytes(int head_dim, int head_dim_v) { return static_cast<size_t>(Workspace::floats(head_dim, head_dim_v)) * sizeof(float); }
+
+// Points strip.v at what the second product reads: a row of values a key; with the dot instruction, a row of pairs [head_dim_v][2] a pair of keys.
+template <class Dtype>
+TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratch) {
+  using In = typename Dtype::In;
+  const In* const v = static_cast<const In*>(block.v);
+  if constexpr (Dtype::Op::kPerUnit == 1) {
+    for (int i = 0; i < strip.count; ++i) {
+      const int64_t element = strip.token[i] * block.v_stride;
+      if constexpr (Dtype::kWidens) {
+        float* const row = scratch + int64_t{i} * block.head_dim_v;
+        widen_row(v + element, block.head_dim_v, row);
+        strip.v[i] = row;
+      } else {
+        strip.v[i] = v + element;
+      }
+    }
+  } else {
+#if TILEWISE_TARGET_LEVEL >= 3
+    static constexpr uint16_t kZeros[256] = {};
+    for (int i = 0; i < strip.count; i += 2) {
+      float* const row = scratch + int64_t{i / 2} * block.head_dim_v;
+      const uint16_t* const even = v + strip.token[i] * block.v_stride;
+      const uint16_t* const odd = i + 1 < strip.count ? v + strip.token[i + 1] * block.v_stride : kZeros;
+      interleave_bf16(even, odd, block.head_dim_v, reinterpret_cast<uint16_t*>(row));
+      strip.v[i / 2] = row;
+    }
+#endif
+  }
+}
+
+// Scores of lanes that do not read a key become -infinity; the maximum is taken anew.
+template <int V>
+TILEWISE_INLINE void mask_strip(const Strip& strip, const LaneBand& band, int first, float* scores, Vf (&most)[V]) {
+  const Vf none = broadcast(-kInfinity);
+  for (int j = 0; j < V; ++j) most[j] = none;
+  for (int i = 0; i < strip.count; ++i) {
+    for (int j = 0; j < V; ++j) {
+      float* const place = scores + (i * V + j) * kWidth;
+      const Vf s = select(readers<V>(strip, i, band, first, j), load(place), none);
+      store(place, s);
+      most[j] = max(most[j], s);
+    }
+  }
+}
+
+template <int V>
+TILEWISE_INLINE void maximum_of(const Strip& strip, const float* scores, Vf (&most)[V]) {
+  for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
+  for (int i = 0; i < strip.count; ++i) {
+    for (int j = 0; j < V; ++j) most[j] = max(most[j], load(scores + (i * V + j) * kWidth));
+  }
+}
+
+// P = 2^(s * c - m * c), in place; sums of what is not rounded. With the dot instruction two keys' probabilities share a 32-bit unit.
+template <class Op, int V>
+TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const Vf (&shift)[V], float* scores, Vf (&sum)[V]) {
+  const Vf scale = broadcast(scale_log2);
+  for (int j = 0; j < V; ++j) sum[j] = zero();
+  if constexpr (Op::kPerUnit == 1) {
+    TILEWISE_UNROLL_BY_4
+    for (int i = 0; i < strip.count; ++i) {
+      TILEWISE_UNROLL
+      for (int j = 0; j < V; ++j) {
+        float* const place = scores + (i * V + j) * kWidth;
+        const Vf p = exp2(fma(load(place), scale, shift[j]));
+        store(place, p);
+        sum[j] = add(sum[j], p);
+      }
+    }
+  } else {
+#if TILEWISE_TARGET_LEVEL >= 3
+    for (int i = 0; i < strip.count; i += 2) {
+      TILEWISE_UNROLL
+      for (int j = 0; j < V; ++j) {
+        const Vf even = exp2(fma(load(scores + (i * V + j) * kWidth), scale, shift[j]));
+        Vf odd = zero();
+        if (i + 1 < strip.count) odd = exp2(fma(load(scores + ((i + 1) * V + j) * kWidth), scale, shift[j]));
+        sum[j] = add(sum[j], add(even, odd));
+        store(scores + (i / 2 * V + j) * kWidth, narrow_pairs(even, odd));
+      }
+    }
+#endif
+  }
+}
+
+// O^T[d .. d + R) = O^T * alpha + V^T P^T. The strip's products start from zero: the two-level sum halves the error of f32.
+template <class Op, int R, int V>
+TILEWISE_INLINE void add_channels(const Strip& strip, int rows, int64_t d, const float* p, const Vf (&alpha)[V], float* acc) {
+  Vf out[R][V];
+  clear(out);
+  multiply_across<Op>(out, strip.v, d, rows, p);
+  TILEWISE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) {
+      float* const place = acc + ((d + r) * V + j) * kWidth;
+      store(place, fma(load(place), alpha[j], out[r][j]));
+    }
+  }
+}
+
+template <class Op, int V>
+TILEWISE_INLINE void add_values(const Strip& strip, int head_dim_v, const float* p, const Vf (&alpha)[V], float* acc) {
+  const int rows = (strip.count + Op::kPerUnit - 1) / Op::kPerUnit;
+  for (int d = 0; d < head_dim_v;) {
+    const int step = step_of(head_dim_v - d);
+    if (step == kRows) {
+      add_channels<Op, kRows>(strip, rows, d, p, alpha, acc);
+    } else {
+      add_channels<Op, kRowTail>(strip, rows, d, p, alpha, acc);
+    }
+    d += step;
+  }
+}
+
+// One strip for one group of lanes: scores, online softmax, values.
+template <class Op, int V>
+void attend_strip(const Block& block, const Strip& strip, const Group& group, float* scores) {
+  Vf most[V];
+  for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
+  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, most);
+  if (block.softcap != 0) {
+    cap_strip<V>(strip, block.scale, block.softcap, scores);
+    maximum_of(strip, scores, most);
+  }
+  if (strip.is_partial) mask_strip(strip, *block.band, group.first, scores, most);
+
+  const float scale_log2 = (block.softcap != 0 ? 1.0f : block.scale) * kLog2E;
+  Vf alpha[V], shift[V], sum[V];
+  for (int j = 0; j < V; ++j) {
+    const Vf old = load(group.max + j * kWidth);
+    const Vf now = max(old, most[j]);
+    store(group.max + j * kWidth, now);
+    // A lane without a key so far has maximum -infinity; -infinity less -infinity would be NaN.
+    const Vf finite = select(equal(now, broadcast(-kInfinity)), zero(), now);
+    shift[j] = mul(finite, broadcast(-scale_log2));
+    alpha[j] = exp2(sub(shift[j], mul(old, broadcast(-scale_log2))));
+  }
+  probabilities<Op>(strip, scale_log2, shift, scores, sum);
+  for (int j = 0; j < V; ++j) store(group.sum + j * kWidth, fma(load(group.sum + j * kWidth), alpha[j], sum[j]));
+  if (block.head_dim_v != 0) add_values<Op>(strip, block.head_dim_v, scores, alpha, group.acc);
+}
+
+template <class Dtype>
+TILEWISE_INLINE void pack_queries(const Block& block, const Group& group, int vectors, float* scratch) {
+  using In = typename Dtype::In;
+  const In* rows = static_cast<const In*>(block.q) + group.first * block.q_stride;
+  const int64_t units = block.head_dim / Dtype::Op::kPerUnit;
+  const float* from = reinterpret_cast<const float*>(rows);
+  int64_t stride = block.q_stride / Dtype::Op::kPerUnit;
+  if constexpr (Dtype::kWidens) {
+    for (int i = 0; i < group.lanes; ++i) widen_row(reinterpret_cast<const uint16_t*>(rows) + i * block.q_stride, block.head_dim, scratch + i * units);
+    from = scratch;
+    stride = units;
+  } else if constexpr (Dtype::Op::kPerUnit == 2) {
+    if (!are_units_aligned(rows, block.q_stride)) {
+      for (int i = 0; i < group.lanes; ++i) __builtin_memcpy(scratch + i * units, rows + i * block.q_stride, static_cast<size_t>(units) * 4);
+      from = scratch;
+      stride = units;
+    }
+  }
+  if (vectors == 1) {
+    pack_units<1>(from, stride, group.lanes, units, group.q);
+  } else {
+    pack_units<kGroupVectors>(from, stride, group.lanes, units, group.q);
+  }
+}
+
+// out = O / l, turned back to one row a query.
+template <class In, int V>
+TILEWISE_INLINE void write_out(const ForwardBlock& forward, const Group& group) {
+  const int channels = forward.block.head_dim_v;
+  In* const out = static_cast<In*>(forward.out) + group.first * forward.out_stride;
+  for (int j = 0; j < V && j * kWidth < group.lanes; ++j) {
+    const Vf sum = load(group.sum + j * kWidth);
+    const Mask is_empty = equal(sum, zero());
+    const Vf inverse = select(is_empty, zero(), div(broadcast(1.0f), sum));
+    for (int d = 0; d < channels; d += kWidth) {
+      const int n = channels - d < kWidth ? channels - d : kWidth;
+      Vf rows[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        // A lane without a key: its accumulator may hold 0 * NaN of keys that others read.
+        rows[i] = i < n ? select(is_empty, zero(), mul(load(group.acc + ((d + i) * V + j) * kWidth), inverse)) : zero();
+      }
+      transpose(rows);
+      for (int i = 0; i < kWidth && j * kWidth + i < group.lanes; ++i) {
+        In* const place = out + (j * kWidth + i) * forward.out_stride + d;
+        if constexpr (sizeof(In) == 4) {
+          store_n(place, rows[i], n);
+        } else {
+          store_bf16_n(place, rows[i], n);
+        }
+      }
+    }
+  }
+}
+
+template <class Dtype>
+void forward_block(const ForwardBlock& forward) {
+  const Block& block = forward.block;
+  const Workspace workspace(forward.workspace, block.head_dim, block.head_dim_v);
+  const int groups = (block.lanes + kGroupLanes - 1) / kGroupLanes;
+  const auto group_of = [&](int g) {
+    const int first = g * kGroupLanes, left = block.lanes - first;
+    return Group{.first = first,
+                 .lanes = left < kGroupLanes ? left : kGroupLanes,
+                 .q = workspace.q + int64_t{first} * block.head_dim,
+                 .acc = workspace.acc + int64_t{first} * block.head_dim_v,
+                 .max = workspace.max + first,
+                 .sum = workspace.sum + first};
+  };
+  for (int g = 0; g < groups; ++g) {
+    const Group group = group_of(g);
+    pack_queries<Dtype>(block, group, group.lanes <= kWidth ? 1 : kGroupVectors, workspace.k);
+    for (int i = 0; i < kGroupLanes; ++i) {
+      group.max[i] = forward.start_max;
+      group.sum[i] = forward.start_sum;
+    }
+    for (int64_t i = 0; i < int64_t{block.head_dim_v} * kGroupLanes; i += kWidth) store(group.acc + i, zero());
+  }
+
+  const uint64_t all_lanes = lane_bits(block.lanes);
+  Strip strip;
+  for (Cursor cursor; next_keys(block, all_lanes, cursor, strip);) {
+    find_keys<Dtype>(block, strip, workspace.k);
+    if (block.head_dim_v != 0) find_values<Dtype>(block, strip, workspace.v);
+    for (int g = 0; g < groups; ++g) {
+      const Group group = group_of(g);
+      if (group.lanes <= kWidth) {
+        attend_strip<typename Dtype::Op, 1>(block, strip, group, workspace.scores);
+      } else {
+        attend_strip<typename Dtype::Op, kGroupVectors>(block, strip, group, workspace.scores);
+      }
+    }
+  }
+
+  const float unit = block.softcap != 0 ? 1.0f : block.scale;
+  for (int g = 0; g < groups; ++g) {
+    const Group group = group_of(g);
+    if (block.head_dim_v != 0) {
+      if (group.lanes <= kWidth) {
+        write_out<typename Dtype::In, 1>(forward, group);
+      } else {
+        write_out<typename Dtype::In, kGroupVectors>(forward, group);
+      }
+    }
+    for (int i = 0; i < group.lanes; ++i) {
+      forward.row_max[group.first + i] = group.max[i] * unit;
+      forward.row_sum[group.first + i] = group.sum[i];
+    }
+  }
+}
+
+}  // namespace
+
+extern const ForwardTable forward_table;
+const ForwardTable forward_table{.workspace_bytes = &workspace_bytes, .forward_f32 = &forward_block<PlainF32>, .forward_bf16 = &forward_block<Bf16>};
+
+}  // namespace tilewise::attend::cpu::TILEWISE_TARGET

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/cpu/forward.h"
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "tilewise/attend/check.h"
+#include "tilewise/attend/cpu/block.h"
+#include "tilewise/attend/cpu/cut.h"
+#include "tilewise/machine/cpu/target.h"
+#include "tilewise/plan/rows.h"
+
+namespace tilewise::attend::cpu {
+namespace {
+
+using machine::cpu::Target;
+
+#if defined(__x86_64__)
+constexpr machine::cpu::PerTarget<ForwardTable> kTables{
+    {&portable::forward_table, &avx2::forward_table, &avx512::forward_table, &avx512bf16::forward_table}};
+#else
+constexpr machine::cpu::PerTarget<ForwardTable> kTables{{&portable::forward_table, nullptr, nullptr, nullptr}};
+#endif
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t token) {
+  return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
+}
+
+// What one worker keeps between blocks.
+struct Worker {
+  Buffer workspace;
+  std::vector<Segment> segments;
+  LaneBand band;
+  int64_t pairs_read = 0;
+};
+
+void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const QueryBlock& query, Worker& worker) {
+  const PlanData& plan = *params.plan;
+  set_band(plan, query, worker.band);
+  worker.pairs_read += cut_segments(plan, sizes.heads_q, query, worker.band, false, worker.segments);
+
+  const int64_t kv_head = static_cast<int64_t>(query.head) * sizes.heads_kv / sizes.heads_q;
+  float row_max[kBlockLanes], row_sum[kBlockLanes];
+  ForwardBlock forward{};
+  Block& block = forward.block;
+  block.q = row_at(params.q, query.b, query.head, query.first);
+  block.k = row_at(params.k, query.b, kv_head, 0);
+  block.q_stride = params.q.stride(2);
+  block.k_stride = params.k.stride(2);
+  block.head_dim = static_cast<int>(sizes.head_dim);
+  block.lanes = query.lanes;
+  block.segments = worker.segments.data();
+  block.num_segments = static_cast<int64_t>(worker.segments.size());
+  block.band = &worker.band;
+  block.scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
+  block.softcap = params.softcap;
+  if (params.v.has_value()) {
+    block.v = row_at(params.v, query.b, sizes.heads_v == 1 ? 0 : kv_head, 0);
+    block.v_stride = params.v.stride(2);
+    block.head_dim_v = static_cast<int>(sizes.head_dim_v);
+    forward.out = const_cast<void*>(row_at(params.out, query.b, query.head, query.first));
+    forward.out_stride = params.out.stride(2);
+  }
+  // The sink is a logit that is there from the start, in the units that the kernel takes its maximum in.
+  const float sink = params.sink_logit.has_value() ? params.sink_logit.at<float>(query.head) : -kInfinity;
+  forward.start_max = params.softcap != 0 ? sink : sink / block.scale;
+  forward.start_sum = sink == -kInfinity ? 0.0f : 1.0f;
+  forward.row_max = row_max;
+  forward.row_sum = row_sum;
+  forward.workspace = static_cast<std::byte*>(worker.workspace.data());
+  (params.q.dtype() == Dtype::bf16 ? table.forward_bf16 : table.forward_f32)(forward);
+
+  if (!params.lse.has_value()) return;
+  for (int i = 0; i < query.lanes; ++i) {
+    params.lse.at<float>(query.b, query.head, query.first + i) = row_sum[i] == 0 ? -kInfinity : row_max[i] + std::log(row_sum[i]);
+  }
+}
+
+}  // namespace
+
+std::optional<std::string> refusal(const AttendParams& params) {
+  if (auto reason = refusal_of_operand("q", params.q)) return reason;
+  if (params.v.has_value()) {
+    if (auto reason = refusal_of_operand("v", params.v)) return reason;
+  }
+  return refusal_of_plan(params.plan);
+}
+
+Ran forward(const AttendParams& params, Context& context) {
+  const Sizes sizes = check_forward(params, context);
+  if (const auto reason = refusal(params)) fail(Error::Kind::unsupported, "attend_forward: cpu: ", *reason);
+  const Target target = machine::cpu::current_target();
+  const ForwardTable& table = kTables[target];
+  const std::vector<QueryBlock> blocks = cut_blocks(*params.plan, sizes.batch, sizes.heads_q);
+  std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
+  const size_t bytes = table.workspace_bytes(static_cast<int>(sizes.head_dim), static_cast<int>(sizes.head_dim_v));
+  for (Worker& worker : workers) worker.workspace = Buffer(context.memory, bytes);
+  context.parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t item, int worker) {
+    attend_block(params, sizes, table, blocks[static_cast<size_t>(item)], workers[static_cast<size_t>(worker)]);
+  });
+  int64_t pairs_read = 0;
+  for (const Worker& worker : workers) pairs_read += worker.pairs_read;
+  return {.backend = "cpu", .target = std::string(machine::cpu::name(target)), .pairs_read = pairs_read};
+}
+
+}  // namespace tilewise::attend::cpu

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// A strip: up to kStripKeys keys of a block's segments, as pointers to their rows. Runs, picked keys and odd lengths all look alike here, so the
+// product loops know nothing of plans. Included once by each kernel unit, after simd.h and product-inl.h.
+#include "tilewise/attend/cpu/block.h"
+
+namespace tilewise::attend::cpu::TILEWISE_TARGET {
+namespace {
+
+using namespace machine::cpu::TILEWISE_TARGET;
+
+inline constexpr int32_t kLowest = INT32_MIN, kHighest = INT32_MAX;
+
+struct Strip {
+  int count;          // keys
+  int padded;         // the same, up to a multiple of kRowTail: rows behind `count` repeat the last key, their scores are dropped
+  bool is_partial;    // some pair of it is tested
+  int32_t token[kStripKeys];
+  int32_t cell[kStripKeys];
+  // For partial strips. Key i is read by the lanes of bits[i] with at_most[i] <= last[lane] and first[lane] <= at_least[i].
+  uint64_t bits[kStripKeys];
+  int32_t at_most[kStripKeys], at_least[kStripKeys];
+  const float* k[kStripKeys];  // each key's row, in 32-bit units
+  const float* v[kStripKeys];  // as the second product reads it: one row a key, or one a pair of keys
+};
+
+/// Where a walk over a block's segments stands.
+struct Cursor {
+  int64_t segment = 0;
+  int32_t key = 0;  // next key of that segment; below its start: at its start
+  bool is_inside = false;
+};
+
+/// Fills the strip with the next keys; false when none are left.
+TILEWISE_INLINE bool next_keys(const Block& block, uint64_t all_lanes, Cursor& cursor, Strip& strip) {
+  int count = 0;
+  bool is_partial = false;
+  while (count < kStripKeys && cursor.segment < block.num_segments) {
+    const Segment& segment = block.segments[cursor.segment];
+    if (!cursor.is_inside) {
+      cursor.key = segment.start;
+      cursor.is_inside = true;
+    }
+    const int left = segment.stop - cursor.key;
+    const int n = left < kStripKeys - count ? left : kStripKeys - count;
+    is_partial |= segment.is_tested || (segment.bits & all_lanes) != all_lanes;
+    for (int i = 0; i < n; ++i) {
+      const int32_t token = cursor.key + i;
+      strip.token[count + i] = token;
+      strip.cell[count + i] = segment.cell;
+      strip.bits[count + i] = segment.bits;
+      strip.at_most[count + i] = segment.is_tested ? token : kLowest;
+      strip.at_least[count + i] = segment.is_tested && token >= block.band->sink ? token : kHighest;
+    }
+    count += n;
+    cursor.key += n;
+    if (cursor.key >= segment.stop) {
+      ++cursor.segment;
+      cursor.is_inside = false;
+    }
+  }
+  strip.count = count;
+  strip.padded = (count + kRowTail - 1) / kRowTail * kRowTail;
+  strip.is_partial = is_partial;
+  return count > 0;
+}
+
+TILEWISE_INLINE uint64_t lane_bits(int lanes) { return lanes >= 64 ? ~uint64_t{0} : (uint64_t{1} << lanes) - 1; }
+
+/// Bytes of an element as `In`, and rows of a tensor in 32-bit units.
+template <class In>
+TILEWISE_INLINE const float* units_at(const void* base, int64_t element) {
+  return reinterpret_cast<const float*>(static_cast<const In*>(base) + element);
+}
+
+/// How a dtype is computed: where q, k and v rows come from.
+struct PlainF32 {
+  using In = float;
+  using Op = F32;
+  static constexpr bool kWidens = false;
+};
+struct WidenedBf16 {  // rows are converted to f32 once per block and strip: at 64 queries about 3 % of the products' work
+  using In = uint16_t;
+  using Op = F32;
+  static constexpr bool kWidens = true;
+};
+#if TILEWISE_TARGET_LEVEL >= 3
+struct DotBf16 {
+  using In = uint16_t;
+  using Op = Bf16Dot;
+  static constexpr bool kWidens = false;
+};
+using Bf16 = DotBf16;
+#else
+using Bf16 = WidenedBf16;
+#endif
+
+TILEWISE_INLINE void widen_row(const uint16_t* row, int channels, float* out) {
+  int i = 0;
+  for (; i + kWidth <= channels; i += kWidth) store(out + i, load_bf16(row + i));
+  if (i < channels) store_n(out + i, load_bf16_n(row + i, channels - i), channels - i);
+}
+
+/// Whether rows of bf16 that start at `base` can be read 32 bits at a time.
+TILEWISE_INLINE bool are_units_aligned(const void* base, int64_t stride) { return reinterpret_cast<uintptr_t>(base) % 4 == 0 && stride % 2 == 0; }
+
+/// Points strip.k at the rows of the strip's keys, by way of `scratch` ([kStripKeys, head_dim] f32) where they are widened or lie off the units.
+template <class Dtype>
+TILEWISE_INLINE void find_keys(const Block& block, Strip& strip, float* scratch) {
+  const bool is_copied = Dtype::Op::kPerUnit == 2 && !are_units_aligned(block.k, block.k_stride);
+  for (int i = 0; i < strip.count; ++i) {
+    const int64_t element = strip.token[i] * block.k_stride;
+    if constexpr (Dtype::kWidens) {
+      float* const row = scratch + int64_t{i} * block.head_dim;
+      widen_row(static_cast<const uint16_t*>(block.k) + element, block.head_dim, row);
+      strip.k[i] = row;
+    } else if (is_copied) {
+      float* const row = scratch + int64_t{i} * block.head_dim / Dtype::Op::kPerUnit;
+      __builtin_memcpy(row, static_cast<const typename Dtype::In*>(block.k) + element, static_cast<size_t>(block.head_dim) * sizeof(typename Dtype::In));
+      strip.k[i] = row;
+    } else {
+      strip.k[i] = units_at<typename Dtype::In>(block.k, element);
+    }
+  }
+  for (int i = strip.count; i < strip.padded; ++i) strip.k[i] = strip.k[strip.count - 1];
+}
+
+/// One group of lanes: V vectors.
+struct Group {
+  int first;      // lane of the block
+  int lanes;      // real ones
+  float* q;       // [units][V * kWidth]
+  float* acc;     // [head_dim_v][V * kWidth]
+  float* max;     // [V * kWidth] raw: before scale, or after softcap
+  float* sum;     // [V * kWidth]
+};
+
+/// scores[i][lane] = k[i] . q[lane] for rows [i, i + R) of the strip; the maximum is taken from registers.
+template <class Op, int R, int V>
+TILEWISE_INLINE void score_rows(const Strip& strip, int i, int64_t units, const float* q, float* scores, Vf (&most)[V]) {
+  Vf acc[R][V];
+  clear(acc);
+  multiply_along<Op>(acc, strip.k + i, units, q);
+  TILEWISE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) {
+      store(scores + ((i + r) * V + j) * kWidth, acc[r][j]);
+      most[j] = max(most[j], acc[r][j]);
+    }
+  }
+}
+
+/// S^T = K Q^T for the whole strip.
+template <class Op, int V>
+TILEWISE_INLINE void score_strip(const Strip& strip, int64_t units, const float* q, float* scores, Vf (&most)[V]) {
+  for (int i = 0; i < strip.padded;) {
+    const int step = step_of(strip.padded - i);
+    if (step == kRows) {
+      score_rows<Op, kRows>(strip, i, units, q, scores, most);
+    } else {
+      score_rows<Op, kRowTail>(strip, i, units, q, scores, most);
+    }
+    i += step;
+  }
+}
+
+/// Which lanes of vector j of the group read key i. Only in partial strips.
+template <int V>
+TILEWISE_INLINE Mask readers(const Strip& strip, int i, const LaneBand& band, int first, int j) {
+  const int lane = first + j * kWidth;
+  const Mask below = less_equal_i(broadcast_i(strip.at_most[i]), load_i(band.last + lane));
+  const Mask above = less_equal_i(load_i(band.first + lane), broadcast_i(strip.at_least[i]));
+  return mask_and(mask_of_bits(strip.bits[i] >> lane), mask_and(below, above));
+}
+
+/// softcap * tanh(scale * s / softcap), in place: s is the logit then.
+template <int V>
+TILEWISE_INLINE void cap_strip(const Strip& strip, float scale, float softcap, float* scores) {
+  const Vf inner = broadcast(scale / softcap), outer = broadcast(softcap);
+  for (int i = 0; i < strip.count * V; ++i) store(scores + i * kWidth, mul(outer, tanh(mul(inner, load(scores + i * kWidth)))));
+}
+
+}  // namespace
+}  // namespace tilewise::attend::cpu::TILEWISE_TARGET
