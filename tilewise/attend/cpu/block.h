@@ -55,17 +55,49 @@ struct ForwardTable {
   void (*forward_bf16)(const ForwardBlock& block);
 };
 
+/// What a measuring kernel adds up over.
+enum class MeasureWalk : uint8_t {
+  lanes,    // per lane, over neighbouring keys of one cell
+  keys,     // per key, over lanes
+  offsets,  // per query minus key
+};
+
+struct MeasureBlock {
+  Block block;            // v unused
+  const float* lse;       // [kBlockLanes] or null: values are exp(logit - lse), else logits
+  const float* key_bias;  // [seqlen_k] or null: added to the logit
+  MeasureWalk walk;
+  /// lanes: called for each stretch of a strip's keys with one cell; arrays hold `lanes` numbers, for the lanes from `first` on.
+  void (*take)(void* state, int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count);
+  void* state;
+  /// keys: entry `token`; offsets: entry first_query + lane - token. All three are added to.
+  float *sum, *max, *count;
+  int64_t first_query;
+  std::byte* workspace;  // workspace_bytes(), 64-byte aligned
+};
+
+/// The measuring kernels of one target.
+struct MeasureTable {
+  size_t (*workspace_bytes)(int head_dim);
+  void (*measure_f32)(const MeasureBlock& block);
+  void (*measure_bf16)(const MeasureBlock& block);
+};
+
 namespace portable {
 extern const ForwardTable forward_table;
+extern const MeasureTable measure_table;
 }
 namespace avx2 {
 extern const ForwardTable forward_table;
+extern const MeasureTable measure_table;
 }
 namespace avx512 {
 extern const ForwardTable forward_table;
+extern const MeasureTable measure_table;
 }
 namespace avx512bf16 {
 extern const ForwardTable forward_table;
+extern const MeasureTable measure_table;
 }
 
 }  // namespace tilewise::attend::cpu

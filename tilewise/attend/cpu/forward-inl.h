@@ -178,31 +178,6 @@ void attend_strip(const Block& block, const Strip& strip, const Group& group, fl
   if (block.head_dim_v != 0) add_values<Op>(strip, block.head_dim_v, scores, alpha, group.acc);
 }
 
-template <class Dtype>
-TILEWISE_INLINE void pack_queries(const Block& block, const Group& group, int vectors, float* scratch) {
-  using In = typename Dtype::In;
-  const In* rows = static_cast<const In*>(block.q) + group.first * block.q_stride;
-  const int64_t units = block.head_dim / Dtype::Op::kPerUnit;
-  const float* from = reinterpret_cast<const float*>(rows);
-  int64_t stride = block.q_stride / Dtype::Op::kPerUnit;
-  if constexpr (Dtype::kWidens) {
-    for (int i = 0; i < group.lanes; ++i) widen_row(reinterpret_cast<const uint16_t*>(rows) + i * block.q_stride, block.head_dim, scratch + i * units);
-    from = scratch;
-    stride = units;
-  } else if constexpr (Dtype::Op::kPerUnit == 2) {
-    if (!are_units_aligned(rows, block.q_stride)) {
-      for (int i = 0; i < group.lanes; ++i) __builtin_memcpy(scratch + i * units, rows + i * block.q_stride, static_cast<size_t>(units) * 4);
-      from = scratch;
-      stride = units;
-    }
-  }
-  if (vectors == 1) {
-    pack_units<1>(from, stride, group.lanes, units, group.q);
-  } else {
-    pack_units<kGroupVectors>(from, stride, group.lanes, units, group.q);
-  }
-}
-
 // out = O / l, turned back to one row a query.
 template <class In, int V>
 TILEWISE_INLINE void write_out(const ForwardBlock& forward, const Group& group) {

@@ -180,5 +180,31 @@ TILEWISE_INLINE void cap_strip(const Strip& strip, float scale, float softcap, f
   for (int i = 0; i < strip.count * V; ++i) store(scores + i * kWidth, mul(outer, tanh(mul(inner, load(scores + i * kWidth)))));
 }
 
+/// The group's queries, turned into lanes. `scratch`: [kGroupLanes, head_dim] f32.
+template <class Dtype>
+TILEWISE_INLINE void pack_queries(const Block& block, const Group& group, int vectors, float* scratch) {
+  using In = typename Dtype::In;
+  const In* rows = static_cast<const In*>(block.q) + group.first * block.q_stride;
+  const int64_t units = block.head_dim / Dtype::Op::kPerUnit;
+  const float* from = reinterpret_cast<const float*>(rows);
+  int64_t stride = block.q_stride / Dtype::Op::kPerUnit;
+  if constexpr (Dtype::kWidens) {
+    for (int i = 0; i < group.lanes; ++i) widen_row(reinterpret_cast<const uint16_t*>(rows) + i * block.q_stride, block.head_dim, scratch + i * units);
+    from = scratch;
+    stride = units;
+  } else if constexpr (Dtype::Op::kPerUnit == 2) {
+    if (!are_units_aligned(rows, block.q_stride)) {
+      for (int i = 0; i < group.lanes; ++i) __builtin_memcpy(scratch + i * units, rows + i * block.q_stride, static_cast<size_t>(units) * 4);
+      from = scratch;
+      stride = units;
+    }
+  }
+  if (vectors == 1) {
+    pack_units<1>(from, stride, group.lanes, units, group.q);
+  } else {
+    pack_units<kGroupVectors>(from, stride, group.lanes, units, group.q);
+  }
+}
+
 }  // namespace
 }  // namespace tilewise::attend::cpu::TILEWISE_TARGET

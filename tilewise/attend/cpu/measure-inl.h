@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reductions of one block's logits or probabilities, compiled once per target: the first half of forward-inl.h, then sums, maxima and counts.
+#include "tilewise/machine/cpu/simd.h"
+#include "tilewise/machine/cpu/product-inl.h"
+#include "tilewise/attend/cpu/strip-inl.h"
+
+namespace tilewise::attend::cpu::TILEWISE_TARGET {
+namespace {
+
+struct Workspace {
+  float* q;       // [groups][head_dim][kGroupLanes]
+  float* scores;  // [kStripKeys][kGroupLanes]
+  float* k;       // [kStripKeys][head_dim], where keys are widened
+
+  static constexpr int64_t floats(int64_t head_dim) { return kBlockLanes * head_dim + kStripKeys * (kGroupLanes + head_dim); }
+  Workspace(std::byte* bytes, int64_t head_dim) {
+    q = reinterpret_cast<float*>(bytes);
+    scores = q + kBlockLanes * head_dim;
+    k = scores + kStripKeys * kGroupLanes;
+  }
+};
+
+size_t workspace_bytes(int head_dim) { return static_cast<size_t>(Workspace::floats(head_dim)) * sizeof(float); }
+
+// Turns raw products into values: the logit, or exp(logit - lse). `lse_log2`: minus the lane's lse times log2(e).
+template <bool HasLse>
+TILEWISE_INLINE Vf value_of(Vf s, Vf scale, Vf bias, Vf lse_log2) {
+  const Vf logit = fma(s, scale, bias);
+  if constexpr (HasLse) {
+    const Vf x = fma(logit, broadcast(kLog2E), lse_log2);
+    return select(less(broadcast(127.0f), x), broadcast(kInfinity), exp2(x));
+  } else {
+    return logit;
+  }
+}
+
+// What the three walks share: values of vector j for key i, and who reads it.
+template <bool HasLse, bool IsPartial, int V>
+struct Values {
+  const MeasureBlock& measure;
+  const Strip& strip;
+  const Group& group;
+  float* scores;
+  Vf scale;
+  Vf lse_log2[V];
+
+  TILEWISE_INLINE Values make(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
+    Values v{measure, strip, group, scores, broadcast(measure.block.softcap != 0 ? 1.0f : measure.block.scale), {}};
+    for (int j = 0; j < V; ++j) v.lse_log2[j] = HasLse ? mul(load(measure.lse + group.first + j * kWidth), broadcast(-kLog2E)) : zero();
+    return v;
+  }
+  __attribute__((always_inline)) Vf at(int i, int j) const {
+    const Vf bias = measure.key_bias != nullptr ? broadcast(measure.key_bias[strip.token[i]]) : zero();
+    return value_of<HasLse>(load(scores + (i * V + j) * kWidth), scale, bias, lse_log2[j]);
+  }
+  __attribute__((always_inline)) Mask who(int i, int j) const { return readers<V>(strip, i, *measure.block.band, group.first, j); }
+};
+
+// A maximum that NaN wins, as the definition has it: max() loses it again at the next number.
+TILEWISE_INLINE Vf max_or_nan(Vf old, Vf x) { return select(is_nan(old), old, max(old, x)); }
+
+template <bool HasLse, bool IsPartial, int V>
+void walk_lanes(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
+  const auto values = Values<HasLse, IsPartial, V>::make(measure, strip, group, scores);
+  float sums[kGroupLanes], maxima[kGroupLanes], counts[kGroupLanes];
+  for (int i = 0; i < strip.count;) {
+    const int32_t cell = strip.cell[i];
+    const int begin = i;
+    Vf sum[V], most[V], count[V];
+    for (int j = 0; j < V; ++j) {
+      sum[j] = count[j] = zero();
+      most[j] = broadcast(-kInfinity);
+    }
+    for (; i < strip.count && strip.cell[i] == cell; ++i) {
+      TILEWISE_UNROLL
+      for (int j = 0; j < V; ++j) {
+        Vf x = values.at(i, j), bound = x;
+        if constexpr (IsPartial) {
+          const Mask m = values.who(i, j);
+          x = select(m, x, zero());
+          bound = select(m, bound, broadcast(-kInfinity));
+          count[j] = add(count[j], select(m, broadcast(1.0f), zero()));
+          store(scores + (i * V + j) * kWidth, x);
+        }
+        sum[j] = add(sum[j], x);
+        most[j] = max(most[j], bound);
+      }
+    }
+    for (int j = 0; j < V; ++j) {
+      store(sums + j * kWidth, sum[j]);
+      store(maxima + j * kWidth, most[j]);
+      store(counts + j * kWidth, IsPartial ? count[j] : broadcast(static_cast<float>(i - begin)));
+    }
+    for (int lane = 0; lane < group.lanes; ++lane) {
+      if (sums[lane] == sums[lane]) continue;  // a sum that is NaN: from a NaN among the values, or from infinities of both signs
+      const int j = lane / kWidth;
+      for (int t = begin; t < i; ++t) {
+        float lanes_of_key[kWidth];
+        store(lanes_of_key, IsPartial ? load(scores + (t * V + j) * kWidth) : values.at(t, j));
+        const float x = lanes_of_key[lane % kWidth];
+        if (x != x) maxima[lane] = x;
+      }
+    }
+    measure.take(measure.state, group.first, group.lanes, cell, sums, maxima, counts);
+  }
+}
+
+template <bool HasLse, bool IsPartial, int V>
+void walk_keys(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
+  const auto values = Values<HasLse, IsPartial, V>::make(measure, strip, group, scores);
+  for (int i = 0; i < strip.count; ++i) {
+    Vf sum = zero(), most = broadcast(-kInfinity), count = zero(), nans = zero();
+    for (int j = 0; j < V; ++j) {
+      Vf x = values.at(i, j), bound = x, one = broadcast(1.0f);
+      if constexpr (IsPartial) {
+        const Mask m = values.who(i, j);
+        x = select(m, x, zero());
+        bound = select(m, bound, broadcast(-kInfinity));
+        one = select(m, one, zero());
+      }
+      nans = add(nans, select(is_nan(x), broadcast(1.0f), zero()));
+      sum = add(sum, x);
+      most = max(most, select(is_nan(bound), broadcast(-kInfinity), bound));
+      count = add(count, one);
+    }
+    const int32_t token = strip.token[i];
+    const float largest = reduce_add(nans) != 0 ? __builtin_nanf("") : reduce_max(most);
+    measure.sum[token] += reduce_add(sum);
+    measure.count[token] += reduce_add(count);
+    float& old = measure.max[token];
+    if (largest != largest || largest > old) old = largest;
+  }
+}
+
+template <bool HasLse, bool IsPartial, int V>
+void walk_offsets(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
+  const auto values = Values<HasLse, IsPartial, V>::make(measure, strip, group, scores);
+  for (int i = 0; i < strip.count; ++i) {
+    for (int j = 0; j < V; ++j) {
+      const int64_t offset = measure.first_query + group.first + j * kWidth - strip.token[i];
+      Vf x = values.at(i, j), bound = x, one = broadcast(1.0f);
+      if constexpr (IsPartial) {
+        const Mask m = values.who(i, j);
+        x = select(m, x, zero());
+        bound = select(m, bound, broadcast(-kInfinity));
+        one = select(m, one, zero());
+      }
+      store(measure.sum + offset, add(load(measure.sum + offset), x));
+      store(measure.max + offset, max_or_nan(load(measure.max + offset), bound));
+      store(measure.count + offset, add(load(measure.count + offset), one));
+    }
+  }
+}
+
+template <bool HasLse, bool IsPartial, int V>
+TILEWISE_INLINE void walk(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
+  switch (measure.walk) {
+    case MeasureWalk::lanes: return walk_lanes<HasLse, IsPartial, V>(measure, strip, group, scores);
+    case MeasureWalk::keys: return walk_keys<HasLse, IsPartial, V>(measure, strip, group, scores);
+    case MeasureWalk::offsets: return walk_offsets<HasLse, IsPartial, V>(measure, strip, group, scores);
+  }
+}
+
+// One strip for one group of lanes: scores, then what is asked of them.
+template <class Op, int V>
+void measure_strip(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
+  const Block& block = measure.block;
+  Vf unused[V];
+  for (int j = 0; j < V; ++j) unused[j] = zero();
+  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, unused);
+  if (block.softcap != 0) cap_strip<V>(strip, block.scale, block.softcap, scores);
+  // Sums over lanes must not see the lanes behind the last query.
+  const bool is_partial = strip.is_partial || (measure.walk != MeasureWalk::lanes && group.lanes < V * kWidth);
+  if (measure.lse != nullptr) {
+    is_partial ? walk<true, true, V>(measure, strip, group, scores) : walk<true, false, V>(measure, strip, group, scores);
+  } else {
+    is_partial ? walk<false, true, V>(measure, strip, group, scores) : walk<false, false, V>(measure, strip, group, scores);
+  }
+}
+
+template <class Dtype>
+void measure_block(const MeasureBlock& measure) {
+  const Block& block = measure.block;
+  const Workspace workspace(measure.workspace, block.head_dim);
+  const int groups = (block.lanes + kGroupLanes - 1) / kGroupLanes;
+  const auto group_of = [&](int g) {
+    const int first = g * kGroupLanes, left = block.lanes - first;
+    return Group{.first = first,
+                 .lanes = left < kGroupLanes ? left : kGroupLanes,
+                 .q = workspace.q + int64_t{first} * block.head_dim,
+                 .acc = nullptr,
+                 .max = nullptr,
+                 .sum = nullptr};
+  };
+  for (int g = 0; g < groups; ++g) {
+    const Group group = group_of(g);
+    pack_queries<Dtype>(block, group, group.lanes <= kWidth ? 1 : kGroupVectors, workspace.k);
+  }
+  const uint64_t all_lanes = lane_bits(block.lanes);
+  Strip strip;
+  for (Cursor cursor; next_keys(block, all_lanes, cursor, strip);) {
+    find_keys<Dtype>(block, strip, workspace.k);
+    for (int g = 0; g < groups; ++g) {
+      const Group group = group_of(g);
+      if (group.lanes <= kWidth) {
+        measure_strip<typename Dtype::Op, 1>(measure, strip, group, workspace.scores);
+      } else {
+        measure_strip<typename Dtype::Op, kGroupVectors>(measure, strip, group, workspace.scores);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern const MeasureTable measure_table;
+const MeasureTable measure_table{.workspace_bytes = &workspace_bytes, .measure_f32 = &measure_block<PlainF32>, .measure_bf16 = &measure_block<Bf16>};
+
+}  // namespace tilewise::attend::cpu::TILEWISE_TARGET

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/cpu/measure.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "tilewise/attend/check.h"
+#include "tilewise/attend/cpu/block.h"
+#include "tilewise/attend/cpu/cut.h"
+#include "tilewise/machine/cpu/target.h"
+#include "tilewise/plan/rows.h"
+
+namespace tilewise::attend::cpu {
+namespace {
+
+using machine::cpu::Target;
+
+#if defined(__x86_64__)
+constexpr machine::cpu::PerTarget<MeasureTable> kTables{
+    {&portable::measure_table, &avx2::measure_table, &avx512::measure_table, &avx512bf16::measure_table}};
+#else
+constexpr machine::cpu::PerTarget<MeasureTable> kTables{{&portable::measure_table, nullptr, nullptr, nullptr}};
+#endif
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Sums over queries (key, offset) are taken in at most so many parts of a head, each in order, then added in order: bits that no thread count moves.
+constexpr int64_t kParts = 8;
+
+const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t token) {
+  return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
+}
+
+// NaN wins; nothing is above it, so it stays.
+void take_max(float& most, float value) {
+  if (std::isnan(value) || value > most) most = value;
+}
+
+struct Call {
+  const MeasureParams& params;
+  const PlanData& plan;
+  Sizes sizes;
+  const MeasureTable& table;
+  int tile_q, tile_k;
+};
+
+// What one worker keeps between blocks.
+struct Worker {
+  Buffer workspace;
+  std::vector<Segment> segments, cut;
+  LaneBand band;
+  std::array<float, kBlockLanes> lse;
+  int64_t pairs_read = 0;
+};
+
+// Adds a stretch of keys to the cells of its lanes.
+struct LaneCells {
+  const Call& call;
+  const QueryBlock& query;
+
+  float* place(const TensorView& view, int64_t row, int64_t cell) const {
+    if (!view.has_value()) return nullptr;
+    const bool has_columns = view.rank() == 4;
+    return static_cast<float*>(view.raw()) +
+           (has_columns ? view.offset(query.b, query.head, row, cell) : view.offset(query.b, query.head, row));
+  }
+
+  void add(int64_t row, int64_t cell, float sum, float max, float count) const {
+    if (float* const p = place(call.params.sum, row, cell)) *p += sum;
+    if (float* const p = place(call.params.max, row, cell)) take_max(*p, max);
+    if (float* const p = place(call.params.count, row, cell)) *p += count;
+  }
+
+  void add_queries(int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) const {
+    for (int i = 0; i < lanes; ++i) add(query.first + first + i, cell, sum[i], max[i], count[i]);
+  }
+
+  void add_tiles(int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) const {
+    constexpr int kTogether = 8;  // partial results side by side, which the compiler turns into vectors
+    for (int i = 0; i < lanes;) {
+      const int64_t tile = (query.first + first + i) / call.tile_q;
+      const int stop = static_cast<int>(std::min<int64_t>(lanes, (tile + 1) * call.tile_q - query.first - first));
+      float sums[kTogether] = {}, counts[kTogether] = {}, maxima[kTogether];
+      std::fill(maxima, maxima + kTogether, -kInfinity);
+      bool has_nan = false;
+      for (; i + kTogether <= stop; i += kTogether) {
+        for (int t = 0; t < kTogether; ++t) {
+          sums[t] += sum[i + t];
+          counts[t] += count[i + t];
+          maxima[t] = max[i + t] > maxima[t] ? max[i + t] : maxima[t];
+        }
+      }
+      for (int t = 0; i < stop; ++i, ++t) {
+        sums[t] += sum[i];
+        counts[t] += count[i];
+        maxima[t] = max[i] > maxima[t] ? max[i] : maxima[t];
+      }
+      float total = 0, most = -kInfinity, number = 0;
+      for (int t = 0; t < kTogether; ++t) {
+        total += sums[t];
+        number += counts[t];
+        take_max(most, maxima[t]);
+      }
+      if (std::isnan(total)) {  // the comparisons above passed over NaN
+        for (int t = 0; t < lanes; ++t) has_nan |= (query.first + first + t) / call.tile_q == tile && std::isnan(max[t]);
+      }
+      add(tile, cell, total, has_nan ? std::numeric_limits<float>::quiet_NaN() : most, number);
+    }
+  }
+
+  static void take_queries(void* state, int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) {
+    static_cast<const LaneCells*>(state)->add_queries(first, lanes, cell, sum, max, count);
+  }
+  static void take_tiles(void* state, int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) {
+    static_cast<const LaneCells*>(state)->add_tiles(first, lanes, cell, sum, max, count);
+  }
+};
+
+// Cuts segments at multiples of tile_k and numbers the pieces.
+void cut_at_tiles(const std::vector<Segment>& segments, int tile_k, std::vector<Segment>& out) {
+  out.clear();
+  for (const Segment& segment : segments) {
+    for (int32_t start = segment.start; start < segment.stop;) {
+      const int32_t cell = start / tile_k;
+      const auto stop = static_cast<int32_t>(std::min<int64_t>(segment.stop, (int64_t{cell} + 1) * tile_k));
+      out.push_back({start, stop, segment.bits, cell, segment.is_tested});
+      start = stop;
+    }
+  }
+}
+
+// The block's problem, for the walk that is filled in by the caller.
+MeasureBlock prepare_block(const Call& call, const QueryBlock& query, Worker& worker) {
+  const MeasureParams& params = call.params;
+  set_band(call.plan, query, worker.band);
+  const bool is_by_run = params.over == MeasureOver::query_run;
+  worker.pairs_read += cut_segments(call.plan, call.sizes.heads_q, query, worker.band, is_by_run, worker.segments);
+  if (params.over == MeasureOver::tile || params.over == MeasureOver::query_tile) {
+    cut_at_tiles(worker.segments, call.tile_k, worker.cut);
+    worker.segments.swap(worker.cut);
+  }
+  const int64_t kv_head = static_cast<int64_t>(query.head) * call.sizes.heads_kv / call.sizes.heads_q;
+  MeasureBlock measure{};
+  Block& block = measure.block;
+  block.q = row_at(params.q, query.b, query.head, query.first);
+  block.k = row_at(params.k, query.b, kv_head, 0);
+  block.q_stride = params.q.stride(2);
+  block.k_stride = params.k.stride(2);
+  block.head_dim = static_cast<int>(call.sizes.head_dim);
+  block.lanes = query.lanes;
+  block.segments = worker.segments.data();
+  block.num_segments = static_cast<int64_t>(worker.segments.size());
+  block.band = &worker.band;
+  block.scale = static_cast<float>(scale_of(params.softmax_scale, call.sizes.head_dim));
+  block.softcap = params.softcap;
+  if (params.lse.has_value()) {
+    worker.lse.fill(0);
+    for (int i = 0; i < query.lanes; ++i) worker.lse[static_cast<size_t>(i)] = params.lse.at<float>(query.b, query.head, query.first + i);
+    measure.lse = worker.lse.data();
+  }
+  if (params.key_bias.has_value() && params.key_bias.numel() > 0) {
+    measure.key_bias = static_cast<const float*>(row_at(params.key_bias, query.b, query.head, 0));
+  }
+  measure.workspace = static_cast<std::byte*>(worker.workspace.data());
+  return measure;
+}
+
+void run(const Call& call, const MeasureBlock& measure) {
+  (call.params.q.dtype() == Dtype::bf16 ? call.table.measure_bf16 : call.table.measure_f32)(measure);
+}
+
+// Blocks that write the same cells are one item; items of a head run longest first.
+std::vector<std::vector<QueryBlock>> items_of(const Call& call, std::vector<QueryBlock> blocks) {
+  std::vector<std::vector<QueryBlock>> items;
+  if (call.params.over != MeasureOver::tile) {
+    for (const QueryBlock& block : blocks) items.push_back({block});
+    return items;
+  }
+  std::stable_sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
+    return std::array<int64_t, 3>{x.b, x.head, x.first} < std::array<int64_t, 3>{y.b, y.head, y.first};
+  });
+  for (const QueryBlock& block : blocks) {
+    const bool shares_cell = !items.empty() && items.back().back().b == block.b && items.back().back().head == block.head &&
+                             (items.back().back().first + items.back().back().lanes - 1) / call.tile_q >= block.first / call.tile_q;
+    if (shares_cell) {
+      items.back().push_back(block);
+    } else {
+      items.push_back({block});
+    }
+  }
+  const auto work = [](const std::vector<QueryBlock>& item) {
+    int64_t total = 0;
+    for (const QueryBlock& block : item) total += block.keys * block.lanes;
+    return total;
+  };
+  std::stable_sort(items.begin(), items.end(), [&](const auto& x, const auto& y) {
+    return std::array<int64_t, 3>{x[0].b, x[0].head, -work(x)} < std::array<int64_t, 3>{y[0].b, y[0].head, -work(y)};
+  });
+  return items;
+}
+
+void fill(const TensorView& view, float value, Context& context) {
+  if (!view.has_value() || view.numel() == 0) return;
+  context.parallel_for(view.dim(0) * view.dim(1), [&](int64_t item, int) {
+    const int64_t b = item / view.dim(1), head = item % view.dim(1);
+    for (int64_t i = 0; i < view.dim(2); ++i) {
+      if (view.rank() == 3) {
+        view.at<float>(b, head, i) = value;
+        continue;
+      }
+      for (int64_t j = 0; j < view.dim(3); ++j) view.at<float>(b, head, i, j) = value;
+    }
+  });
+}
+
+void measure_lanes(const Call& call, std::vector<Worker>& workers, Context& context) {
+  fill(call.params.sum, 0, context);
+  fill(call.params.max, -kInfinity, context);
+  fill(call.params.count, 0, context);
+  const auto items = items_of(call, cut_blocks(call.plan, call.sizes.batch, call.sizes.heads_q));
+  context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int worker) {
+    for (const QueryBlock& query : items[static_cast<size_t>(item)]) {
+      LaneCells cells{call, query};
+      MeasureBlock measure = prepare_block(call, query, workers[static_cast<size_t>(worker)]);
+      measure.walk = MeasureWalk::lanes;
+      measure.take = call.params.over == MeasureOver::tile ? &LaneCells::take_tiles : &LaneCells::take_queries;
+      measure.state = &cells;
+      run(call, measure);
+    }
+  });
+}
+
+// Per key or per offset, head by head: the parts' arrays would be too many for all heads at once.
+void measure_across(const Call& call, std::vector<Worker>& workers, Context& context) {
+  const bool is_offset = call.params.over == MeasureOver::offset;
+  // Offsets run from 1 - Sq; a vector of lanes may reach past either end.
+  const int64_t before = is_offset ? call.sizes.seqlen_q + kBlockLanes : 0;
+  const int64_t length = before + call.sizes.seqlen_k + kBlockLanes;
+  const Tensor parts(context.memory, Dtype::f32, {kParts, 3, length});
+  std::vector<QueryBlock> blocks = cut_blocks(call.plan, call.sizes.batch, call.sizes.heads_q);
+  std::stable_sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
+    return std::array<int64_t, 3>{x.b, x.head, x.first} < std::array<int64_t, 3>{y.b, y.head, y.first};
+  });
+  size_t begin = 0;
+  for (int64_t head = 0; head < call.sizes.batch * call.sizes.heads_q; ++head) {
+    size_t end = begin;
+    while (end < blocks.size() && blocks[end].b * call.sizes.heads_q + blocks[end].head == head) ++end;
+    const auto count = static_cast<int64_t>(end - begin);
+    const int64_t used = std::min(kParts, std::max<int64_t>(1, count));
+    context.parallel_for(used, [&](int64_t part, int worker) {
+      float* const sum = &parts.view.at<float>(part, 0, 0);
+      float* const max = &parts.view.at<float>(part, 1, 0);
+      float* const number = &parts.view.at<float>(part, 2, 0);
+      std::fill(sum, sum + length, 0.0f);
+      std::fill(max, max + length, -kInfinity);
+      std::fill(number, number + length, 0.0f);
+      for (int64_t i = count * part / used; i < count * (part + 1) / used; ++i) {
+        const QueryBlock& query = blocks[begin + static_cast<size_t>(i)];
+        MeasureBlock measure = prepare_block(call, query, workers[static_cast<size_t>(worker)]);
+        measure.walk = is_offset ? MeasureWalk::offsets : MeasureWalk::keys;
+        measure.sum = sum + before;
+        measure.max = max + before;
+        measure.count = number + before;
+        measure.first_query = query.first + call.sizes.seqlen_k - call.sizes.seqlen_q;
+        run(call, measure);
+      }
+    });
+    const int64_t b = head / call.sizes.heads_q, h = head % call.sizes.heads_q;
+    for (int64_t i = 0; i < call.sizes.seqlen_k; ++i) {
+      float sum = 0, max = -kInfinity, number = 0;
+      for (int64_t part = 0; part < used; ++part) {
+        sum += parts.view.at<float>(part, 0, before + i);
+        take_max(max, parts.view.at<float>(part, 1, before + i));
+        number += parts.view.at<float>(part, 2, before + i);
+      }
+      if (call.params.sum.has_value()) call.params.sum.at<float>(b, h, i) = sum;
+      if (call.params.max.has_value()) call.params.max.at<float>(b, h, i) = max;
+      if (call.params.count.has_value()) call.params.count.at<float>(b, h, i) = number;
+    }
+    begin = end;
+  }
+}
+
+}  // namespace
+
+std::optional<std::string> refusal(const MeasureParams& params) {
+  if (auto reason = refusal_of_operand("q", params.q)) return reason;
+  return refusal_of_plan(params.plan);
+}
+
+Ran measure(const MeasureParams& params, Context& context) {
+  const Sizes sizes = check_measure(params, context);
+  if (const auto reason = refusal(params)) fail(Error::Kind::unsupported, "measure: cpu: ", *reason);
+  const Target target = machine::cpu::current_target();
+  const Call call{params, *params.plan, sizes, kTables[target], measure_tile_q(params), measure_tile_k(params)};
+  std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
+  for (Worker& worker : workers) worker.workspace = Buffer(context.memory, call.table.workspace_bytes(static_cast<int>(sizes.head_dim)));
+  if (params.over == MeasureOver::key || params.over == MeasureOver::offset) {
+    measure_across(call, workers, context);
+  } else {
+    measure_lanes(call, workers, context);
+  }
+  int64_t pairs_read = 0;
+  for (const Worker& worker : workers) pairs_read += worker.pairs_read;
+  return {.backend = "cpu", .target = std::string(machine::cpu::name(target)), .pairs_read = pairs_read};
+}
+
+}  // namespace tilewise::attend::cpu
