@@ -84,6 +84,7 @@ struct PlanData {
   std::vector<int> pools;   // group sizes g: after the slots of k come, for each g, ceil(slots / g) mean keys
   Mask mask;
   std::vector<Buffer> memory;  // owns the above, on one device; empty: the caller keeps the arrays alive
+  std::vector<std::shared_ptr<const PlanData>> shared;  // plans whose arrays this one reads, too
 };
 
 /// A cheap handle to an immutable plan; null is "no plan", which every function refuses.

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/plan/pack.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "tilewise/plan/rows.h"
+
+namespace tilewise::plan {
+
+RowBits bits_between(int64_t first, int64_t last) {
+  RowBits bits{};
+  for (int64_t word = first / 64; word * 64 < last && word < kMaxWords; ++word) {
+    const int64_t low = std::max<int64_t>(first - word * 64, 0), high = std::min<int64_t>(last - word * 64, 64);
+    bits[static_cast<size_t>(word)] = (high == 64 ? ~uint64_t{0} : (uint64_t{1} << high) - 1) & ~((uint64_t{1} << low) - 1);
+  }
+  return bits;
+}
+
+std::vector<int64_t> part_ends(const PlanData& plan, Direction direction) {
+  if (direction == Direction::by_key) return {slots_q(plan)};
+  std::vector<int64_t> ends{slots_k(plan)};
+  for (const int group : plan.pools) ends.push_back(ends.back() + (slots_k(plan) + group - 1) / group);
+  return ends;
+}
+
+Packer::Packer(int tile, int64_t batch, int64_t groups, int64_t num_rows, std::vector<int64_t> ends)
+    : tile_(tile), words_((tile + 63) / 64), batch_(batch), groups_(groups), num_rows_(num_rows), ends_(std::move(ends)) {
+  for (Arrays& list : lists_) {
+    list.begin.assign(static_cast<size_t>(batch * groups * num_rows), 0);
+    list.count.assign(static_cast<size_t>(batch * groups * num_rows), 0);
+  }
+}
+
+void Packer::add(int64_t index, int64_t slots, PackedRow& row, bool joins_touching) {
+  const RowBits all = bits_between(0, slots);
+  for (size_t kind = 0; kind < 3; ++kind) {
+    std::vector<PackedRun>& runs = row.lists[kind];
+    Arrays& list = lists_[kind];
+    const auto by_start = [](const PackedRun& a, const PackedRun& b) { return a.start < b.start; };
+    if (!std::is_sorted(runs.begin(), runs.end(), by_start)) std::sort(runs.begin(), runs.end(), by_start);
+    const size_t begin = list.start.size();
+    list.begin[static_cast<size_t>(index)] = static_cast<int64_t>(begin);
+    const auto append = [&](int32_t start, int32_t stop, const RowBits& bits) {
+      if (bits != all && !list.has_rows) {
+        list.has_rows = true;
+        list.rows.assign(list.start.size() * static_cast<size_t>(words_), ~uint64_t{0});
+      }
+      list.start.push_back(start);
+      list.stop.push_back(stop);
+      if (list.has_rows) list.rows.insert(list.rows.end(), bits.begin(), bits.begin() + words_);
+    };
+    for (size_t i = 0; i < runs.size();) {
+      PackedRun run = runs[i++];
+      for (int word = 0; word < kMaxWords; ++word) run.bits[static_cast<size_t>(word)] &= all[static_cast<size_t>(word)];
+      if (kind == static_cast<size_t>(Kind::picked)) {
+        for (int32_t key = run.start; key < run.stop; ++key) append(key, key + 1, run.bits);
+        continue;
+      }
+      while (joins_touching && i < runs.size() && runs[i].start == run.stop && !std::binary_search(ends_.begin(), ends_.end(), run.stop)) {
+        bool is_equal = true;
+        for (size_t word = 0; word < kMaxWords; ++word) is_equal = is_equal && (runs[i].bits[word] & all[word]) == run.bits[word];
+        if (!is_equal) break;
+        run.stop = runs[i++].stop;
+      }
+      append(run.start, run.stop, run.bits);
+    }
+    list.count[static_cast<size_t>(index)] = static_cast<int32_t>(list.start.size() - begin);
+  }
+}
+
+void Packer::share(int64_t index, int64_t as_index) {
+  for (Arrays& list : lists_) {
+    list.begin[static_cast<size_t>(index)] = list.begin[static_cast<size_t>(as_index)];
+    list.count[static_cast<size_t>(index)] = list.count[static_cast<size_t>(as_index)];
+  }
+}
+
+Lists Packer::finish(const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory, PlanData& plan) const {
+  Lists lists;
+  lists.tile = tile_;
+  if (!edge.empty()) lists.edge = own(edge.data(), {static_cast<int64_t>(edge.size())}, memory, plan);
+  const std::array<RunList*, 3> out{&lists.whole, &lists.masked, &lists.picked};
+  const bool is_empty = lists_[0].start.empty() && lists_[1].start.empty() && lists_[2].start.empty();
+  for (size_t kind = 0; kind < 3; ++kind) {
+    const Arrays& list = lists_[kind];
+    // A direction without any run still says so: its `whole` list has counts of 0.
+    if (list.start.empty() && !(is_empty && kind == 0)) continue;
+    RunList& to = *out[kind];
+    to.begin = own(list.begin.data(), {batch_, groups_, num_rows_}, memory, plan);
+    to.count = own(list.count.data(), {batch_, groups_, num_rows_}, memory, plan);
+    const int64_t capacity = static_cast<int64_t>(list.start.size());
+    to.start = own(list.start.data(), {capacity}, memory, plan);
+    if (list.has_rows) to.rows = own(list.rows.data(), {capacity, words_}, memory, plan);
+    if (kind == static_cast<size_t>(Kind::picked)) continue;
+    int grain = 0;
+    for (size_t i = 0; i < list.start.size(); ++i) {
+      if (!std::binary_search(ends_.begin(), ends_.end(), list.stop[i])) grain = std::gcd(grain, list.stop[i] - list.start[i]);
+    }
+    // Only runs that reach an end: their lengths say nothing, except when all are alike.
+    if (grain == 0) grain = list.start.empty() ? 1 : std::max(1, list.stop[0] - list.start[0]);
+    to.grain = grain;
+    bool is_implied = true;
+    for (size_t i = 0; i < list.start.size() && is_implied; ++i) {
+      const int64_t end = *std::upper_bound(ends_.begin(), ends_.end(), static_cast<int64_t>(list.start[i]));
+      is_implied = list.stop[i] == std::min<int64_t>(end, static_cast<int64_t>(list.start[i]) + grain);
+    }
+    if (!is_implied) to.stop = own(list.stop.data(), {capacity}, memory, plan);
+  }
+  return lists;
+}
+
+}  // namespace tilewise::plan

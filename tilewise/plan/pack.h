@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "tilewise/plan/plan.h"
+
+namespace tilewise::plan {
+
+enum class Direction : uint8_t { by_query, by_key };
+enum class Kind : uint8_t { whole, masked, picked };
+constexpr int kMaxWords = 4;  // 256 slots a row, the largest tile
+
+/// One bit for each slot of a row.
+using RowBits = std::array<uint64_t, kMaxWords>;
+/// The bits [first, last).
+RowBits bits_between(int64_t first, int64_t last);
+
+/// A run with the slots of the row that read it, as algorithms hold it.
+struct PackedRun {
+  int32_t start = 0, stop = 0;
+  RowBits bits{};
+  bool operator==(const PackedRun&) const = default;
+};
+/// The three lists of one row.
+struct PackedRow {
+  std::array<std::vector<PackedRun>, 3> lists;  // by Kind
+  std::vector<PackedRun>& list(Kind kind) { return lists[static_cast<size_t>(kind)]; }
+  const std::vector<PackedRun>& list(Kind kind) const { return lists[static_cast<size_t>(kind)]; }
+  void clear() {
+    for (auto& runs : lists) runs.clear();
+  }
+};
+
+/// Where runs of one direction may not pass: the ends of the slots and of each pool for by_query, the end of the queries for by_key. Ascending.
+std::vector<int64_t> part_ends(const PlanData& plan, Direction direction);
+
+/// Appends rows one after another and lays them out as the arrays of one direction. Not for several threads.
+class Packer {
+ public:
+  /// `ends` as from part_ends(); runs that end there need not be a multiple of the grain, and touching runs do not join across them.
+  Packer(int tile, int64_t batch, int64_t groups, int64_t num_rows, std::vector<int64_t> ends);
+
+  /// The row at `index` = (b * groups + group) * num_rows + row, which has `slots` slots. Sorts, and joins touching runs with equal bits unless told not to.
+  void add(int64_t index, int64_t slots, PackedRow& row, bool joins_touching = true);
+  /// The row at `index` has the lists of the row at `as_index`, which was added before.
+  void share(int64_t index, int64_t as_index);
+  /// Errors: memory. `edge` may be empty.
+  Lists finish(const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory, PlanData& plan) const;
+
+ private:
+  struct Arrays {
+    std::vector<int64_t> begin;
+    std::vector<int32_t> count, start, stop;
+    std::vector<uint64_t> rows;  // kept from the first run on that not every slot of its row reads
+    bool has_rows = false;
+  };
+
+  int tile_, words_;
+  int64_t batch_, groups_, num_rows_;
+  std::vector<int64_t> ends_;
+  std::array<Arrays, 3> lists_;
+};
+
+/// A copy of `values` in memory that the plan owns; absent when it is empty.
+template <class T>
+TensorView own(const T* values, const Shape& shape, const std::shared_ptr<Memory>& memory, PlanData& plan) {
+  Tensor tensor(memory, kDtypeOf<T>, shape);
+  T* to = static_cast<T*>(tensor.view.raw());
+  const int64_t numel = shape.numel();
+  for (int64_t i = 0; i < numel; ++i) to[i] = values[i];
+  plan.memory.push_back(std::move(tensor.buffer));
+  return tensor.view;
+}
+
+}  // namespace tilewise::plan
