@@ -65,9 +65,14 @@ Planned oracle(const Problem& problem, const OracleOptions& options, Context& co
   select::Budget budget;
   const bool is_sum = options.rule == OracleOptions::Rule::sum;
   if (options.force || !is_sum) budget.sink = budget.diagonal = 1;
-  if (options.density > 0) budget.share = {options.density};
-  else if (is_sum) budget.mass = {options.threshold};
-  else budget.at_least = {options.threshold};
+  if (options.density > 0) {
+    budget.share = {options.density};
+    budget.floor = 1;  // a small share of few tiles rounds to none
+  } else if (is_sum) {
+    budget.mass = {options.threshold};
+  } else {
+    budget.at_least = {options.threshold};
+  }
   Planned planned;
   planned.plan = select::plan(scores, budget, context);
   return planned;

@@ -18,9 +18,14 @@ Planned xattention(const Problem& problem, const XAttentionOptions& options, Con
   check(options.density == 0 || options.top_k == 0, Error::Kind::value, "xattention: density and top_k are two budgets for the same tiles; give one");
 
   select::Budget budget;
-  if (options.density > 0) budget.share = {options.density};
-  else if (options.top_k > 0) budget.count = {options.top_k};
-  else budget.mass = {options.threshold};
+  if (options.density > 0) {
+    budget.share = {options.density};
+    budget.floor = 1;  // a small share of few tiles rounds to none
+  } else if (options.top_k > 0) {
+    budget.count = {options.top_k};
+  } else {
+    budget.mass = {options.threshold};
+  }
   if (is_causal) {
     budget.sink = budget.diagonal = 1;
   } else {
