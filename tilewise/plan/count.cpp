@@ -5,7 +5,7 @@
 #include <array>
 
 #include "tilewise/plan/axis.h"
-#include "tilewise/plan/mask.h"
+#include "tilewise/plan/mask_rule.h"
 #include "tilewise/plan/rows.h"
 
 TILEWISE_BEGIN_PUBLIC
@@ -67,12 +67,12 @@ class Counter {
     for (int64_t slot = first_; slot < last_; ++slot) {
       if (!plan::reads(runs, i, slot - first_)) continue;
       if (is_by_query_ && keys_.is_plain()) {
-        if (queries_.token(slot) >= 0) total += plan::count_allowed(data_, b_, head_, queries_.token(slot), start, stop);
+        if (queries_.token(slot) >= 0) total += plan::count_seen(data_, b_, head_, queries_.token(slot), start, stop);
         continue;
       }
       for (int64_t other = start; other < stop; ++other) {
         const int64_t q = queries_.token(is_by_query_ ? slot : other), k = keys_.token(is_by_query_ ? other : slot);
-        total += q >= 0 && k >= 0 && plan::allows(data_, b_, head_, q, k) ? 1 : 0;
+        total += q >= 0 && k >= 0 && plan::sees(data_, b_, head_, q, k) ? 1 : 0;
       }
     }
     return total;

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/plan/complete.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "tests/attend/random_plan.h"
+#include "tilewise/attend/reference/axis.h"
+#include "tilewise/attend/reference/pairs.h"
+#include "tilewise/plan/count.h"
+#include "tilewise/plan/rows.h"
+
+namespace tilewise {
+namespace {
+
+using attend::testing::MaskKind;
+using attend::testing::PlanOptions;
+using attend::testing::random_plan;
+using attend::testing::RandomPlan;
+using attend::testing::Rng;
+using attend::testing::uniform;
+
+/// The plan's pairs read back from one direction alone, laid out as RandomPlan::pairs; a pair met twice counts two.
+std::vector<uint8_t> pairs_of(const Plan& plan, bool is_by_key, int64_t slots) {
+  PlanData one;
+  one.seqlen_q = plan->seqlen_q;
+  one.seqlen_k = plan->seqlen_k;
+  one.batch = plan->batch;
+  one.heads_q = plan->heads_q;
+  (is_by_key ? one.by_key : one.by_query) = is_by_key ? plan->by_key : plan->by_query;
+  one.order_q = plan->order_q;
+  one.order_k = plan->order_k;
+  one.pools = plan->pools;
+  one.mask = plan->mask;
+  std::vector<uint8_t> pairs(static_cast<size_t>(plan->batch * plan->heads_q * plan->seqlen_q * slots), 0);
+  std::vector<float> no_keys;
+  for (int64_t b = 0; b < plan->batch; ++b) {
+    for (int head = 0; head < plan->heads_q; ++head) {
+      const auto tokens_q = attend::reference::tokens_of(plan->order_q, plan->seqlen_q, b, head, plan->heads_q);
+      Tensor k(host_memory(), Dtype::f32, {plan->batch, plan->heads_q, plan->seqlen_k, 1});
+      k.fill_zero();
+      const attend::reference::KeyAxis keys = attend::reference::key_axis(*plan, k.view, {}, b, head, plan->heads_q);
+      const attend::reference::HeadPairs walker(one, b, head, tokens_q, keys.token);
+      for (int64_t item = 0; item < walker.items(); ++item) {
+        walker.for_each_query(item, [&](int64_t slot, std::span<const attend::reference::Pair> found) {
+          const int64_t query = tokens_q[static_cast<size_t>(slot)];
+          for (const auto& pair : found) {
+            ++pairs[static_cast<size_t>(((b * plan->heads_q + head) * plan->seqlen_q + query) * slots + pair.key_slot)];
+          }
+        });
+      }
+    }
+  }
+  return pairs;
+}
+
+PlanOptions random_options(Rng& rng) {
+  PlanOptions o;
+  const int64_t tiles[] = {16, 64, 128, 256};
+  o.batch = uniform(rng, 1, 2);
+  o.heads_kv = static_cast<int>(uniform(rng, 1, 2));
+  o.heads_q = o.heads_kv * static_cast<int>(uniform(rng, 1, 2));
+  o.seqlen_q = uniform(rng, 1, 150);
+  o.seqlen_k = uniform(rng, 1, 150);
+  o.tile = static_cast<int>(tiles[uniform(rng, 0, 3)]);
+  o.groups = uniform(rng, 0, 1) == 0 ? 1 : o.heads_q;
+  o.has_batched_lists = uniform(rng, 0, 1) == 0;
+  o.mask = static_cast<MaskKind>(uniform(rng, 0, 6));
+  o.has_picked = uniform(rng, 0, 1) == 0;
+  o.has_rows = uniform(rng, 0, 1) == 0;
+  o.has_edges = uniform(rng, 0, 2) == 0;
+  o.has_shared = uniform(rng, 0, 2) == 0;
+  o.is_spaced = uniform(rng, 0, 2) == 0;
+  o.has_order_q = uniform(rng, 0, 2) == 0;
+  o.has_order_k = uniform(rng, 0, 2) == 0;
+  if (uniform(rng, 0, 3) == 0) o.pools = {4, 16};
+  o.is_by_key = uniform(rng, 0, 2) == 0;
+  return o;
+}
+
+TEST(Complete, KeepsEveryPairAtEveryTile) {
+  Context context;
+  for (uint64_t seed = 0; seed < 400; ++seed) {
+    Rng rng(seed);
+    const PlanOptions options = random_options(rng);
+    const RandomPlan random = random_plan(rng, options);
+    for (const int tile : {16, 64, 128, 256}) {
+      const Plan both = complete(random.plan, context, tile);
+      ASSERT_EQ(pairs_of(both, !options.is_by_key, random.slots), random.pairs) << "seed " << seed << " tile " << tile;
+      // And back: what was made becomes the direction at hand.
+      auto made = std::make_shared<PlanData>();
+      made->seqlen_q = both->seqlen_q;
+      made->seqlen_k = both->seqlen_k;
+      made->batch = both->batch;
+      made->heads_q = both->heads_q;
+      (options.is_by_key ? made->by_query : made->by_key) = options.is_by_key ? both->by_query : both->by_key;
+      made->order_q = both->order_q;
+      made->order_k = both->order_k;
+      made->pools = both->pools;
+      made->mask = both->mask;
+      const Plan back = complete(made, context, options.tile);
+      ASSERT_EQ(pairs_of(back, options.is_by_key, random.slots), random.pairs) << "seed " << seed << " tile " << tile << " and back";
+      EXPECT_EQ(reads(made), random.reads) << "seed " << seed << " tile " << tile;
+    }
+    EXPECT_EQ(reads(random.plan), random.reads) << "seed " << seed;
+    int64_t allowed = 0;
+    for (const uint8_t pair : random.pairs) allowed += pair;
+    EXPECT_EQ(allowed_pairs(random.plan), allowed) << "seed " << seed;
+  }
+}
+
+TEST(Complete, RefusesUntestedPairsThatTheMaskForbids) {
+  Context context;
+  auto plan = std::make_shared<PlanData>();
+  plan->seqlen_q = plan->seqlen_k = 64;
+  plan->mask = Mask::causal();
+  int64_t begin[] = {0};
+  int32_t count[] = {1}, start[] = {0}, stop[] = {64};
+  plan->by_query.tile = 64;
+  plan->by_query.whole = {TensorView::of(begin, {1, 1, 1}), TensorView::of(count, {1, 1, 1}), TensorView::of(start, {1}), TensorView::of(stop, {1}), {}, 1};
+  EXPECT_THROW(complete(plan, context), Error);
+}
+
+}  // namespace
+}  // namespace tilewise
