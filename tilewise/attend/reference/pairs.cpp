@@ -40,7 +40,7 @@ void gather(const Lists& lists, const PlanData& plan, int64_t b, int head, int64
       out.entries.push_back({&out.lists[i], index, start, stop, i == 1});
     }
   }
-  std::stable_sort(out.entries.begin(), out.entries.end(), [](const Entry& a, const Entry& b2) { return a.start < b2.start; });
+  std::sort(out.entries.begin(), out.entries.end(), [](const Entry& a, const Entry& b2) { return a.start < b2.start; });
 }
 
 }  // namespace
@@ -117,7 +117,7 @@ int64_t HeadPairs::walk_columns(FunctionRef<void(int64_t, std::span<const Pair>)
   for (int64_t slot = 0; slot < slots_q; ++slot) {
     if (tokens_q_[static_cast<size_t>(slot)] < 0) continue;
     std::vector<Pair>& pairs = queries[static_cast<size_t>(slot)];
-    std::stable_sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b2) { return a.key_slot < b2.key_slot; });
+    std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b2) { return a.key_slot < b2.key_slot; });
     body(slot, pairs);
   }
   return reads;
