@@ -75,7 +75,10 @@ void run_compare(const CompareOptions& options) {
     request.methods = usage([&] { return parse_method_list(options.methods); });
   }
   if (options.has_density) request.density = options.density;
-  if (!options.recipe.empty()) request.recipe = options.recipe;
+  if (!options.recipe.empty()) {
+    request.recipe = read_recipe(options.recipe);
+    request.recipe_name = options.recipe;
+  }
   request.max_bits = options.max_bits;
   request.seed = options.seed;
 

@@ -30,7 +30,9 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("tilewise ") + version() + " (" + commit() + ")");
   add_compare_command(app);
   add_methods_command(app);
+#if TILEWISE_HAS_PLAN
   add_plan_command(app);
+#endif
   add_doctor_command(app);
 #if TILEWISE_HAS_BENCH
   add_bench_command(app);

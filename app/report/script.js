@@ -26,6 +26,9 @@
   const score = (needle) => (needle ? needle.correct + "/" + needle.of : "\u2013");
   const optionText = (options) => Object.entries(options).map(([name, value]) => name + "=" + value).join(", ");
 
+  // The label leaves out what is at its default; all options are in the title and in the JSON.
+  const changedOptions = (method) => method.label.slice(method.name.length).trim().replaceAll(",", ", ") || "defaults";
+
   const rows = data.methods.map((method, i) => ({ method, number: i + 1 }));
   const ran = rows.filter((row) => row.method.refused === null);
   const bound = data.verdict.max_bits;
@@ -57,19 +60,19 @@
     { name: "Error", title: "of the attention output, relative", value: (m) => m.output_error, text: (m) => percent(m.output_error), dense: "0\u202f%" },
     { name: "Bits/byte", title: "of the model's predictions", value: (m) => m.bits_per_byte, text: (m) => fixed(m.bits_per_byte, 4), dense: fixed(data.dense.bits_per_byte, 4) },
     { name: "Extra bits", title: "above dense, largest over the texts", value: (m) => m.max_extra_bits, text: (m) => signed(m.max_extra_bits, 4), dense: "", over: (m) => m.max_extra_bits > bound },
-    { name: "Plan ms", title: "choosing what to read", value: (m) => m.plan_ms, text: (m) => whole(m.plan_ms), dense: "" },
-    { name: "Attend ms", title: "computing attention over it", value: (m) => m.attend_ms, text: (m) => whole(m.attend_ms), dense: whole(data.dense.attend_ms) },
-    { name: "Total ms", title: "plan and attend", value: (m) => m.total_ms, text: (m) => whole(m.total_ms), dense: whole(data.dense.attend_ms) },
+    { name: "Plan", unit: "ms", title: "choosing what to read", value: (m) => m.plan_ms, text: (m) => whole(m.plan_ms), dense: "" },
+    { name: "Attend", unit: "ms", title: "computing attention over it", value: (m) => m.attend_ms, text: (m) => whole(m.attend_ms), dense: whole(data.dense.attend_ms) },
+    { name: "Total", unit: "ms", title: "plan and attend", value: (m) => m.total_ms, text: (m) => whole(m.total_ms), dense: whole(data.dense.attend_ms) },
     { name: "Speed-up", title: "dense attention time of the same run / total", value: (m) => m.speedup, text: (m) => (has(m.speedup) ? m.speedup.toFixed(2) + "\u00d7" : "\u2013"), dense: "1.00\u00d7" },
-    { name: "Model ms", title: "the whole forward pass", value: (m) => m.model_ms, text: (m) => whole(m.model_ms), dense: whole(data.dense.model_ms) },
-    { name: "Memory MiB", title: "peak, without the weights", value: (m) => m.peak_bytes, text: (m) => megabytes(m.peak_bytes), dense: megabytes(data.dense.peak_bytes) },
+    { name: "Model", unit: "ms", title: "the whole forward pass", value: (m) => m.model_ms, text: (m) => whole(m.model_ms), dense: whole(data.dense.model_ms) },
+    { name: "Memory", unit: "MiB", title: "peak, without the weights", value: (m) => m.peak_bytes, text: (m) => megabytes(m.peak_bytes), dense: megabytes(data.dense.peak_bytes) },
     { name: "Needles", title: "right answers", value: (m) => (m.needle ? m.needle.correct / m.needle.of : null), text: (m) => score(m.needle), dense: score(data.dense.needle),
       over: (m) => m.needle && data.dense.needle && m.needle.correct < data.dense.needle.correct },
   ].filter((column) => column.name !== "Needles" || data.dense.needle);
 
   function methodHeader(row) {
     return el("th", { scope: "row" }, el("span", { class: "number" }, String(row.number)), row.method.name,
-      el("span", { class: "options" }, optionText(row.method.options)));
+      el("span", { class: "options", title: optionText(row.method.options) }, changedOptions(row.method)));
   }
 
   function methodTable() {
@@ -78,7 +81,7 @@
     const denseRow = el("tr", {}, el("th", { scope: "row" }, "dense"), ...columns.map((column) => el("td", {}, column.dense)));
     let sorted = null, direction = 1;
     const headers = columns.map((column) => {
-      const button = el("button", { type: "button", title: column.title }, column.name);
+      const button = el("button", { type: "button", title: column.title }, column.name, el("span", { class: "unit" }, column.unit || ""));
       const header = el("th", { scope: "col", "aria-sort": "none" }, button);
       button.addEventListener("click", () => {
         direction = sorted === column ? -direction : 1;
@@ -112,23 +115,27 @@
     }
   }
 
+  // Plots are drawn for the width that they will have, so their text keeps its size on a phone.
+  const isNarrow = window.innerWidth < 640;
+  const plotWidth = isNarrow ? 360 : 560;
+
   const round = (value, step) => Math.ceil(value / step - 1e-9) * step;
 
   function qualityPlot() {
     const points = ran.filter((row) => has(row.method.density) && has(row.method.max_extra_bits));
     const figure = byId("quality");
     if (!points.length) return void figure.append("No method ran.");
-    const w = 560, h = 360, left = 62, right = 20, top = 18, bottom = 48;
+    const w = plotWidth, h = 360, left = 78, right = 20, top = 18, bottom = 48;
     const least = 0.0005;
     const top10 = Math.log10(Math.max(0.02, bound * 2, ...points.map((row) => row.method.max_extra_bits * 1.4)));
     const low10 = Math.log10(least);
     const maxDensity = Math.min(1, round(Math.max(0.1, ...points.map((row) => row.method.density)) * 1.08, 0.05));
     const x = (density) => left + (w - left - right) * density / maxDensity;
-    const y = (bits) => h - bottom - (h - top - bottom) * (Math.log10(Math.max(least, bits)) - low10) / (top10 - low10);
+    const y = (bits) => h - bottom - 16 - (h - top - bottom - 16) * (Math.log10(Math.max(least, bits)) - low10) / (top10 - low10);
     const label = "Extra bits per byte against density. " +
       points.map((row) => `${row.number} ${row.method.label}: density ${percent(row.method.density)}, ${signed(row.method.max_extra_bits, 4)} bits`).join("; ");
     const plot = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": label });
-    const step = maxDensity > 0.5 ? 0.1 : maxDensity > 0.25 ? 0.05 : 0.02;
+    const step = (maxDensity > 0.5 ? 0.1 : maxDensity > 0.25 ? 0.05 : 0.02) * (isNarrow ? 2 : 1);
     for (let d = 0; d <= maxDensity + 1e-9; d += step) {
       plot.append(svg("line", { x1: x(d), x2: x(d), y1: top, y2: h - bottom, class: "grid" }),
         svg("text", { x: x(d), y: h - bottom + 18, "text-anchor": "middle", class: "soft" }, Math.round(100 * d) + " %"));
@@ -136,10 +143,10 @@
     for (const b of [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]) {
       if (Math.log10(b) > top10) break;
       plot.append(svg("line", { x1: left, x2: w - right, y1: y(b), y2: y(b), class: "grid" }),
-        svg("text", { x: left - 8, y: y(b) + 4, "text-anchor": "end", class: "soft" }, (b === least ? "\u2264 " : "") + b));
+        svg("text", { x: left - 8, y: y(b) + 4.5, "text-anchor": "end", class: "soft" }, (b === least ? "\u2264 " : "") + b));
     }
     plot.append(svg("text", { x: (left + w - right) / 2, y: h - 8, "text-anchor": "middle" }, "density"),
-      svg("text", { x: 14, y: (top + h - bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(top + h - bottom) / 2})` }, "extra bits per byte"));
+      svg("text", { x: 16, y: (top + h - bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 16 ${(top + h - bottom) / 2})` }, "extra bits per byte"));
     if (bound >= least) {
       plot.append(svg("line", { x1: left, x2: w - right, y1: y(bound), y2: y(bound), class: "bound" }),
         svg("text", { x: w - right, y: y(bound) - 6, "text-anchor": "end" }, "bound " + bound));
@@ -165,7 +172,7 @@
     const points = ran.filter((row) => has(row.method.speedup));
     const figure = byId("speed");
     if (!points.length) return void figure.append("No method ran.");
-    const w = 560, line = 30, left = 150, right = 66, top = 26, h = top + line * (points.length + 1) + 34;
+    const w = plotWidth, line = 30, left = isNarrow ? 108 : 150, right = 66, top = 26, h = top + line * (points.length + 1) + 34;
     const parts = points.map((row) => ({
       row, plan: row.method.plan_ms / row.method.dense_attend_ms, attend: row.method.attend_ms / row.method.dense_attend_ms }));
     const most = Math.max(1, ...parts.map((part) => part.plan + part.attend));
@@ -173,7 +180,7 @@
     const label = "Attention time as a share of dense. " + parts.map((part) =>
       `${part.row.number} ${part.row.method.label}: plan ${percent(part.plan)}, attend ${percent(part.attend)}, ${part.row.method.speedup.toFixed(2)} times as fast`).join("; ");
     const plot = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": label });
-    const step = most > 2 ? 1 : most > 1.2 ? 0.5 : 0.25;
+    const step = most > 2 ? 1 : most > 1.2 || isNarrow ? 0.5 : 0.25;
     for (let share = 0; share <= most + 1e-9; share += step) {
       plot.append(svg("line", { x1: x(share), x2: x(share), y1: top - 6, y2: h - 34, class: "grid" }),
         svg("text", { x: x(share), y: h - 18, "text-anchor": "middle", class: "soft" }, Math.round(100 * share) + " %"));
@@ -181,7 +188,7 @@
     plot.append(svg("text", { x: (left + w - right) / 2, y: h - 2, "text-anchor": "middle" }, "of dense attention time"));
     plot.append(svg("rect", { x: left, y: 4, width: 12, height: 12, class: "plan" }), svg("text", { x: left + 18, y: 14 }, "plan"),
       svg("rect", { x: left + 70, y: 4, width: 12, height: 12, class: "attend" }), svg("text", { x: left + 88, y: 14 }, "attend"));
-    const clipped = (text) => (text.length > 17 ? text.slice(0, 16) + "\u2026" : text);
+    const clipped = (text) => (text.length > (isNarrow ? 13 : 17) ? text.slice(0, isNarrow ? 12 : 16) + "\u2026" : text);
     const bar = (i, name, pieces, end, tip) => {
       const y = top + i * line;
       let at = 0;

@@ -40,7 +40,7 @@ inline Comparison synthetic_comparison(const std::string& outside) {
                       {"a_shape", "a_shape", .248, .954, .043, .0219, .4, 2260, 6},
                       {"random", "random", .212, .615, .32, .4639, 3, 1960, 10},
                       {"oracle", "oracle", .111, .921, .096, .0697, 12900, 1050, 2},
-                      {"oracle", "oracle by=max,threshold=0.05", .092, .909, .042, -.0008, 13100, 890, 0}};
+                      {"oracle", "oracle rule=max,threshold=0.05", .092, .909, .042, -.0008, 13100, 890, 0}};
   for (const Row& row : rows) {
     MethodFigures method;
     method.name = row.name;

@@ -14,12 +14,8 @@
 namespace tilewise::study {
 namespace {
 
-/// A layer's attention on one problem.
-struct LayerPlan {
-  Plan plan;
-  std::vector<Plan> head_plans;  // where heads differ in method: each head's own plan, for its figures
-};
-using Planner = std::function<LayerPlan(const Problem& problem, Context& context)>;
+/// What a row reads in one layer: a method's plan, or a recipe's with one plan per head for the figures.
+using Planner = std::function<RecipePlan(const Problem& problem, Context& context)>;
 
 Problem problem_of(const LayerAttention& layer, uint64_t seed) {
   Problem problem;
@@ -35,7 +31,7 @@ std::string backend_name(const Ran& ran) { return ran.target.empty() ? ran.backe
 
 Planner planner_of(std::string name, OptionValues options) {
   return [name = std::move(name), options = std::move(options)](const Problem& problem, Context& context) {
-    return LayerPlan{plan_with(name, problem, options, context).plan, {}};
+    return RecipePlan{plan_with(name, problem, options, context).plan, {}};
   };
 }
 
@@ -84,7 +80,7 @@ class Comparer {
     for (const MethodChoice& choice : request_.methods) {
       if (choice.name != "dense") run_row(choice);
     }
-    if (request_.recipe) run_recipe(*request_.recipe);
+    if (request_.recipe) run_recipe();
     return std::move(comparison_);
   }
 
@@ -99,6 +95,7 @@ class Comparer {
             texts.front().tokens.size(), " tokens, ", text.name, " ", text.tokens.size(), "; cut them to one length");
     }
     for (const MethodChoice& choice : request_.methods) check_options(choice.name, choice.options);
+    if (request_.recipe) check_recipe(*request_.recipe, config_);
     check(std::isfinite(request_.max_bits) && request_.max_bits >= 0, Error::Kind::value, "compare: max_bits is ", request_.max_bits,
           "; takes a finite number from 0");
   }
@@ -156,7 +153,16 @@ class Comparer {
     comparison_.methods.push_back(std::move(row));
   }
 
-  void run_recipe(const std::string& path);
+  void run_recipe() {
+    MethodFigures row;
+    row.name = "recipe";
+    row.label = request_.recipe_name.empty() ? "recipe" : "recipe " + request_.recipe_name;
+    const Recipe& recipe = *request_.recipe;
+    if (recipe.config_hash.empty()) row.notes.push_back("the recipe does not name the model that it was made for");
+    if (request_.density) row.notes.push_back("--density does not reach into a recipe: its methods keep their options");
+    measure_row(row, [&recipe](const Problem& problem, Context& context) { return plan_recipe(recipe, problem, context); });
+    comparison_.methods.push_back(std::move(row));
+  }
 
   /// Fills the row, or the reason why there is nothing to fill in.
   void measure_row(MethodFigures& row, const Planner& planner) {
@@ -176,6 +182,7 @@ class Comparer {
     }
   }
 
+  /// The row's own run. A row that fails half way is refused as a whole.
   void fill_row(MethodFigures& row, const Planner& planner) {
     const auto counting = std::make_shared<CountingMemory>(outer_.memory);
     Context own = outer_;
@@ -183,6 +190,7 @@ class Comparer {
     LayerSums sums(config_.num_layers, config_.heads_q);
     DensePlans dense_plans;
     double plan_ms = 0, attend_ms = 0, dense_ms = 0, apart_ms = 0;
+    size_t text_index = 0;
 
     const auto beside_dense = [&](const LayerAttention& layer, Context& context) {
       progress_.layer(layer.layer);
@@ -198,7 +206,7 @@ class Comparer {
         attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = dense_out.view, .lse = dense_lse.view, .plan = dense_plan}, outer_);
         dense_ms += watch.ms();
       };
-      LayerPlan planned;
+      RecipePlan planned;
       const auto run_sparse = [&] {
         const Stopwatch planning;
         planned = planner(problem_of(layer, request_.seed), context);
@@ -221,6 +229,7 @@ class Comparer {
         sums.add_plans(layer.layer, planned.head_plans, dense_plan);
       }
       sums.add_outputs(layer.layer, layer.out, lse.view, dense_out.view, dense_lse.view, outer_);
+      if (request_.on_plan) request_.on_plan(row.label, text_index, layer.layer, planned.plan);
       apart_ms += whole.ms() - counted_ms;
     };
 
@@ -229,6 +238,7 @@ class Comparer {
     row.max_extra_bits = -INFINITY;
     for (size_t i = 0; i < request_.texts.size(); ++i) {
       progress_.text(i);
+      text_index = i;
       const Pass pass = read_text(request_.texts[i], beside_dense, own);
       model_ms += pass.total_ms;
       row.bits_per_byte += pass.bits_per_byte;
@@ -249,7 +259,7 @@ class Comparer {
     if (!request_.needles.empty()) {
       const auto alone = [&](const LayerAttention& layer, Context& context) {
         progress_.layer(layer.layer);
-        const LayerPlan planned = planner(problem_of(layer, request_.seed), context);
+        const RecipePlan planned = planner(problem_of(layer, request_.seed), context);
         attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .plan = planned.plan}, context);
       };
       row.needle = ask_needles(alone, own);
@@ -320,8 +330,6 @@ class Comparer {
   Comparison comparison_;
   std::vector<double> dense_bits_;  // of each text
 };
-
-void Comparer::run_recipe(const std::string& path) { fail(Error::Kind::unsupported, "compare: recipes are not read yet: ", path); }
 
 }  // namespace
 }  // namespace tilewise::study

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tilewise/infer/model.h"
+#include "tilewise/infer/recipe.h"
 #include "tilewise/study/comparison.h"
 #include "tilewise/study/needles.h"
 
@@ -36,10 +37,13 @@ struct CompareRequest {
   std::vector<CompareText> texts = {};        // at least one, of equal length, at least 2 tokens
   std::vector<NeedlePrompt> needles = {};     // none: not asked for
   std::optional<double> density = {};         // sets the option `density`; a method without one is refused in its row
-  std::optional<std::string> recipe = {};     // a recipe file, run as one more row
+  std::optional<Recipe> recipe = {};          // run as one more row, called "recipe"
+  std::string recipe_name = {};               // of its file, for the row's label
   double max_bits = .005;
   uint64_t seed = 0;
   std::function<void(const CompareProgress&)> progress = {};
+  /// Called with every plan of a method over a text, outside all times: row's label, text, layer.
+  std::function<void(const std::string& row, size_t text, int layer, const Plan& plan)> on_plan = {};
 };
 
 /// Runs the model over each text once with dense attention and once per method. In a method's run every layer computes dense and sparse attention

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "tilewise/study/head_counts.h"
+#include "tilewise/plan/count.h"
 
 namespace tilewise::study {
 namespace {
@@ -58,25 +58,14 @@ void LayerSums::add_plan(int layer, const Plan& plan, const Plan& dense) {
 }
 
 void LayerSums::add_plans(int layer, const std::vector<Plan>& head_plans, const Plan& dense) {
-  const std::vector<HeadCounts> dense_counts = count_heads(dense);
-  Plan counted;
-  std::vector<HeadCounts> counts;
   for (int head = 0; head < heads_; ++head) {
     const Plan& plan = head_plans[static_cast<size_t>(head)];
-    if (plan != counted) {  // neighbouring heads mostly share one
-      counts = count_heads(plan);
-      counted = plan;
-    }
-    const HeadCounts& own = counts[static_cast<size_t>(head)];
-    const HeadCounts& all = dense_counts[static_cast<size_t>(head)];
     HeadSums sums;
-    sums.reads = static_cast<double>(own.reads);
+    sums.reads = static_cast<double>(reads(plan, head));
     // Heads share the model's mask, so each has an equal part of the plan's denominator.
     sums.dense_reads = static_cast<double>(plan->dense_reads) / plan->heads_q;
-    if (own.allowed >= 0 && all.allowed >= 0) {
-      sums.allowed = static_cast<double>(own.allowed);
-      sums.dense_allowed = static_cast<double>(all.allowed);
-    }
+    sums.allowed = static_cast<double>(allowed_pairs(plan, head));
+    sums.dense_allowed = static_cast<double>(allowed_pairs(dense, head));
     at(layer, head) += sums;
   }
 }

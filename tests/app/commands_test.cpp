@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "tests/app/process.h"
+#include "tests/study/tiny_model.h"
+
+namespace tilewise::app {
+namespace {
+
+using nlohmann::json;
+
+TEST(Commands, CompareWritesTableJsonAndReport) {
+  TemporaryFolder folder;
+  study::TinyModel().save(folder.path());
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += static_cast<char>('a' + splitmix64(static_cast<uint64_t>(i)) % 9);
+  TemporaryFolder::write(folder.file("text one"), text);
+  TemporaryFolder::write(folder.file("text two"), text.substr(100) + text.substr(0, 100));
+  const int before = folder.count();
+  const Ended ended = run_program({"compare", "--model", folder.path(), "--text", folder.file("text one"), folder.file("text two"), "--length", "256",
+                                   "--methods", "xattention:stride=16,threshold=.97,tile=64,a_shape", "--methods", "random", "--threads", "1", "--json",
+                                   folder.file("out.json"), "--report", folder.file("report.html")});
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  EXPECT_EQ(ended.err, "") << "quiet when piped";
+  EXPECT_EQ(ended.out.find('\033'), std::string::npos) << "no colour when piped";
+  EXPECT_NE(ended.out.find("xattention threshold=0.97,tile=64"), std::string::npos) << ended.out;
+  EXPECT_NE(ended.out.find("report: " + folder.file("report.html")), std::string::npos) << ended.out;
+  EXPECT_EQ(folder.count(), before + 2) << "nothing is left beside the two files";
+  const json document = json::parse(TemporaryFolder::read(folder.file("out.json")));
+  EXPECT_EQ(document.at("schema"), 1);
+  EXPECT_EQ(document.at("threads"), 1);
+  EXPECT_EQ(document.at("input").at("texts").size(), 2u);
+  EXPECT_EQ(document.at("input").at("texts")[0].at("bytes"), 400);
+  EXPECT_EQ(document.at("methods").size(), 3u);
+  for (const json& row : document.at("methods")) {
+    EXPECT_TRUE(row.at("refused").is_null());
+    EXPECT_EQ(row.at("heads").size(), 8u);
+    EXPECT_GT(row.at("density").get<double>(), 0);
+    EXPECT_LE(row.at("recall").get<double>(), 1.0001);
+    EXPECT_DOUBLE_EQ(row.at("total_ms").get<double>(), row.at("plan_ms").get<double>() + row.at("attend_ms").get<double>());
+  }
+  EXPECT_NE(document.at("command").get<std::string>().find("'" + folder.file("text one") + "'"), std::string::npos);
+  EXPECT_NE(TemporaryFolder::read(folder.file("report.html")).find("</html>"), std::string::npos);
+}
+
+TEST(Commands, MethodsListsAndExplains) {
+  const Ended all = run_program({"methods"});
+  EXPECT_EQ(all.code, 0);
+  for (const char* name : {"dense", "a_shape", "xattention", "mean_pool", "random", "oracle"}) EXPECT_NE(all.out.find(name), std::string::npos) << name;
+  const Ended one = run_program({"methods", "xattention"});
+  EXPECT_EQ(one.code, 0);
+  for (const char* part : {"2503.16428", "stride", "1 to 64", "0.9", "threshold"}) EXPECT_NE(one.out.find(part), std::string::npos) << part;
+}
+
+TEST(Commands, HelpAndVersionExitWithZero) {
+  for (const char* command : {"compare", "methods", "plan", "doctor"}) {
+    const Ended ended = run_program({command, "--help"});
+    EXPECT_EQ(ended.code, 0) << command;
+    EXPECT_NE(ended.out.find("--help"), std::string::npos) << command;
+  }
+  const Ended version = run_program({"--version"});
+  EXPECT_EQ(version.code, 0);
+  EXPECT_EQ(version.out.rfind("tilewise 0.", 0), 0u) << version.out;
+}
+
+TEST(Commands, DoctorIsGreenHere) {
+  const Ended ended = run_program({"doctor"});
+  EXPECT_EQ(ended.code, 0) << ended.out << ended.err;
+  EXPECT_NE(ended.out.find("ok    model: reference LM reads 1024 bytes at 0.961"), std::string::npos) << ended.out;
+  for (const char* part : {"target", "kernels, f32", "kernels, bf16", "threads", "oneDNN"}) {
+    EXPECT_NE(ended.out.find(std::string("ok    ") + part), std::string::npos) << part << "\n" << ended.out;
+  }
+}
+
+TEST(Commands, DoctorFailsOnWrongWeights) {
+  TemporaryFolder folder;
+  study::TinyModel().save(folder.path());
+  const Ended ended = run_program({"doctor", "--model", folder.path()});
+  EXPECT_EQ(ended.code, 1) << ended.out;
+  EXPECT_NE(ended.out.find("fail  model"), std::string::npos) << ended.out;
+  EXPECT_EQ(run_program({"doctor", "--model", folder.file("nothing")}).code, 0) << "a missing reference LM is a note";
+}
+
+TEST(Commands, ArgumentsAreQuotedForAShell) {
+  EXPECT_EQ(quote_for_shell("a-b/c.txt:x=1,y=2"), "a-b/c.txt:x=1,y=2");
+  EXPECT_EQ(quote_for_shell(""), "''");
+  EXPECT_EQ(quote_for_shell("two words"), "'two words'");
+  EXPECT_EQ(quote_for_shell("it's $HOME"), "'it'\\''s $HOME'");
+}
+
+}  // namespace
+}  // namespace tilewise::app
