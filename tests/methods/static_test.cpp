@@ -125,10 +125,10 @@ TEST(AShape, CountsTheSpecsPairs) {
     for (int64_t row = 0; row < plan::num_rows(data.by_query, 8192); ++row) {
       const int64_t first = plan::row_first(data.by_query, row), last = plan::row_last(data.by_query, row, 8192);
       const plan::Runs whole = plan::runs_of(data.by_query.whole, 0, 0, 1, row), masked = plan::runs_of(data.by_query.masked, 0, 0, 1, row);
-      for (int i = 0; i < whole.count; ++i) pairs += (last - first) * (whole.stop[i] - whole.start[i]);
+      for (int i = 0; i < whole.count; ++i) pairs += (last - first) * (plan::run_stop(whole, i, data.by_query.whole.grain, 8192) - whole.start[i]);
       for (int i = 0; i < masked.count; ++i) {
         for (int64_t q = first; q < last; ++q) {
-          for (int64_t k = masked.start[i]; k < masked.stop[i]; ++k) pairs += plan::band_allows(data.mask.bands[0], q, k) ? 1 : 0;
+          for (int64_t k = masked.start[i]; k < plan::run_stop(masked, i, data.by_query.masked.grain, 8192); ++k) pairs += plan::band_allows(data.mask.bands[0], q, k) ? 1 : 0;
         }
       }
     }
@@ -171,7 +171,7 @@ TEST(AShape, HasTheMeasuredDensity) {
     for (int64_t row = 0; row < 256; ++row) {
       for (const RunList* list : {&plan->by_query.whole, &plan->by_query.masked}) {
         const plan::Runs runs = plan::runs_of(*list, 0, 0, 1, row);
-        for (int i = 0; i < runs.count; ++i) reads += 64 * (runs.stop[i] - runs.start[i]);
+        for (int i = 0; i < runs.count; ++i) reads += 64 * (plan::run_stop(runs, i, list->grain, 16384) - runs.start[i]);
       }
     }
     EXPECT_NEAR(static_cast<double>(reads) / static_cast<double>(plan->dense_reads), density, .001) << options;

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "tilewise/plan/builder.h"
+#include "tilewise/plan/make.h"
 
 namespace tilewise::select {
 namespace {
@@ -216,7 +217,7 @@ Plan plan(const Scores& scores, const Budget& budget, Context& context) {
     if (!by_row) finish();
   });
   data.by_query = builder.build(context.memory, data);
-  return finish_plan(std::move(data), scores.tile_k, grid.seqlen_k);
+  return make_plan(std::move(data));
 }
 
 }  // namespace tilewise::select

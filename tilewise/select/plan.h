@@ -25,7 +25,4 @@ Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order&
 /// A plan without lists: lengths, heads, dense_reads and a copy of the mask that owns its arrays. What every builder begins with.
 PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, const Context& context);
 
-/// Sets the grain of each list to `tile` where every run is a multiple of it or ends with the `slots` of k, and makes a handle of the plan.
-Plan finish_plan(PlanData data, int tile, int64_t slots);
-
 }  // namespace tilewise::select

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "tilewise/plan/builder.h"
+#include "tilewise/plan/make.h"
 #include "tilewise/plan/rows.h"
 #include "tilewise/select/plan.h"
 
@@ -123,18 +124,6 @@ PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, in
   return data;
 }
 
-Plan finish_plan(PlanData data, int tile, int64_t slots) {
-  for (RunList* list : {&data.by_query.whole, &data.by_query.masked}) {
-    bool fits = list->has_runs();
-    for (int64_t i = 0; fits && i < list->start.dim(0); ++i) {
-      const int32_t start = list->start.at<int32_t>(i), stop = list->stop.at<int32_t>(i);
-      fits = (stop - start) % tile == 0 || stop == slots;
-    }
-    if (fits) list->grain = tile;
-  }
-  return std::make_shared<const PlanData>(std::move(data));
-}
-
 Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, Context& context) {
   PlanData data = begin_plan(read, model, grid, batch, heads, context);
   const int64_t entries = differs_by_batch(read) ? std::max<int64_t>(batch, 1) : 1;
@@ -149,7 +138,7 @@ Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int6
     }
   });
   data.by_query = builder.build(context.memory, data);
-  return finish_plan(std::move(data), grid.tile, grid.seqlen_k);
+  return make_plan(std::move(data));
 }
 
 Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order& order_k, const RowGrid& grid, int64_t batch, int heads,
@@ -181,8 +170,7 @@ Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order&
   data.dense_reads = 0;
   for (const int64_t count : reads) data.dense_reads += count;
   data.dense_reads *= batch == 0 ? 0 : (batch / entries) * (heads / groups);
-  const int64_t slots_of_keys = plan::slots_k(data);
-  return finish_plan(std::move(data), grid.tile, slots_of_keys);
+  return make_plan(std::move(data));
 }
 
 }  // namespace tilewise::select
