@@ -3,12 +3,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "tests/attend/random_plan.h"
 #include "tilewise/attend/reference/axis.h"
 #include "tilewise/attend/reference/pairs.h"
 #include "tilewise/plan/count.h"
+#include "tilewise/plan/heads.h"
 #include "tilewise/plan/rows.h"
 
 namespace tilewise {
@@ -108,6 +112,84 @@ TEST(Complete, KeepsEveryPairAtEveryTile) {
     for (const uint8_t pair : random.pairs) allowed += pair;
     EXPECT_EQ(allowed_pairs(random.plan), allowed) << "seed " << seed;
   }
+}
+
+TEST(Retile, KeepsEveryPairFinerAndCoarser) {
+  Context context;
+  for (uint64_t seed = 1000; seed < 1300; ++seed) {
+    Rng rng(seed);
+    const PlanOptions options = random_options(rng);
+    const RandomPlan random = random_plan(rng, options);
+    for (const int tile : {16, 48, 64, 128, 256}) {
+      const Plan other = retile(random.plan, context, tile, tile);
+      ASSERT_LE((options.is_by_key ? other->by_key : other->by_query).tile, std::max(tile, options.tile));
+      ASSERT_EQ(pairs_of(other, options.is_by_key, random.slots), random.pairs) << "seed " << seed << " tile " << tile;
+      EXPECT_EQ(reads(other), random.reads) << "seed " << seed << " tile " << tile;
+      ASSERT_EQ(pairs_of(retile(other, context, options.tile, options.tile), options.is_by_key, random.slots), random.pairs)
+          << "seed " << seed << " tile " << tile << " and back";
+    }
+  }
+}
+
+TEST(CombineHeads, GivesEachHeadItsOwnPlan) {
+  Context context;
+  for (uint64_t seed = 2000; seed < 2150; ++seed) {
+    Rng rng(seed);
+    PlanOptions options = random_options(rng);
+    options.mask = static_cast<MaskKind>(uniform(rng, 0, 4));
+    options.has_order_q = options.has_order_k = options.has_edges = options.is_by_key = false;
+    options.pools.clear();
+    options.heads_q = 4;
+    options.heads_kv = 2;
+    options.groups = uniform(rng, 0, 1) == 0 ? 1 : 2;
+    std::vector<RandomPlan> random;
+    std::vector<Plan> plans;
+    for (const int tile : {128, 64, 128}) {
+      options.tile = tile;
+      options.mask = static_cast<MaskKind>(uniform(rng, 0, 4));
+      random.push_back(random_plan(rng, options));
+      plans.push_back(random.back().plan);
+    }
+    const std::vector<int> plan_of_head{0, 2, 1, 0};
+    Plan combined;
+    try {
+      combined = combine_heads(plans, plan_of_head, context);
+    } catch (const Error& error) {
+      FAIL() << error.what() << " seed " << seed;
+    }
+    const auto pairs = pairs_of(combined, false, options.seqlen_k);
+    for (int64_t b = 0; b < options.batch; ++b) {
+      for (int64_t head = 0; head < 4; ++head) {
+        for (int64_t query = 0; query < options.seqlen_q; ++query) {
+          for (int64_t key = 0; key < options.seqlen_k; ++key) {
+            const bool has = pairs[static_cast<size_t>(((b * 4 + head) * options.seqlen_q + query) * options.seqlen_k + key)] != 0;
+            const auto& own = random[static_cast<size_t>(plan_of_head[static_cast<size_t>(head)])];
+            ASSERT_EQ(has, own.has(b, head, query, key)) << "seed " << seed << " head " << head << " pair " << query << ", " << key;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CombineHeads, RefusesPlansThatDoNotGoTogether) {
+  Context context;
+  const auto sized = [](int64_t seqlen) {
+    auto data = std::make_shared<PlanData>();
+    data->seqlen_q = data->seqlen_k = seqlen;
+    data->heads_q = 2;
+    data->mask = Mask::causal();
+    return data;
+  };
+  const std::vector<int> both{0, 1};
+  EXPECT_THROW(combine_heads({}, both, context), Error);
+  EXPECT_THROW(combine_heads(std::vector<Plan>{sized(64), nullptr}, both, context), Error);
+  EXPECT_THROW(combine_heads(std::vector<Plan>{sized(64), sized(128)}, both, context), Error);
+  EXPECT_THROW(combine_heads(std::vector<Plan>{sized(64), sized(64)}, std::vector<int>{0}, context), Error);
+  EXPECT_THROW(combine_heads(std::vector<Plan>{sized(64), sized(64)}, std::vector<int>{0, 2}, context), Error);
+  auto unbanded = sized(64);
+  unbanded->mask.bands.clear();
+  EXPECT_THROW(combine_heads(std::vector<Plan>{sized(64), unbanded}, both, context), Error);
 }
 
 TEST(Complete, RefusesUntestedPairsThatTheMaskForbids) {

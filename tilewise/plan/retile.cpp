@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "tilewise/plan/axis.h"
+#include "tilewise/plan/collector.h"
+#include "tilewise/plan/complete.h"
+#include "tilewise/plan/mask_rule.h"
+#include "tilewise/plan/rows.h"
+
+TILEWISE_BEGIN_PUBLIC
+
+namespace {
+
+using namespace tilewise::plan;
+
+/// A row to be made: slots [first, last), from the old rows [from, to).
+struct NewRow {
+  int64_t first, last, from, to;
+};
+
+std::vector<NewRow> cut_or_join(const Lists& lists, int tile, int64_t slots, const std::vector<int64_t>& parts) {
+  std::vector<NewRow> rows;
+  const auto part_of = [&](int64_t slot) { return std::upper_bound(parts.begin(), parts.end(), slot) - parts.begin(); };
+  for (int64_t old = 0; old < num_rows(lists, slots); ++old) {
+    const int64_t first = row_first(lists, old), last = row_last(lists, old, slots);
+    // Joining: only whole old rows of the same part, and only where rows are to grow.
+    if (tile > lists.tile && !rows.empty() && last - rows.back().first <= tile && part_of(rows.back().first) == part_of(last - 1)) {
+      rows.back().last = last;
+      rows.back().to = old + 1;
+      continue;
+    }
+    for (int64_t slot = first; slot < last; slot += tile) rows.push_back({slot, std::min<int64_t>(slot + tile, last), old, old + 1});
+    if (first == last) rows.push_back({first, last, old, old + 1});
+  }
+  return rows;
+}
+
+/// Absent where row i begins at i * tile anyway.
+std::vector<int32_t> edges_of(const std::vector<NewRow>& rows, int tile, int64_t slots) {
+  std::vector<int32_t> edge{0};
+  bool is_uniform = true;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    is_uniform = is_uniform && rows[i].first == static_cast<int64_t>(i) * tile && rows[i].last == std::min<int64_t>(slots, rows[i].first + tile);
+    edge.push_back(static_cast<int32_t>(rows[i].last));
+  }
+  if (is_uniform) edge.clear();
+  return edge;
+}
+
+/// Rewrites one direction of a plan.
+class Retiler {
+ public:
+  Retiler(const PlanData& data, bool is_by_query, int tile)
+      : data_(data),
+        lists_(is_by_query ? data.by_query : data.by_key),
+        is_by_query_(is_by_query),
+        tile_(tile),
+        slots_(is_by_query ? slots_q(data) : slots_k_with_pools(data)),
+        rows_(cut_or_join(lists_, tile, slots_, is_by_query ? std::vector<int64_t>{0, slots_} : part_edges(data))),
+        edge_(edges_of(rows_, tile, slots_)) {}
+
+  Lists run(PlanData& out, Context& context) const { return tile_ > lists_.tile ? coarsen(out, context) : refine(out, context); }
+
+ private:
+  int64_t stop_of(const Runs& runs, int i, int grain) const {
+    return run_stop(runs, i, grain, is_by_query_ ? part_end(data_, runs.start[i]) : slots_q(data_));
+  }
+
+  Lists refine(PlanData& out, Context& context) const {
+    Lists made;
+    made.tile = tile_;
+    if (!edge_.empty()) {
+      made.edge = keep(out, Tensor(context.memory, Dtype::i32, {static_cast<int64_t>(edge_.size())}));
+      std::copy(edge_.begin(), edge_.end(), made.edge.data<int32_t>());
+    }
+    made.whole = refine_list(lists_.whole, Kind::whole, out, context);
+    made.masked = refine_list(lists_.masked, Kind::masked, out, context);
+    made.picked = refine_list(lists_.picked, Kind::picked, out, context);
+    return made;
+  }
+
+  RunList refine_list(const RunList& list, Kind kind, PlanData& out, Context& context) const {
+    if (!list.has_runs()) return {};
+    if (list.rows.has_value()) return rewrite(list, kind, out, context);
+    RunList made = list;  // the same runs; only more rows point at them
+    const auto spread = [&]<class T>(const TensorView& from, T) {
+      Tensor to(context.memory, kDtypeOf<T>, {from.dim(0), from.dim(1), static_cast<int64_t>(rows_.size())});
+      for (int64_t b = 0; b < from.dim(0); ++b) {
+        for (int64_t g = 0; g < from.dim(1); ++g) {
+          for (size_t i = 0; i < rows_.size(); ++i) to.view.at<T>(b, g, static_cast<int64_t>(i)) = from.at<T>(b, g, rows_[i].from);
+        }
+      }
+      return keep(out, std::move(to));
+    };
+    made.begin = spread(list.begin, int64_t{});
+    made.count = spread(list.count, int32_t{});
+    return made;
+  }
+
+  /// A list with `rows`: each finer row keeps the runs that one of its slots reads.
+  RunList rewrite(const RunList& list, Kind kind, PlanData& out, Context& context) const {
+    const TensorView views[] = {list.begin, list.count};
+    const Groups groups = common_groups(views, data_.heads_q);
+    const int words = (tile_ + 63) / 64;
+    std::vector<RunCollector> collectors(static_cast<size_t>(groups.batch * groups.groups), RunCollector(static_cast<int64_t>(rows_.size()), words));
+    context.parallel_for(static_cast<int64_t>(collectors.size()), [&](int64_t item, int) {
+      RunCollector& collector = collectors[static_cast<size_t>(item)];
+      const int64_t b = item / groups.groups;
+      const int head = first_head(static_cast<int>(item % groups.groups), groups.groups, data_.heads_q);
+      std::vector<uint64_t> bits(static_cast<size_t>(words));
+      for (size_t row = 0; row < rows_.size(); ++row) {
+        const Runs runs = runs_of(list, b, head, data_.heads_q, rows_[row].from);
+        const int64_t offset = rows_[row].first - row_first(lists_, rows_[row].from);
+        const int64_t length = rows_[row].last - rows_[row].first;
+        for (int i = 0; i < runs.count; ++i) {
+          std::fill(bits.begin(), bits.end(), 0);
+          int64_t set = 0;
+          for (int64_t slot = 0; slot < length; ++slot) {
+            if (!reads(runs, i, offset + slot)) continue;
+            set_bits(bits, slot, slot + 1);
+            ++set;
+          }
+          if (set == 0) continue;
+          const bool is_full = set == length;
+          const int64_t start = runs.start[i], stop = kind == Kind::picked ? start + 1 : stop_of(runs, i, list.grain);
+          const bool may_join = !is_by_query_ || start == 0 || part_end(data_, start - 1) == part_end(data_, start);
+          collector.add(static_cast<int64_t>(row), kind, start, stop, is_full ? std::span<const uint64_t>{} : bits, may_join);
+        }
+      }
+    });
+    const Lists packed = pack(collectors, groups.batch, tile_, {}, context.memory, out);
+    return kind == Kind::masked ? packed.masked : packed.picked;
+  }
+
+  /// A run of an old row inside a coarser one.
+  struct Piece {
+    int64_t start, stop;
+    int64_t offset, length;  // the old row's place among the new row's slots
+    const uint64_t* bits;
+    Kind kind;
+  };
+
+  Lists coarsen(PlanData& out, Context& context) const {
+    std::vector<TensorView> views;
+    for (const RunList* list : {&lists_.whole, &lists_.masked, &lists_.picked}) {
+      views.push_back(list->begin);
+      views.push_back(list->count);
+    }
+    const Groups groups = common_groups(views, data_.heads_q);
+    const int words = (tile_ + 63) / 64;
+    std::vector<RunCollector> collectors(static_cast<size_t>(groups.batch * groups.groups), RunCollector(static_cast<int64_t>(rows_.size()), words));
+    context.parallel_for(static_cast<int64_t>(collectors.size()), [&](int64_t item, int) {
+      const int64_t b = item / groups.groups;
+      const int g = static_cast<int>(item % groups.groups);
+      const int head = first_head(g, groups.groups, data_.heads_q);
+      const MaskRule rule(data_, b, mask_heads(data_, g, groups.groups));
+      const Axis queries = Axis::of_queries(data_, b, head), keys = Axis::of_keys(data_, b, head);
+      for (size_t row = 0; row < rows_.size(); ++row) {
+        coarsen_row(static_cast<int64_t>(row), b, head, rule, queries, keys, collectors[static_cast<size_t>(item)]);
+      }
+    });
+    return pack(collectors, groups.batch, tile_, edge_, context.memory, out);
+  }
+
+  void coarsen_row(int64_t index, int64_t b, int head, const MaskRule& rule, const Axis& queries, const Axis& keys, RunCollector& collector) const {
+    const NewRow& row = rows_[static_cast<size_t>(index)];
+    std::vector<Piece> pieces;
+    std::vector<int64_t> cuts;
+    const std::pair<const RunList*, Kind> kinds[] = {{&lists_.whole, Kind::whole}, {&lists_.masked, Kind::masked}, {&lists_.picked, Kind::picked}};
+    for (int64_t old = row.from; old < row.to; ++old) {
+      const int64_t first = row_first(lists_, old), last = row_last(lists_, old, slots_);
+      for (const auto& [list, kind] : kinds) {
+        const Runs runs = runs_of(*list, b, head, data_.heads_q, old);
+        for (int i = 0; i < runs.count; ++i) {
+          const int64_t start = runs.start[i], stop = kind == Kind::picked ? start + 1 : stop_of(runs, i, list->grain);
+          const uint64_t* bits = runs.rows == nullptr ? nullptr : runs.rows + static_cast<int64_t>(i) * runs.words;
+          pieces.push_back({start, stop, first - row.first, last - first, bits, kind});
+          cuts.push_back(start);
+          cuts.push_back(stop);
+        }
+      }
+    }
+    std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& c) { return a.start < c.start; });
+    std::sort(cuts.begin(), cuts.end());
+    cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+
+    const int words = (tile_ + 63) / 64;
+    const std::vector<uint64_t> full = full_words(row.last - row.first, words);
+    std::vector<uint64_t> bits(static_cast<size_t>(words));
+    std::vector<const Piece*> active;
+    size_t next = 0;
+    for (size_t cut = 0; cut + 1 < cuts.size(); ++cut) {
+      const int64_t start = cuts[cut], stop = cuts[cut + 1];
+      std::erase_if(active, [&](const Piece* piece) { return piece->stop <= start; });
+      while (next < pieces.size() && pieces[next].start == start) active.push_back(&pieces[next++]);
+      if (active.empty()) continue;
+      std::fill(bits.begin(), bits.end(), 0);
+      bool is_tested = false, is_picked = true;
+      for (const Piece* piece : active) {
+        is_tested = is_tested || piece->kind == Kind::masked;
+        is_picked = is_picked && piece->kind == Kind::picked;
+        if (piece->bits == nullptr) {
+          set_bits(bits, piece->offset, piece->offset + piece->length);
+          continue;
+        }
+        for (int64_t slot = 0; slot < piece->length; ++slot) {
+          if (((piece->bits[slot / 64] >> (slot % 64)) & 1) != 0) set_bits(bits, piece->offset + slot, piece->offset + slot + 1);
+        }
+      }
+      const bool is_full = bits == full;
+      const bool may_join = !is_by_query_ || start == 0 || part_end(data_, start - 1) == part_end(data_, start);
+      const std::span<const uint64_t> words_or_none = is_full ? std::span<const uint64_t>{} : bits;
+      if (is_picked) {
+        collector.add(index, Kind::picked, start, stop, words_or_none, may_join);
+        continue;
+      }
+      if (is_full && !is_tested) {
+        collector.add(index, Kind::whole, start, stop, {}, may_join);
+        continue;
+      }
+      for (const Piece* piece : active) {
+        if (piece->kind != Kind::masked) check_moved(*piece, row, start, stop, rule, queries, keys);
+      }
+      collector.add(index, Kind::masked, start, stop, words_or_none, may_join);
+    }
+  }
+
+  /// Untested pairs that become tested ones must pass the test.
+  void check_moved(const Piece& piece, const NewRow& row, int64_t start, int64_t stop, const MaskRule& rule, const Axis& queries, const Axis& keys) const {
+    const int64_t first = row.first + piece.offset, last = first + piece.length;
+    if (is_by_query_) {
+      rule.check_rectangle(queries, first, last, piece.bits, keys, start, stop);
+    } else {
+      rule.check_rectangle_by_key(queries, start, stop, keys, first, last, piece.bits);
+    }
+  }
+
+  const PlanData& data_;
+  const Lists& lists_;
+  const bool is_by_query_;
+  const int tile_;
+  const int64_t slots_;
+  const std::vector<NewRow> rows_;
+  const std::vector<int32_t> edge_;
+};
+
+}  // namespace
+
+Plan retile(const Plan& plan, Context& context, int tile_q, int tile_k) {
+  check(plan != nullptr, Error::Kind::value, "retile: the plan is null; make one with a method or load one");
+  for (const int tile : {tile_q, tile_k}) {
+    check(tile == 0 || (tile >= 16 && tile <= 256), Error::Kind::value, "retile: tile ", tile, " is outside 16 to 256 (0 leaves rows as they are)");
+  }
+  PlanData data = share(plan);
+  const auto rewrite = [&](Lists& lists, bool is_by_query, int tile) {
+    if (tile == 0 || tile == lists.tile || !lists.has_runs()) return;
+    lists = Retiler(*plan, is_by_query, tile).run(data, context);
+  };
+  rewrite(data.by_query, true, tile_q);
+  rewrite(data.by_key, false, tile_k);
+  return std::make_shared<const PlanData>(std::move(data));
+}
+
+TILEWISE_END_PUBLIC
