@@ -24,7 +24,7 @@ struct ModelConfig {
   std::string hash;          // of config.json, as recipes name it
 };
 
-/// K and V of every layer for the tokens read so far, contiguous, f32: the owner lives in cache/.
+/// K and V of every layer for the tokens read so far: tilewise/cache/contiguous.h.
 class KvCache;
 
 /// One layer's attention, as the model hands it out. q, k are after rotary; k and v hold all cached tokens.
@@ -39,29 +39,46 @@ using AttentionFunction = std::function<void(const LayerAttention&, Context&)>;
 struct ForwardResult {
   Tensor logits;               // [rows, vocab] f32 of the last `rows` tokens
   double bits = 0;             // sum over predictions of -log2 p(next token), where asked for
-  int64_t predictions = 0;     // how many
-  double linear_ms = 0, attention_ms = 0, total_ms = 0;
+  int64_t predictions = 0;     // how many: tokens - 1
+  double linear_ms = 0;        // wall time of linear layers and what is done on the way between them (norms, rotary, silu, residual)
+  double attention_ms = 0;     // wall time within AttentionFunction
+  double logits_ms = 0;        // last norm, head and bits
+  double total_ms = 0;         // all of forward: the three above, embedding and memory
 };
 
 struct ForwardOptions {
-  AttentionFunction attention;  // empty: dense
-  int64_t logits_rows = 1;      // logits of this many last tokens are returned
-  bool has_bits = false;        // also sum the bits of predicting tokens[1..] from tokens[0..]
-  std::function<void(int layer, int num_layers)> progress;
+  AttentionFunction attention = {};  // empty: dense
+  int64_t logits_rows = 1;           // logits of this many last tokens are returned; 0 to all
+  bool has_bits = false;             // also sum, in f64, the bits of predicting tokens[1..] from tokens[0..]
+  std::function<void(int layer, int num_layers)> progress = {};  // called in the calling thread before each layer, and with num_layers at the end
 };
 
-/// A checkpoint in memory, ready to run. Weights are memory-mapped, then converted once to f32 in the layout that oneDNN likes.
+/// Floating-point operations that a forward pass needs, a multiply-add counted as two.
+struct ModelFlops {
+  double linear = 0;     // all linear layers and the head, for the rows that it is asked for
+  double attention = 0;  // the two products of causal attention, over the pairs that the mask allows
+  double total() const { return linear + attention; }
+};
+/// Of `tokens` tokens behind `cached` ones, the head over `head_rows` of them (all of them where bits are asked for).
+TILEWISE_API ModelFlops model_flops(const ModelConfig& config, int64_t tokens, int64_t cached, int64_t head_rows);
+
+/// A checkpoint in memory, ready to run in f32. Weights are memory-mapped, then converted once to f32 in the layout that oneDNN likes. Tokens go
+/// through the linear layers in slices of 256 rows, each within one worker, so bits do not depend on the number of threads.
+/// Forward passes on different caches may run at once, each with a Context of its own.
 class TILEWISE_API Model {
  public:
-  /// Reads DIR/config.json and DIR/model.safetensors. Errors: io (missing or damaged file, tensor with a wrong shape), unsupported (architecture, by name).
+  /// Reads DIR/config.json and DIR/model.safetensors. Errors: io (missing or damaged file, tensor with a wrong shape), unsupported (architecture, by name;
+  /// biases, scaled rotary positions, a checkpoint in several files), memory.
   static Model load(const std::string& directory, Context& context);
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
   ~Model();
 
   const ModelConfig& config() const;
+  /// Errors: value (capacity below 0 or above max_positions), memory.
   std::unique_ptr<KvCache> make_cache(int64_t capacity, Context& context) const;
-  /// Runs tokens [n] behind what the cache holds and appends their K and V. Errors: value (token outside the vocabulary, cache too small), cancelled.
+  /// Runs tokens [n] behind what the cache holds and appends their K and V. A call that fails leaves the cache as it was.
+  /// Errors: value (no token, a token outside the vocabulary, cache too small or of another model, logits_rows above n), memory, cancelled.
   ForwardResult forward(std::span<const int32_t> tokens, KvCache& cache, const ForwardOptions& options, Context& context) const;
 
  private:
