@@ -190,12 +190,13 @@ void antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params,
   constexpr float kLog2E = 1.44269504f;
   job.scale_log2 = job.softcap > 0 ? kLog2E : job.scale * kLog2E;
 
-  // An item is a few whole rows of one head, so that no two items add to the same scores; the longest come first.
+  // An item is a few whole rows of one head, so that no two items add to the same scores. Heads one after another, so that
+  // the threads read the same keys; within a head the longest first.
   const int64_t rows = grid.rows(), rows_an_item = std::max(1, kLanes / job.lanes_a_tile), items = (rows + rows_an_item - 1) / rows_an_item;
   const int64_t heads = scores.heads, group = heads / inputs.heads_kv(), dim = inputs.head_dim(), step = static_cast<int64_t>(params.stride) * params.kdb;
   std::vector<Workspace> workspaces(static_cast<size_t>(context.concurrency()));
   context.parallel_for(items * scores.batch * heads, [&](int64_t item, int worker) {
-    const int64_t last_item = items - 1 - item / (scores.batch * heads), head = item % heads, b = item / heads % scores.batch;
+    const int64_t last_item = items - 1 - item % items, head = item / items % heads, b = item / items / heads;
     Workspace& work = workspaces[static_cast<size_t>(worker)];
     work.packed.resize(static_cast<size_t>(params.stride * dim * kLanes));
     work.rows.resize(static_cast<size_t>(kLanes * dim));
