@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "tilewise/plan/mask.h"
+
 namespace tilewise::select {
 namespace {
 
@@ -64,6 +66,8 @@ void check_inputs(std::string_view where, const Inputs& inputs) {
         ", it must be finite and above 0");
   check(std::isfinite(inputs.softcap) && inputs.softcap >= 0, Error::Kind::value, where, ": softcap is ", inputs.softcap, ", it must be finite and at least 0");
   check_mask(where, inputs.mask, q);
+  const auto fault = plan::mask_fault(inputs.mask, q.dim(0), inputs.heads_q(), q.dim(2), k.dim(2));
+  check(!fault, Error::Kind::value, where, ": ", fault.value_or(""));
 }
 
 float scale_or_default(const std::optional<float>& softmax_scale, int64_t head_dim) {

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every registered method must hold to, whatever it computes. A new method is tested here without a line of its own.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <functional>
+#include <stop_token>
+#include <string>
+
+#include "tests/methods/definition_testing.h"
+#include "tilewise/attend/attend.h"
+#include "tilewise/base/memory.h"
+#include "tilewise/machine/cpu/thread_pool.h"
+#include "tilewise/methods/options.h"
+#include "tilewise/plan/count.h"
+#include "tilewise/plan/validate.h"
+
+namespace tilewise {
+namespace {
+
+using testing::Bits;
+using testing::Sizes;
+using testing::TestProblem;
+
+struct NamedMask {
+  std::string name;
+  Mask mask;
+  bool is_plain = false;  // causal or full: a method must take it unless it says that it is causal only
+};
+
+/// Masks for a problem; spans need its lengths.
+std::vector<NamedMask> masks_for(const Sizes& s, std::vector<int32_t>& spans) {
+  std::vector<NamedMask> masks = {{"causal", Mask::causal(), true}, {"full", Mask::full(), true}};
+  Mask window, mixed;
+  window.bands = {Mask::Band{40, 7, 9}};
+  mixed.bands = {Mask::causal().bands[0], Mask::Band{50, 0, 16}};
+  for (int h = 0; h < s.heads_q; ++h) mixed.head_class.push_back(static_cast<uint8_t>(h % 2));
+  masks.push_back({"window", window});
+  masks.push_back({"mixed", mixed});
+  for (int64_t b = 0; b < s.batch; ++b) {
+    for (int64_t q = 0; q < s.seqlen_q; ++q) {
+      const auto cut = [&](int64_t key) { return static_cast<int32_t>(std::min(key, s.seqlen_k)); };
+      spans.insert(spans.end(), {0, std::min(cut(q % 7 + b), cut(s.seqlen_k / 2)), cut(s.seqlen_k / 2), cut(s.seqlen_k / 2 + q)});
+    }
+  }
+  Mask of_spans;
+  of_spans.spans = TensorView::of(spans.data(), {1, s.batch, s.seqlen_q, 4});
+  if (s.batch > 0) masks.push_back({"spans", of_spans});
+  return masks;
+}
+
+const std::vector<Sizes>& sizes() {
+  static const std::vector<Sizes> all = {
+      {1, 2, 1, 200, 200, 16},  // ragged, grouped heads
+      {2, 4, 2, 131, 131, 32},  // batch
+      {1, 2, 2, 65, 301, 16},   // fewer queries than keys, off the tile
+      {1, 2, 1, 64, 192, 16},   // fewer queries, on the tile
+      {1, 2, 1, 150, 70, 16},   // more queries than keys
+      {1, 4, 1, 1, 129, 16},    // one query
+      {2, 2, 1, 1, 1, 16},      // one token
+      {1, 1, 1, 127, 127, 16}, {1, 1, 1, 128, 128, 16}, {1, 1, 1, 129, 129, 16}, {1, 1, 1, 63, 63, 16}, {1, 1, 1, 257, 257, 16},
+  };
+  return all;
+}
+
+/// Options that make a method work hard on short inputs, beside its defaults.
+std::vector<OptionValues> option_sets(const MethodInfo& info) {
+  std::vector<OptionValues> sets = {{}};
+  OptionValues small;
+  if (info.has_option("tile")) small["tile"] = int64_t{16};
+  if (info.has_option("stride")) small["stride"] = int64_t{8};
+  if (info.has_option("local")) small["local"] = int64_t{23}, small["init"] = int64_t{5};
+  sets.push_back(small);
+  if (info.has_option("density")) {
+    small["density"] = .3;
+    sets.push_back(small);
+  }
+  return sets;
+}
+
+/// Two plans that any kernel would run alike.
+void expect_same(const PlanData& a, const PlanData& b) {
+  EXPECT_EQ(a.dense_reads, b.dense_reads);
+  const auto bytes = [](const TensorView& view) {
+    return view.has_value() ? std::string(static_cast<const char*>(view.raw()), static_cast<size_t>(view.numel()) * size_of(view.dtype())) : std::string();
+  };
+  for (const auto& member : {&Lists::whole, &Lists::masked, &Lists::picked}) {
+    const RunList &x = a.by_query.*member, &y = b.by_query.*member;
+    EXPECT_TRUE(bytes(x.begin) == bytes(y.begin) && bytes(x.count) == bytes(y.count) && bytes(x.start) == bytes(y.start) && bytes(x.stop) == bytes(y.stop));
+    EXPECT_EQ(x.grain, y.grain);
+  }
+  EXPECT_TRUE(bytes(a.by_query.edge) == bytes(b.by_query.edge));
+}
+
+/// The plan is well formed, reads allowed pairs only, and gives every query that may read something a key.
+void expect_sound(const Plan& plan, const TestProblem& test, const NamedMask& mask, const Sizes& s) {
+  ASSERT_NE(plan, nullptr);
+  EXPECT_EQ(plan->seqlen_q, s.seqlen_q);
+  EXPECT_EQ(plan->seqlen_k, s.seqlen_k);
+  EXPECT_EQ(plan->batch, s.batch);
+  EXPECT_EQ(plan->heads_q, s.heads_q);
+  ASSERT_NO_THROW(validate(plan));
+  ASSERT_NO_THROW(validate(plan, test.problem.mask));
+  Bits read = testing::bits_of(*plan, false), tested = testing::bits_of(*plan, true);
+  const Bits allowed = testing::bits_of_mask(mask.mask, s.batch, s.heads_q, s.seqlen_q, s.seqlen_k);
+  int64_t beyond = 0, uncovered = 0;
+  for (size_t i = 0; i < read.values.size(); ++i) {
+    ASSERT_LE(read.values[i], 1) << "a pair is read twice";
+    beyond += tested.values[i] > allowed.values[i] ? 1 : 0;
+  }
+  EXPECT_EQ(beyond, 0) << "pairs outside the model's mask";
+  for (size_t line = 0; mask.is_plain && s.seqlen_k > 0 && line < read.values.size() / static_cast<size_t>(s.seqlen_k); ++line) {
+    const auto at = static_cast<std::ptrdiff_t>(line * static_cast<size_t>(s.seqlen_k)), next = at + s.seqlen_k;
+    const bool may = std::count(allowed.values.begin() + at, allowed.values.begin() + next, uint8_t{1}) > 0;
+    const bool does = std::count(tested.values.begin() + at, tested.values.begin() + next, uint8_t{1}) > 0;
+    uncovered += may && !does ? 1 : 0;
+  }
+  EXPECT_EQ(uncovered, 0) << "queries that could read a key and do not";
+  EXPECT_EQ(read.count(), reads(plan));
+  EXPECT_LE(reads(plan), plan->dense_reads) << "density is at most 1";
+}
+
+class EveryMethod : public ::testing::TestWithParam<std::string> {
+ protected:
+  // f32 and bf16, head_dim 16 and 32: attend/cpu takes all of it but spans; the reference takes those, too.
+  void SetUp() override { setenv("TILEWISE_BACKEND", "reference", 1); }
+  void TearDown() override { unsetenv("TILEWISE_BACKEND"); }
+  const MethodInfo& info() const { return method_info(GetParam()); }
+};
+
+TEST_P(EveryMethod, PlansSoundlyOrRefusesByName) {
+  unsigned seed = 1;
+  for (const Sizes& s : sizes()) {
+    std::vector<int32_t> spans;
+    for (const NamedMask& mask : masks_for(s, spans)) {
+      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+        const TestProblem test(s, dtype, mask.mask, ++seed);
+        for (const OptionValues& options : option_sets(info())) {
+          SCOPED_TRACE(::testing::Message() << GetParam() << " " << format_options(GetParam(), options) << " " << s << " " << dtype << " " << mask.name << " seed " << seed);
+          Context context;
+          try {
+            const Plan plan = plan_with(GetParam(), test.problem, options, context).plan;
+            expect_sound(plan, test, mask, s);
+            if (::testing::Test::HasFatalFailure()) return;
+            expect_same(*plan, *plan_with(GetParam(), test.problem, options, context).plan);
+            Context shuffled;
+            shuffled.executor = std::make_shared<testing::ShuffledExecutor>(3);
+            expect_same(*plan, *plan_with(GetParam(), test.problem, options, shuffled).plan);
+          } catch (const Error& error) {
+            EXPECT_EQ(error.kind(), Error::Kind::unsupported) << error.what();
+            EXPECT_EQ(std::string(error.what()).rfind(GetParam(), 0), 0u) << "the message begins with the method: " << error.what();
+            const bool may_refuse = !mask.is_plain || (info().is_causal_only && mask.name == "full");
+            EXPECT_TRUE(may_refuse) << error.what();
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryMethod, GivesThePoolTheSamePlan) {
+  const TestProblem test({1, 4, 2, 700, 700, 16}, Dtype::f32, Mask::causal(), 11);
+  for (const OptionValues& options : option_sets(info())) {
+    Context serial, pooled;
+    pooled.executor = make_thread_pool(4);
+    expect_same(*plan_with(GetParam(), test.problem, options, serial).plan, *plan_with(GetParam(), test.problem, options, pooled).plan);
+  }
+}
+
+TEST_P(EveryMethod, TakesEmptyProblems) {
+  for (const Sizes& s : std::vector<Sizes>{{1, 2, 1, 0, 0, 16}, {1, 2, 1, 0, 50, 16}, {1, 2, 1, 50, 0, 16}, {0, 2, 1, 50, 50, 16}}) {
+    for (const Mask& mask : {Mask::causal(), Mask::full()}) {
+      if (info().is_causal_only && mask.bands[0].right != 0) continue;
+      SCOPED_TRACE(::testing::Message() << s);
+      const TestProblem test(s, Dtype::f32, mask, 1);
+      Context context;
+      const Plan plan = plan_with(GetParam(), test.problem, {}, context).plan;
+      ASSERT_NE(plan, nullptr);
+      EXPECT_EQ(plan->seqlen_q, s.seqlen_q);
+      EXPECT_EQ(plan->dense_reads, 0);
+      EXPECT_EQ(reads(plan), 0);
+    }
+  }
+}
+
+TEST_P(EveryMethod, TakesNaNWithoutHarm) {
+  TestProblem test({1, 2, 1, 150, 150, 16}, Dtype::f32, Mask::causal(), 5);
+  test.q.set(0, 1, 70, 3, std::nanf(""));
+  test.k.set(0, 0, 20, 5, HUGE_VALF);
+  Context context;
+  for (const OptionValues& options : option_sets(info())) {
+    const Plan plan = plan_with(GetParam(), test.problem, options, context).plan;
+    ASSERT_NO_THROW(validate(plan));
+  }
+}
+
+TEST_P(EveryMethod, ChecksTheRangeOfEveryOption) {
+  const TestProblem test({1, 1, 1, 64, 64, 16}, Dtype::f32, Mask::causal(), 5);
+  Context context;
+  for (const OptionInfo& option : info().options) {
+    std::vector<OptionValue> bad = {std::string("none of these")};
+    if (std::holds_alternative<int64_t>(option.default_value) || std::holds_alternative<double>(option.default_value)) {
+      const size_t middle = option.range.find(" to ");
+      ASSERT_NE(middle, std::string::npos) << option.name;
+      const double low = std::stod(option.range), high = std::stod(option.range.substr(middle + 4));
+      bad.push_back(low - 1);
+      if (high < 1e18) bad.push_back(high + 1);
+      bad.push_back(true);
+    } else {
+      bad.push_back(int64_t{7});
+    }
+    for (const OptionValue& value : bad) {
+      try {
+        plan_with(GetParam(), test.problem, {{option.name, value}}, context);
+        ADD_FAILURE() << GetParam() << " took " << option.name << " = " << method::to_text(value);
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), Error::Kind::value) << error.what();
+        EXPECT_NE(std::string(error.what()).find(option.name), std::string::npos) << error.what();
+      }
+    }
+  }
+  EXPECT_THROW(plan_with(GetParam(), test.problem, {{"no_such_option", int64_t{1}}}, context), Error);
+}
+
+TEST_P(EveryMethod, RefusesTensorsThatDoNotFit) {
+  const TestProblem good({1, 4, 2, 64, 64, 16}, Dtype::f32, Mask::causal(), 5);
+  const testing::TestTensor three = testing::make_tensor(Dtype::f32, 1, 3, 64, 16), wide = testing::make_tensor(Dtype::f32, 1, 2, 64, 24),
+                            half = testing::make_tensor(Dtype::bf16, 1, 2, 64, 16), many = testing::make_tensor(Dtype::f32, 2, 2, 64, 16);
+  std::vector<int32_t> integers(4 * 64 * 16), beyond(64 * 4, 65);
+  struct Call {
+    std::string what;
+    Error::Kind kind;
+    std::function<void(Problem&)> change;
+  };
+  const std::vector<Call> calls = {
+      {"no q", Error::Kind::shape, [](Problem& p) { p.q = {}; }},
+      {"no k", Error::Kind::shape, [](Problem& p) { p.k = {}; }},
+      {"rank 3", Error::Kind::shape, [&](Problem& p) { p.q = TensorView::of(integers.data(), {4, 64, 16}); }},
+      {"heads that do not divide", Error::Kind::shape, [&](Problem& p) { p.k = three.view; }},
+      {"head_dim", Error::Kind::shape, [&](Problem& p) { p.k = wide.view; }},
+      {"batch", Error::Kind::shape, [&](Problem& p) { p.k = many.view; }},
+      {"mixed dtypes", Error::Kind::dtype, [&](Problem& p) { p.k = half.view; }},
+      {"integers", Error::Kind::dtype, [&](Problem& p) { p.q = p.k = TensorView::of(integers.data(), {1, 4, 64, 16}); }},
+      {"channels apart", Error::Kind::shape, [&](Problem& p) { p.q = p.k = good.q.view.permute({0, 1, 3, 2}); }},
+      {"another device", Error::Kind::device, [](Problem& p) { p.q = p.k = TensorView(p.q.raw(), Dtype::f32, {1, 4, 64, 16}, Device{Device::Type::cuda, 0}); }},
+      {"scale 0", Error::Kind::value, [](Problem& p) { p.softmax_scale = 0.0f; }},
+      {"scale nan", Error::Kind::value, [](Problem& p) { p.softmax_scale = std::nanf(""); }},
+      {"softcap below 0", Error::Kind::value, [](Problem& p) { p.softcap = -1; }},
+      {"no mask", Error::Kind::value, [](Problem& p) { p.mask = {}; }},
+      {"two masks", Error::Kind::value, [&](Problem& p) { p.mask.spans = TensorView::of(integers.data(), {1, 1, 64, 4}); }},
+      {"spans of other lengths", Error::Kind::shape, [&](Problem& p) { p.mask = {}, p.mask.spans = TensorView::of(integers.data(), {1, 1, 60, 4}); }},
+      {"head_class too short", Error::Kind::shape, [](Problem& p) { p.mask.head_class = {0, 0}; }},
+      {"a class that is not there", Error::Kind::value, [](Problem& p) { p.mask.head_class = {0, 0, 1, 0}; }},
+      {"spans past the keys", Error::Kind::value, [&](Problem& p) { p.mask = {}, p.mask.spans = TensorView::of(beyond.data(), {1, 1, 64, 4}); }},
+      {"a band too wide", Error::Kind::value, [](Problem& p) { p.mask.bands[0].left = (int64_t{1} << 40) + 1; }},
+      {"a sink below 0", Error::Kind::value, [](Problem& p) { p.mask.bands[0].sink = -1; }},
+  };
+  for (const Call& call : calls) {
+    Problem problem = good.problem;
+    call.change(problem);
+    Context context;
+    try {
+      plan_with(GetParam(), problem, {}, context);
+      ADD_FAILURE() << GetParam() << " took " << call.what;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), call.kind) << call.what << ": " << error.what();
+      EXPECT_EQ(std::string(error.what()).rfind(GetParam() + ": ", 0), 0u) << error.what();
+    }
+  }
+}
+
+TEST_P(EveryMethod, TakesOrdersOrRefusesThem) {
+  TestProblem test({1, 2, 1, 60, 60, 16}, Dtype::f32, Mask::causal(), 5);
+  std::vector<int32_t> order(60);
+  for (int i = 0; i < 60; ++i) order[static_cast<size_t>(i)] = (i * 7) % 60;
+  test.problem.order_k.token = TensorView::of(order.data(), {1, 1, 60});
+  Context context;
+  try {
+    const Plan plan = plan_with(GetParam(), test.problem, {}, context).plan;
+    EXPECT_TRUE(plan->order_k.token.has_value());
+    ASSERT_NO_THROW(validate(plan));
+    ASSERT_NO_THROW(validate(plan, test.problem.mask));
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), Error::Kind::unsupported);
+    EXPECT_NE(std::string(error.what()).find("order"), std::string::npos) << error.what();
+  }
+}
+
+TEST_P(EveryMethod, StopsWhenAsked) {
+  const TestProblem test({1, 2, 1, 200, 200, 16}, Dtype::f32, Mask::causal(), 5);
+  std::stop_source stop;
+  stop.request_stop();
+  Context context;
+  context.cancel = stop.get_token();
+  try {
+    plan_with(GetParam(), test.problem, {}, context);
+    ADD_FAILURE() << "went on";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), Error::Kind::cancelled);
+  }
+}
+
+TEST_P(EveryMethod, GivesItsMemoryBack) {
+  const TestProblem test({1, 2, 1, 200, 200, 16}, Dtype::bf16, Mask::causal(), 5);
+  const auto memory = std::make_shared<CountingMemory>(host_memory());
+  Context context;
+  context.memory = memory;
+  {
+    const Planned planned = plan_with(GetParam(), test.problem, {}, context);
+    EXPECT_GT(memory->bytes(), 0u) << "the plan comes from Context::memory";
+  }
+  EXPECT_EQ(memory->bytes(), 0u);
+}
+
+// A plan is only as good as what attention makes of it: the output equals a softmax over the pairs that the plan's bits name.
+TEST_P(EveryMethod, IsAttendedAsItsBitsSay) {
+  for (const Sizes& s : std::vector<Sizes>{{1, 4, 2, 131, 131, 16}, {1, 2, 1, 65, 150, 16}}) {
+    const TestProblem test(s, Dtype::f32, Mask::causal(), 17);
+    const testing::TestTensor v = testing::random_tensor(Dtype::f32, s.batch, s.heads_kv, s.seqlen_k, s.dim, 18);
+    for (const OptionValues& options : option_sets(info())) {
+      Context context;
+      const Plan plan = plan_with(GetParam(), test.problem, options, context).plan;
+      std::vector<float> out(static_cast<size_t>(s.batch * s.heads_q * s.seqlen_q * s.dim));
+      const Shape shape{s.batch, s.heads_q, s.seqlen_q, s.dim};
+      attend_forward({.q = test.q.view, .k = test.k.view, .v = v.view, .out = TensorView::of(out.data(), shape), .plan = plan}, context);
+      Bits bits = testing::bits_of(*plan, true);
+      for (int h = 0; h < s.heads_q; ++h) {
+        for (int64_t i = 0; i < s.seqlen_q; ++i) {
+          std::vector<double> weight(static_cast<size_t>(s.seqlen_k), 0.0);
+          double total = 0;
+          for (int64_t k = 0; k < s.seqlen_k; ++k) {
+            if (bits.at(0, h, i, k) == 0) continue;
+            double dot = 0;
+            for (int64_t d = 0; d < s.dim; ++d) dot += test.q.get(0, h, i, d) * test.k.get(0, test.head_kv(h), k, d);
+            total += weight[static_cast<size_t>(k)] = std::exp(dot / std::sqrt(static_cast<double>(s.dim)));
+          }
+          for (int64_t d = 0; d < s.dim; ++d) {
+            double sum = 0;
+            for (int64_t k = 0; k < s.seqlen_k; ++k) sum += weight[static_cast<size_t>(k)] * v.get(0, test.head_kv(h), k, d);
+            ASSERT_NEAR(out[static_cast<size_t>((h * s.seqlen_q + i) * s.dim + d)], total > 0 ? sum / total : 0, 2e-5) << "head " << h << " query " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> all;
+  for (const MethodInfo& info : methods()) all.push_back(info.name);
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, EveryMethod, ::testing::ValuesIn(names()), [](const auto& test) { return test.param; });
+
+}  // namespace
+}  // namespace tilewise
