@@ -82,11 +82,13 @@ std::vector<OptionValues> option_sets(const MethodInfo& info) {
 void expect_same(const PlanData& a, const PlanData& b) {
   EXPECT_EQ(a.dense_reads, b.dense_reads);
   const auto bytes = [](const TensorView& view) {
-    return view.has_value() ? std::string(static_cast<const char*>(view.raw()), static_cast<size_t>(view.numel()) * size_of(view.dtype())) : std::string();
+    return view.has_value() ? std::string(static_cast<const char*>(view.raw()), static_cast<size_t>(view.numel()) * size_of(view.dtype()))
+                            : std::string();
   };
   for (const auto& member : {&Lists::whole, &Lists::masked, &Lists::picked}) {
     const RunList &x = a.by_query.*member, &y = b.by_query.*member;
-    EXPECT_TRUE(bytes(x.begin) == bytes(y.begin) && bytes(x.count) == bytes(y.count) && bytes(x.start) == bytes(y.start) && bytes(x.stop) == bytes(y.stop));
+    EXPECT_TRUE(bytes(x.begin) == bytes(y.begin) && bytes(x.count) == bytes(y.count) && bytes(x.start) == bytes(y.start) &&
+                bytes(x.stop) == bytes(y.stop));
     EXPECT_EQ(x.grain, y.grain);
   }
   EXPECT_TRUE(bytes(a.by_query.edge) == bytes(b.by_query.edge));
@@ -136,7 +138,8 @@ TEST_P(EveryMethod, PlansSoundlyOrRefusesByName) {
       for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
         const TestProblem test(s, dtype, mask.mask, ++seed);
         for (const OptionValues& options : option_sets(info())) {
-          SCOPED_TRACE(::testing::Message() << GetParam() << " " << format_options(GetParam(), options) << " " << s << " " << dtype << " " << mask.name << " seed " << seed);
+          SCOPED_TRACE(::testing::Message() << GetParam() << " " << format_options(GetParam(), options) << " " << s << " " << dtype << " "
+                                            << mask.name << " seed " << seed);
           Context context;
           try {
             const Plan plan = plan_with(GetParam(), test.problem, options, context).plan;
@@ -242,7 +245,8 @@ TEST_P(EveryMethod, RefusesTensorsThatDoNotFit) {
       {"mixed dtypes", Error::Kind::dtype, [&](Problem& p) { p.k = half.view; }},
       {"integers", Error::Kind::dtype, [&](Problem& p) { p.q = p.k = TensorView::of(integers.data(), {1, 4, 64, 16}); }},
       {"channels apart", Error::Kind::shape, [&](Problem& p) { p.q = p.k = good.q.view.permute({0, 1, 3, 2}); }},
-      {"another device", Error::Kind::device, [](Problem& p) { p.q = p.k = TensorView(p.q.raw(), Dtype::f32, {1, 4, 64, 16}, Device{Device::Type::cuda, 0}); }},
+      {"another device", Error::Kind::device,
+       [](Problem& p) { p.q = p.k = TensorView(p.q.raw(), Dtype::f32, {1, 4, 64, 16}, Device{Device::Type::cuda, 0}); }},
       {"scale 0", Error::Kind::value, [](Problem& p) { p.softmax_scale = 0.0f; }},
       {"scale nan", Error::Kind::value, [](Problem& p) { p.softmax_scale = std::nanf(""); }},
       {"softcap below 0", Error::Kind::value, [](Problem& p) { p.softcap = -1; }},
@@ -337,7 +341,8 @@ TEST_P(EveryMethod, IsAttendedAsItsBitsSay) {
           for (int64_t d = 0; d < s.dim; ++d) {
             double sum = 0;
             for (int64_t k = 0; k < s.seqlen_k; ++k) sum += weight[static_cast<size_t>(k)] * v.get(0, test.head_kv(h), k, d);
-            ASSERT_NEAR(out[static_cast<size_t>((h * s.seqlen_q + i) * s.dim + d)], total > 0 ? sum / total : 0, 2e-5) << "head " << h << " query " << i;
+            ASSERT_NEAR(out[static_cast<size_t>((h * s.seqlen_q + i) * s.dim + d)], total > 0 ? sum / total : 0, 2e-5)
+                << "head " << h << " query " << i;
           }
         }
       }

@@ -18,12 +18,14 @@ TEST(MeanPoolMethod, EqualsItsDefinition) {
         options.tile = 32;
         options.threshold = .7f;
         Context context;
-        testing::expect_tiles(mean_pool(test.problem, options, context).plan, test, 32, [&](int64_t b, int h, size_t row, int64_t q_first, int64_t q_last) {
-          const auto p = testing::mean_pool_definition(test.q, test.k, b, h, test.head_kv(h), test.problem.mask, 32, 1 / std::sqrt(static_cast<double>(sizes.dim)), 0)[row];
-          testing::Choice choice{testing::prefix(p, {}, static_cast<double>(.7f)), testing::distance_to_cut(p, {}, static_cast<double>(.7f))};
-          choice.tiles.merge(testing::forced_tiles(test, 32, q_first, q_last));
-          return choice;
-        });
+        testing::expect_tiles(
+            mean_pool(test.problem, options, context).plan, test, 32, [&](int64_t b, int h, size_t row, int64_t q_first, int64_t q_last) {
+              const auto p = testing::mean_pool_definition(test.q, test.k, b, h, test.head_kv(h), test.problem.mask, 32,
+                                                           1 / std::sqrt(static_cast<double>(sizes.dim)), 0)[row];
+              testing::Choice choice{testing::prefix(p, {}, static_cast<double>(.7f)), testing::distance_to_cut(p, {}, static_cast<double>(.7f))};
+              choice.tiles.merge(testing::forced_tiles(test, 32, q_first, q_last));
+              return choice;
+            });
       }
     }
   }

@@ -31,7 +31,8 @@ TEST(Registry, ListsMethodsDenseFirst) {
       EXPECT_FALSE(option.help.empty()) << info.name << " " << option.name;
       EXPECT_FALSE(option.range.empty()) << info.name << " " << option.name;
       // Every value that --tune tries is one that the method takes.
-      for (const OptionValue& value : option.grid) EXPECT_NO_THROW(check_options(info.name, {{option.name, value}})) << info.name << " " << option.name;
+      for (const OptionValue& value : option.grid)
+        EXPECT_NO_THROW(check_options(info.name, {{option.name, value}})) << info.name << " " << option.name;
       EXPECT_NO_THROW(check_options(info.name, {{option.name, option.default_value}}));
     }
   }
@@ -52,11 +53,11 @@ TEST(Registry, NamesTheClosestMethod) {
 
 TEST(Options, ReadWhatTheyWrite) {
   for (const auto& [method, text] : std::vector<std::pair<std::string, std::string>>{{"xattention", "tile=64,stride=8,threshold=0.97"},
-                                                                                   {"xattention", "selector=slash,norm=1.5,kdb=2,keep_sink=true"},
-                                                                                   {"oracle", "rule=max,threshold=0.05"},
-                                                                                   {"a_shape", "init=0,local=4096"},
-                                                                                   {"random", "seed=9223372036854775807"},
-                                                                                   {"dense", ""}}) {
+                                                                                     {"xattention", "selector=slash,norm=1.5,kdb=2,keep_sink=true"},
+                                                                                     {"oracle", "rule=max,threshold=0.05"},
+                                                                                     {"a_shape", "init=0,local=4096"},
+                                                                                     {"random", "seed=9223372036854775807"},
+                                                                                     {"dense", ""}}) {
     EXPECT_EQ(format_options(method, parse_options(method, text)), text);
   }
   EXPECT_EQ(format_options("xattention", parse_options("xattention", "threshold=0.9, tile = 128")), "") << "defaults are left out";
@@ -158,10 +159,21 @@ TEST(Options, RefuseBadValues) {
 
 TEST(Options, RefuseBadText) {
   const std::vector<std::pair<std::string, std::string>> bad = {
-      {"threshold", "as an option"},      {"=0.9", "as an option"},           {"threshold=", "threshold is empty"}, {"threshold=0.9x", "0.9x"},
-      {"tile=6 4", "6 4"},                {"tile=0x40", "0x40"},              {"tile=64.0", "64.0"},                {"keep_sink=1", "true or false"},
-      {"tile=64,tile=64", "given twice"}, {"thresold=0.9", "did you mean threshold?"}, {"foo=1", "it takes tile, stride"},   {"tile=64,,stride=8", "as an option"},
-      {"selector=inverted", "inverse, slash, random, double, triple"}, {"tile=99999999999999999999", "16 to 256"}, {"threshold=nan", "0 to 1"},
+      {"threshold", "as an option"},
+      {"=0.9", "as an option"},
+      {"threshold=", "threshold is empty"},
+      {"threshold=0.9x", "0.9x"},
+      {"tile=6 4", "6 4"},
+      {"tile=0x40", "0x40"},
+      {"tile=64.0", "64.0"},
+      {"keep_sink=1", "true or false"},
+      {"tile=64,tile=64", "given twice"},
+      {"thresold=0.9", "did you mean threshold?"},
+      {"foo=1", "it takes tile, stride"},
+      {"tile=64,,stride=8", "as an option"},
+      {"selector=inverted", "inverse, slash, random, double, triple"},
+      {"tile=99999999999999999999", "16 to 256"},
+      {"threshold=nan", "0 to 1"},
   };
   for (const auto& [text, part] : bad) {
     const std::string message = message_of([&, t = text] { parse_options("xattention", t); });

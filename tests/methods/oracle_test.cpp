@@ -44,19 +44,20 @@ TEST(Oracle, EqualsItsDefinition) {
         SCOPED_TRACE(::testing::Message() << sizes << " variant " << variant << (is_causal ? " causal" : " full"));
         const TestProblem test(sizes, variant == 0 ? Dtype::bf16 : Dtype::f32, is_causal ? Mask::causal() : Mask::full(), ++seed);
         Context context;
-        testing::expect_tiles(oracle(test.problem, options, context).plan, test, 32, [&](int64_t b, int h, size_t row, int64_t q_first, int64_t q_last) {
-          (void)row;
-          const std::vector<double> mass = true_mass(test, b, h, q_first, q_last, 32, options.rule);
-          const std::set<int64_t> forced = variant > 0 ? testing::forced_tiles(test, 32, q_first, q_last) : std::set<int64_t>{};
-          const double tau = static_cast<double>(options.threshold);
-          if (variant < 2) return Choice{testing::prefix(mass, forced, tau), testing::distance_to_cut(mass, forced, tau)};
-          Choice choice{forced};
-          for (size_t j = 0; j < mass.size(); ++j) {
-            if (mass[j] >= tau) choice.tiles.insert(static_cast<int64_t>(j));
-            choice.distance = std::min(choice.distance, std::abs(mass[j] - tau));
-          }
-          return choice;
-        });
+        testing::expect_tiles(oracle(test.problem, options, context).plan, test, 32,
+                              [&](int64_t b, int h, size_t row, int64_t q_first, int64_t q_last) {
+                                (void)row;
+                                const std::vector<double> mass = true_mass(test, b, h, q_first, q_last, 32, options.rule);
+                                const std::set<int64_t> forced = variant > 0 ? testing::forced_tiles(test, 32, q_first, q_last) : std::set<int64_t>{};
+                                const double tau = static_cast<double>(options.threshold);
+                                if (variant < 2) return Choice{testing::prefix(mass, forced, tau), testing::distance_to_cut(mass, forced, tau)};
+                                Choice choice{forced};
+                                for (size_t j = 0; j < mass.size(); ++j) {
+                                  if (mass[j] >= tau) choice.tiles.insert(static_cast<int64_t>(j));
+                                  choice.distance = std::min(choice.distance, std::abs(mass[j] - tau));
+                                }
+                                return choice;
+                              });
       }
     }
   }

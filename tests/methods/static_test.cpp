@@ -128,7 +128,8 @@ TEST(AShape, CountsTheSpecsPairs) {
       for (int i = 0; i < whole.count; ++i) pairs += (last - first) * (plan::run_stop(whole, i, data.by_query.whole.grain, 8192) - whole.start[i]);
       for (int i = 0; i < masked.count; ++i) {
         for (int64_t q = first; q < last; ++q) {
-          for (int64_t k = masked.start[i]; k < plan::run_stop(masked, i, data.by_query.masked.grain, 8192); ++k) pairs += plan::band_allows(data.mask.bands[0], q, k) ? 1 : 0;
+          for (int64_t k = masked.start[i]; k < plan::run_stop(masked, i, data.by_query.masked.grain, 8192); ++k)
+            pairs += plan::band_allows(data.mask.bands[0], q, k) ? 1 : 0;
         }
       }
     }
@@ -140,7 +141,8 @@ TEST(AShape, CountsTheSpecsPairs) {
 
 TEST(AShape, EqualsItsDefinition) {
   for (const testing::Sizes& s : testing::problem_sizes()) {
-    for (const auto& [init, local, tile] : std::vector<std::tuple<int, int, int>>{{5, 40, 32}, {0, 1, 16}, {64, 64, 64}, {1000, 3, 32}, {3, 1000, 32}}) {
+    for (const auto& [init, local, tile] :
+         std::vector<std::tuple<int, int, int>>{{5, 40, 32}, {0, 1, 16}, {64, 64, 64}, {1000, 3, 32}, {3, 1000, 32}}) {
       const TestProblem test(s, Dtype::f32, Mask::causal(), 1);
       const std::string options = "init=" + std::to_string(init) + ",local=" + std::to_string(local) + ",tile=" + std::to_string(tile);
       const Plan plan = plan_of(test.problem, "a_shape", options);
@@ -165,7 +167,8 @@ TEST(AShape, HasTheMeasuredDensity) {
   const testing::TestTensor x = testing::make_tensor(Dtype::f32, 1, 1, 16384, 8);
   Problem problem;
   problem.q = problem.k = x.view;
-  for (const auto& [options, density] : std::vector<std::pair<std::string, double>>{{"local=1024", .135}, {"local=2048", .248}, {"local=4096", .448}}) {
+  for (const auto& [options, density] :
+       std::vector<std::pair<std::string, double>>{{"local=1024", .135}, {"local=2048", .248}, {"local=4096", .448}}) {
     const Plan plan = plan_of(problem, "a_shape", options);
     int64_t reads = 0;
     for (int64_t row = 0; row < 256; ++row) {
@@ -223,7 +226,8 @@ TEST(Random, FollowsSeedLayerAndHead) {
   Bits first = draw("");
   EXPECT_TRUE(first == draw(""));
   EXPECT_FALSE(first == draw(",seed=1"));
-  const std::vector<uint8_t> head_0(first.values.begin(), first.values.begin() + 512 * 512), head_1(first.values.begin() + 512 * 512, first.values.end());
+  const std::vector<uint8_t> head_0(first.values.begin(), first.values.begin() + 512 * 512),
+      head_1(first.values.begin() + 512 * 512, first.values.end());
   EXPECT_NE(head_0, head_1);
   test.problem.layer = 1;
   EXPECT_FALSE(first == draw(""));

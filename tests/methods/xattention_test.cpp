@@ -68,7 +68,8 @@ TEST(XAttention, IgnoresChunkSizeAndPadding) {
   const TestProblem test({1, 2, 1, 150, 150, 16}, Dtype::f32, Mask::causal(), 3);
   Context context;
   const auto bits = [&](int64_t chunk) {
-    return testing::bits_of(*plan_with("xattention", test.problem, {{"tile", int64_t{32}}, {"stride", int64_t{8}}, {"chunk_size", chunk}}, context).plan, true);
+    return testing::bits_of(
+        *plan_with("xattention", test.problem, {{"tile", int64_t{32}}, {"stride", int64_t{8}}, {"chunk_size", chunk}}, context).plan, true);
   };
   EXPECT_TRUE(bits(0) == bits(2048));
   // Keys of zeros behind the last query are seen by nobody: the rows before them choose as before.
@@ -82,7 +83,8 @@ TEST(XAttention, IgnoresChunkSizeAndPadding) {
   Problem padded;
   padded.q = q.view;
   padded.k = k.view;
-  testing::Bits wide = testing::bits_of(*plan_with("xattention", padded, {{"tile", int64_t{32}}, {"stride", int64_t{8}}}, context).plan, true), narrow = bits(0);
+  testing::Bits wide = testing::bits_of(*plan_with("xattention", padded, {{"tile", int64_t{32}}, {"stride", int64_t{8}}}, context).plan, true),
+                narrow = bits(0);
   for (int64_t h = 0; h < 2; ++h) {
     for (int64_t i = 0; i < 150; ++i) {
       for (int64_t j = 0; j < 150; ++j) ASSERT_EQ(wide.at(0, h, i, j), narrow.at(0, h, i, j)) << h << " " << i << " " << j;
@@ -130,19 +132,21 @@ TEST(XAttention, KeepsTopKAndTopRatio) {
     (is_count ? options.top_k = 4 : options.top_k = 0);
     options.density = is_count ? 0 : .3f;
     Context context;
-    testing::expect_tiles(xattention(test.problem, options, context).plan, test, 16, [&](int64_t b, int h, size_t row, int64_t q_first, int64_t q_last) {
-      std::vector<double> scores = antidiagonal_definition(test.q, test.k, b, h, 0, def)[row];
-      Choice choice{testing::forced_tiles(test, 16, q_first, q_last)};
-      const auto most = is_count ? size_t{4} : static_cast<size_t>(std::llround(.3f * static_cast<double>(row + 1)));
-      while (choice.tiles.size() < std::min(most, row + 1)) {
-        int64_t best = -1;
-        for (int64_t j = 0; j <= static_cast<int64_t>(row); ++j) {
-          if (choice.tiles.count(j) == 0 && (best < 0 || scores[static_cast<size_t>(j)] > scores[static_cast<size_t>(best)])) best = j;
-        }
-        choice.tiles.insert(best);
-      }
-      return choice;
-    });
+    testing::expect_tiles(xattention(test.problem, options, context).plan, test, 16,
+                          [&](int64_t b, int h, size_t row, int64_t q_first, int64_t q_last) {
+                            std::vector<double> scores = antidiagonal_definition(test.q, test.k, b, h, 0, def)[row];
+                            Choice choice{testing::forced_tiles(test, 16, q_first, q_last)};
+                            const auto most = is_count ? size_t{4} : static_cast<size_t>(std::llround(.3f * static_cast<double>(row + 1)));
+                            while (choice.tiles.size() < std::min(most, row + 1)) {
+                              int64_t best = -1;
+                              for (int64_t j = 0; j <= static_cast<int64_t>(row); ++j) {
+                                if (choice.tiles.count(j) == 0 && (best < 0 || scores[static_cast<size_t>(j)] > scores[static_cast<size_t>(best)]))
+                                  best = j;
+                              }
+                              choice.tiles.insert(best);
+                            }
+                            return choice;
+                          });
   }
 }
 
@@ -150,7 +154,8 @@ TEST(XAttention, KeepsSinkAndRecentWithoutAMaskOnlyWhenAsked) {
   const TestProblem test({1, 2, 1, 192, 192, 16}, Dtype::f32, Mask::full(), 9);
   const auto keeps = [&](const std::string& options, int64_t key_tile_of_row_3) {
     Context context;
-    testing::Bits bits = testing::bits_of(*plan_with("xattention", test.problem, parse_options("xattention", "tile=32,stride=8,threshold=0.01," + options), context).plan, true);
+    testing::Bits bits = testing::bits_of(
+        *plan_with("xattention", test.problem, parse_options("xattention", "tile=32,stride=8,threshold=0.01," + options), context).plan, true);
     return bits.at(0, 0, 96, key_tile_of_row_3 * 32) != 0;
   };
   EXPECT_FALSE(keeps("kdb=1", 0));
@@ -171,7 +176,8 @@ TEST(XAttention, HasTheKnownBlindSpot) {
     problem.q = q.view;
     problem.k = k.view;
     Context context;
-    const std::set<int64_t> tiles = last_row(plan_with("xattention", problem, parse_options("xattention", "tile=16,stride=8,threshold=0.5"), context).plan, 16);
+    const std::set<int64_t> tiles =
+        last_row(plan_with("xattention", problem, parse_options("xattention", "tile=16,stride=8,threshold=0.5"), context).plan, 16);
     // The last query, 159, matches key 95 or 94: tile 5.
     EXPECT_EQ(tiles == (std::set<int64_t>{0, 4, 5, 9}) || tiles == (std::set<int64_t>{0, 5, 9}), is_found) << "offset " << offset;
   }

@@ -20,7 +20,8 @@ TEST(MeanPool, EqualsTheMeanOfEachTile) {
       for (int64_t b = 0; b < 2; ++b) {
         for (int64_t h = 0; h < 3; ++h) {
           for (int64_t t = 0; t < 4; ++t) {
-            const int64_t first = edge.empty() ? t * 16 : edge[static_cast<size_t>(t)], last = edge.empty() ? std::min<int64_t>(50, t * 16 + 16) : edge[static_cast<size_t>(t) + 1];
+            const int64_t first = edge.empty() ? t * 16 : edge[static_cast<size_t>(t)],
+                          last = edge.empty() ? std::min<int64_t>(50, t * 16 + 16) : edge[static_cast<size_t>(t) + 1];
             for (int64_t d = 0; d < 8; ++d) {
               double sum = 0;
               for (int64_t s = first; s < last; ++s) sum += x.get(b, h, s, d);

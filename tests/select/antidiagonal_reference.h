@@ -54,7 +54,8 @@ inline std::vector<std::vector<double>> antidiagonal_definition(const TestTensor
         most = std::max(most, value);
       }
       for (double& value : x) total += value = std::exp(value - most);
-      for (int64_t c = 0; c < visible; ++c) result[static_cast<size_t>(row)][static_cast<size_t>(c * s / def.tile)] += x[static_cast<size_t>(c)] / total;
+      for (int64_t c = 0; c < visible; ++c)
+        result[static_cast<size_t>(row)][static_cast<size_t>(c * s / def.tile)] += x[static_cast<size_t>(c)] / total;
     }
   }
   return result;

@@ -161,10 +161,10 @@ TEST(Antidiagonal, EqualsTheDefinition) {
   const std::vector<Case> cases = {
       {{1, 2, 1, 200, 200, 16}, {.tile = 32, .stride = 8}},
       {{2, 4, 2, 131, 131, 8}, {.tile = 32, .stride = 8}},
-      {{1, 2, 2, 65, 200, 8}, {.tile = 32, .stride = 8}},             // offset 135: rows cut, the first group cut
-      {{1, 2, 2, 200, 65, 8}, {.tile = 32, .stride = 8}},             // tokens before the first key
-      {{1, 1, 1, 77, 150, 8}, {.tile = 48, .stride = 16}},            // lanes a row do not divide 64
-      {{1, 1, 1, 300, 300, 8}, {.tile = 256, .stride = 2}},           // more lanes a row than a block holds
+      {{1, 2, 2, 65, 200, 8}, {.tile = 32, .stride = 8}},  // offset 135: rows cut, the first group cut
+      {{1, 2, 2, 200, 65, 8}, {.tile = 32, .stride = 8}},  // tokens before the first key
+      {{1, 1, 1, 77, 150, 8}, {.tile = 48, .stride = 16}},  // lanes a row do not divide 64
+      {{1, 1, 1, 300, 300, 8}, {.tile = 256, .stride = 2}},  // more lanes a row than a block holds
       {{1, 1, 1, 700, 700, 8}, {.tile = 16, .stride = 1}},
       {{1, 1, 1, 1, 1, 8}, {.tile = 64, .stride = 16}},
       {{1, 1, 1, 1, 100, 8}, {.tile = 64, .stride = 16}},
@@ -185,8 +185,10 @@ TEST(Antidiagonal, EqualsTheDefinition) {
   for (size_t i = 0; i < cases.size(); ++i) {
     const Case& c = cases[i];
     SCOPED_TRACE(::testing::Message() << "case " << i << ": " << c.sizes);
-    const TestTensor q = testing::random_tensor(c.dtype, c.sizes.batch, c.sizes.heads_q, c.sizes.seqlen_q, c.sizes.dim, 41 + static_cast<unsigned>(i));
-    const TestTensor k = testing::random_tensor(c.dtype, c.sizes.batch, c.sizes.heads_kv, c.sizes.seqlen_k, c.sizes.dim, 91 + static_cast<unsigned>(i));
+    const TestTensor q =
+        testing::random_tensor(c.dtype, c.sizes.batch, c.sizes.heads_q, c.sizes.seqlen_q, c.sizes.dim, 41 + static_cast<unsigned>(i));
+    const TestTensor k =
+        testing::random_tensor(c.dtype, c.sizes.batch, c.sizes.heads_kv, c.sizes.seqlen_k, c.sizes.dim, 91 + static_cast<unsigned>(i));
     const Scores scores = score(q, k, c.params, c.is_causal, 0.7f, c.softcap);
     AntidiagonalDefinition def{c.params.tile, c.params.stride, c.params.kdb};
     def.terms = c.params.selector == Selector::double_inverse ? 2 : c.params.selector == Selector::triple_inverse ? 3 : 1;
@@ -228,9 +230,12 @@ TEST(Antidiagonal, RandomSelectorTakesOneProductARowAndColumnAndFollowsItsSeed) 
     std::vector<int> sorted = order;
     std::sort(sorted.begin(), sorted.end());
     for (int i = 0; i < kStride; ++i) ASSERT_EQ(sorted[static_cast<size_t>(i)], i);
-    if (seed == 2) other = order;
-    else if (first.empty()) first = order;
-    else EXPECT_EQ(order, first);
+    if (seed == 2)
+      other = order;
+    else if (first.empty())
+      first = order;
+    else
+      EXPECT_EQ(order, first);
   }
   EXPECT_NE(other, first);
 }
@@ -240,7 +245,8 @@ TEST(Antidiagonal, HasTheSameBitsForAnyExecutor) {
   const Inputs inputs{q.view, k.view, Mask::causal(), 0.5f, 0};
   Context serial, shuffled;
   shuffled.executor = std::make_shared<testing::ShuffledExecutor>(5);
-  const Scores a = antidiagonal_scores(inputs, {.tile = 32, .stride = 8}, serial), b = antidiagonal_scores(inputs, {.tile = 32, .stride = 8}, shuffled);
+  const Scores a = antidiagonal_scores(inputs, {.tile = 32, .stride = 8}, serial),
+               b = antidiagonal_scores(inputs, {.tile = 32, .stride = 8}, shuffled);
   const auto* x = static_cast<const float*>(a.values.view.raw());
   const auto* y = static_cast<const float*>(b.values.view.raw());
   EXPECT_TRUE(std::equal(x, x + a.values.view.numel(), y));

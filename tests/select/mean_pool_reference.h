@@ -5,8 +5,8 @@
 namespace tilewise::testing {
 
 /// quality.md's P: softmax over visible tiles of scale * mean(q tile) . mean(k tile), in plain loops and double. Zero for tiles that the row does not see.
-inline std::vector<std::vector<double>> mean_pool_definition(const TestTensor& q, const TestTensor& k, int64_t b, int h, int64_t h_kv, const Mask& mask, int tile,
-                                                             double scale, double softcap) {
+inline std::vector<std::vector<double>> mean_pool_definition(const TestTensor& q, const TestTensor& k, int64_t b, int h, int64_t h_kv,
+                                                             const Mask& mask, int tile, double scale, double softcap) {
   const int64_t sq = q.view.dim(2), sk = k.view.dim(2), dim = q.view.dim(3);
   const bool is_causal = mask.bands.size() == 1 && mask.bands[0].right == 0 && mask.bands[0].left == Mask::kAll;
   const std::vector<int64_t> edges = row_edges(sq, sk, tile, is_causal);

@@ -13,9 +13,11 @@ namespace {
 constexpr int kTile = 16;
 
 /// Scores of one causal (or full) problem, each from `value`.
-Scores scores_from(int64_t batch, int heads, int64_t seqlen_q, int64_t seqlen_k, const Mask& mask, const std::function<float(int64_t, int, int64_t, int64_t)>& value) {
+Scores scores_from(int64_t batch, int heads, int64_t seqlen_q, int64_t seqlen_k, const Mask& mask,
+                   const std::function<float(int64_t, int, int64_t, int64_t)>& value) {
   Context context;
-  const testing::TestTensor q = testing::make_tensor(Dtype::f32, batch, heads, seqlen_q, 8), k = testing::make_tensor(Dtype::f32, batch, 1, seqlen_k, 8);
+  const testing::TestTensor q = testing::make_tensor(Dtype::f32, batch, heads, seqlen_q, 8),
+                            k = testing::make_tensor(Dtype::f32, batch, 1, seqlen_k, 8);
   const RowGrid grid = is_causal(mask, seqlen_k) ? RowGrid::on_key_tiles(seqlen_q, seqlen_k, kTile) : RowGrid::plain(seqlen_q, seqlen_k, kTile);
   Scores scores = make_scores({q.view, k.view, mask, 1, 0}, grid, kTile, context);
   for (int64_t b = 0; b < batch; ++b) {
@@ -65,7 +67,8 @@ TEST(Plan, CountsForcedTilesOrPutsThemBeside) {
   // One query tile at the end of the keys: its diagonal is tile 4.
   EXPECT_EQ(tiles_of(plan_row(values, {.mass = {.6f}, .sink = 1, .diagonal = 1}, Mask::causal()), 0, 0, 0), (Tiles{0, 1, 4}));
   EXPECT_EQ(tiles_of(plan_row(values, {.mass = {.35f}, .sink = 1, .diagonal = 1}, Mask::causal()), 0, 0, 0), (Tiles{0, 4}));
-  EXPECT_EQ(tiles_of(plan_row(values, {.mass = {.35f}, .sink = 1, .diagonal = 1, .forced = Budget::Forced::beside}, Mask::causal()), 0, 0, 0), (Tiles{0, 1, 4}));
+  EXPECT_EQ(tiles_of(plan_row(values, {.mass = {.35f}, .sink = 1, .diagonal = 1, .forced = Budget::Forced::beside}, Mask::causal()), 0, 0, 0),
+            (Tiles{0, 1, 4}));
   EXPECT_EQ(tiles_of(plan_row(values, {.count = {2}, .sink = 1, .diagonal = 2}, Mask::causal()), 0, 0, 0), (Tiles{0, 3, 4}));
   EXPECT_EQ(tiles_of(plan_row(values, {.count = {2}, .diagonal = 1, .forced = Budget::Forced::beside}, Mask::causal()), 0, 0, 0), (Tiles{1, 4}));
 }
@@ -107,9 +110,8 @@ TEST(Plan, ReadsWhatTheMaskAllowsOfTheTiles) {
     for (const auto& [sq, sk] : std::vector<std::pair<int64_t, int64_t>>{{37, 90}, {37, 37}, {37, 20}}) {
       std::vector<float> draws(4096);
       for (float& draw : draws) draw = static_cast<float>(engine() % 100) / 100;
-      const Scores scores = scores_from(2, 2, sq, sk, mask, [&](int64_t b, int h, int64_t row, int64_t j) {
-        return draws[static_cast<size_t>(((b * 2 + h) * 8 + row) * 8 + j)];
-      });
+      const Scores scores = scores_from(
+          2, 2, sq, sk, mask, [&](int64_t b, int h, int64_t row, int64_t j) { return draws[static_cast<size_t>(((b * 2 + h) * 8 + row) * 8 + j)]; });
       Context context;
       const Plan made = plan(scores, {.count = {2}, .sink = 1}, context);
       testing::Bits expected(2, 2, sq, sk);
@@ -148,9 +150,8 @@ TEST(Plan, ReadsWhatTheMaskAllowsOfTheTiles) {
 TEST(Plan, CountsOverHeadAndLayer) {
   // 2 heads x 2 rows x 2 tiles, all visible.
   const std::vector<float> values = {.9f, .1f, .2f, .3f, .4f, .5f, .6f, .7f};
-  const Scores scores = scores_from(1, 2, 2 * kTile, 2 * kTile, Mask::full(), [&](int64_t, int h, int64_t row, int64_t j) {
-    return values[static_cast<size_t>((h * 2 + row) * 2 + j)];
-  });
+  const Scores scores = scores_from(1, 2, 2 * kTile, 2 * kTile, Mask::full(),
+                                    [&](int64_t, int h, int64_t row, int64_t j) { return values[static_cast<size_t>((h * 2 + row) * 2 + j)]; });
   Context context;
   const auto tiles = [&](const Budget& budget) {
     const Plan made = plan(scores, budget, context);
@@ -162,15 +163,17 @@ TEST(Plan, CountsOverHeadAndLayer) {
   };
   EXPECT_EQ(tiles({.count = {2}, .scope = Budget::Scope::head}), (std::vector<Tiles>{{0}, {1}, {}, {0, 1}}));
   EXPECT_EQ(tiles({.count = {3}, .scope = Budget::Scope::layer}), (std::vector<Tiles>{{0}, {}, {}, {0, 1}}));
-  EXPECT_EQ(tiles({.mass = {.79f}, .scope = Budget::Scope::head}), (std::vector<Tiles>{{0}, {1}, {1}, {0, 1}}));  // .9 + .3 of 1.5; .7 + .6 + .5 of 2.2
+  EXPECT_EQ(tiles({.mass = {.79f}, .scope = Budget::Scope::head}),
+            (std::vector<Tiles>{{0}, {1}, {1}, {0, 1}}));  // .9 + .3 of 1.5; .7 + .6 + .5 of 2.2
   EXPECT_EQ(tiles({.share = {.5f}, .scope = Budget::Scope::layer}), (std::vector<Tiles>{{0}, {}, {1}, {0, 1}}));
   EXPECT_EQ(tiles({.count = {1, 2}}), (std::vector<Tiles>{{0}, {1}, {0, 1}, {0, 1}})) << "one number per head";
   EXPECT_EQ(tiles({.mass = {.5f, 1.0f}}), (std::vector<Tiles>{{0}, {1}, {0, 1}, {0, 1}}));
 }
 
 TEST(Plan, RefusesNumbersOutsideTheirRange) {
-  const std::vector<Budget> bad = {{.mass = {1.5f}}, {.mass = {-.1f}}, {.mass = {std::nanf("")}}, {.share = {2.0f}}, {.count = {-1}}, {.mass = {.1f, .2f}},
-                                   {.at_least = {-1.0f}}, {.floor = -1}, {.sink = -1}, {.diagonal = -2}};
+  const std::vector<Budget> bad = {{.mass = {1.5f}}, {.mass = {-.1f}},     {.mass = {std::nanf("")}}, {.share = {2.0f}},
+                                   {.count = {-1}},  {.mass = {.1f, .2f}}, {.at_least = {-1.0f}},     {.floor = -1},
+                                   {.sink = -1},     {.diagonal = -2}};
   for (size_t i = 0; i < bad.size(); ++i) {
     try {
       plan_row({.5f, .5f}, bad[i]);

@@ -43,9 +43,12 @@ struct TestTensor {
     return static_cast<double>(static_cast<float>(view.at<f16>(b, h, s, d)));
   }
   void set(int64_t b, int64_t h, int64_t s, int64_t d, float value) {
-    if (view.dtype() == Dtype::f32) view.at<float>(b, h, s, d) = value;
-    else if (view.dtype() == Dtype::bf16) view.at<bf16>(b, h, s, d) = bf16(value);
-    else view.at<f16>(b, h, s, d) = f16(value);
+    if (view.dtype() == Dtype::f32)
+      view.at<float>(b, h, s, d) = value;
+    else if (view.dtype() == Dtype::bf16)
+      view.at<bf16>(b, h, s, d) = bf16(value);
+    else
+      view.at<f16>(b, h, s, d) = f16(value);
   }
 };
 
@@ -162,7 +165,8 @@ inline std::set<int64_t> prefix(const std::vector<double>& score, const std::set
   while (tau >= 1 || kept < tau * total) {
     int64_t best = -1;
     for (int64_t j = 0; j < static_cast<int64_t>(score.size()); ++j) {
-      if (chosen.count(j) == 0 && score[static_cast<size_t>(j)] > 0 && (best < 0 || score[static_cast<size_t>(j)] > score[static_cast<size_t>(best)])) best = j;
+      if (chosen.count(j) == 0 && score[static_cast<size_t>(j)] > 0 && (best < 0 || score[static_cast<size_t>(j)] > score[static_cast<size_t>(best)]))
+        best = j;
     }
     if (best < 0) break;
     chosen.insert(best);
@@ -177,8 +181,10 @@ inline double distance_to_cut(const std::vector<double>& score, const std::set<i
   std::vector<double> rest;
   for (size_t j = 0; j < score.size(); ++j) {
     total += score[j];
-    if (forced.count(static_cast<int64_t>(j)) != 0) kept += score[j];
-    else rest.push_back(score[j]);
+    if (forced.count(static_cast<int64_t>(j)) != 0)
+      kept += score[j];
+    else
+      rest.push_back(score[j]);
   }
   std::sort(rest.rbegin(), rest.rend());
   for (size_t i = 0; i < rest.size(); ++i) {

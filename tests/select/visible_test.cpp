@@ -39,8 +39,19 @@ void expect_exact(const Mask& mask, int head, int64_t b, const RowGrid& grid, in
 }
 
 TEST(Visible, EqualsBandsPairByPair) {
-  const std::vector<Mask::Band> bands = {{Mask::kAll, 0, 0},  {Mask::kAll, Mask::kAll, 0}, {20, 0, 7},   {20, 0, 0},    {5, 9, 3},  {0, 0, 0}, {-3, 10, 0},
-                                         {10, -3, 5}, {-3, 1, 12},         {3, -9, 40},  {Mask::kAll, -1, 0}, {100, 5, 1000}, {Mask::kAll, 1 << 30, 4}};
+  const std::vector<Mask::Band> bands = {{Mask::kAll, 0, 0},
+                                         {Mask::kAll, Mask::kAll, 0},
+                                         {20, 0, 7},
+                                         {20, 0, 0},
+                                         {5, 9, 3},
+                                         {0, 0, 0},
+                                         {-3, 10, 0},
+                                         {10, -3, 5},
+                                         {-3, 1, 12},
+                                         {3, -9, 40},
+                                         {Mask::kAll, -1, 0},
+                                         {100, 5, 1000},
+                                         {Mask::kAll, 1 << 30, 4}};
   for (size_t i = 0; i < bands.size(); ++i) {
     Mask mask;
     mask.bands = {bands[i]};

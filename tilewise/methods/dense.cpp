@@ -12,8 +12,9 @@ Planned dense(const Problem& problem, const DenseOptions& options, Context& cont
   const auto grid = select::RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), options.tile);
   const bool has_order = problem.order_q.token.has_value() || problem.order_k.token.has_value();
   Planned planned;
-  planned.plan = has_order ? select::plan_of_mask_in_orders(inputs.mask, problem.order_q, problem.order_k, grid, inputs.batch(), inputs.heads_q(), context)
-                           : select::plan_of_mask(inputs.mask, inputs.mask, grid, inputs.batch(), inputs.heads_q(), context);
+  planned.plan = has_order
+                     ? select::plan_of_mask_in_orders(inputs.mask, problem.order_q, problem.order_k, grid, inputs.batch(), inputs.heads_q(), context)
+                     : select::plan_of_mask(inputs.mask, inputs.mask, grid, inputs.batch(), inputs.heads_q(), context);
   return planned;
 }
 

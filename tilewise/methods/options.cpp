@@ -30,9 +30,12 @@ std::string to_text(const OptionValue& value) {
   return std::visit(
       [](const auto& v) -> std::string {
         using T = std::remove_cvref_t<decltype(v)>;
-        if constexpr (std::is_same_v<T, bool>) return v ? "true" : "false";
-        else if constexpr (std::is_same_v<T, std::string>) return v;
-        else return shortest(v);
+        if constexpr (std::is_same_v<T, bool>)
+          return v ? "true" : "false";
+        else if constexpr (std::is_same_v<T, std::string>)
+          return v;
+        else
+          return shortest(v);
       },
       value);
 }

@@ -71,7 +71,8 @@ std::string suggestion(std::string_view got, const std::vector<std::string>& nam
 /// "a, b, c".
 std::string join(const std::vector<std::string>& names);
 
-[[noreturn]] void fail_option(std::string_view method, std::string_view option, const std::string& got, const std::string& takes, std::string_view help);
+[[noreturn]] void fail_option(std::string_view method, std::string_view option, const std::string& got, const std::string& takes,
+                              std::string_view help);
 
 /// The value as an integer or a number, where it is one; nothing where the type does not fit.
 std::optional<int64_t> as_integer(const OptionValue& value);
@@ -95,10 +96,14 @@ std::string range_text(const Choice<N>& choice) {
 
 template <class T, class Limits>
 OptionValue to_value(const T& field, const Limits& limits) {
-  if constexpr (std::is_same_v<T, bool>) return field;
-  else if constexpr (std::is_enum_v<T>) return std::string(limits.names[static_cast<size_t>(field)]);
-  else if constexpr (std::is_integral_v<T>) return static_cast<int64_t>(field);
-  else return widen(field);
+  if constexpr (std::is_same_v<T, bool>)
+    return field;
+  else if constexpr (std::is_enum_v<T>)
+    return std::string(limits.names[static_cast<size_t>(field)]);
+  else if constexpr (std::is_integral_v<T>)
+    return static_cast<int64_t>(field);
+  else
+    return widen(field);
 }
 
 /// Writes `value` into `field`, or throws what is wrong with it.

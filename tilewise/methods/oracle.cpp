@@ -15,8 +15,10 @@ namespace {
 Mask mask_of(const Mask& mask, int head, int64_t b) {
   const int index = mask.head_class.empty() ? 0 : mask.head_class[static_cast<size_t>(head)];
   Mask part;
-  if (mask.spans.has_value()) part.spans = mask.spans.slice(0, index, 1).slice(1, mask.spans.dim(1) == 1 ? 0 : b, 1);
-  else part.bands = {mask.bands[static_cast<size_t>(index)]};
+  if (mask.spans.has_value())
+    part.spans = mask.spans.slice(0, index, 1).slice(1, mask.spans.dim(1) == 1 ? 0 : b, 1);
+  else
+    part.bands = {mask.bands[static_cast<size_t>(index)]};
   return part;
 }
 

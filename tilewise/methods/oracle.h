@@ -11,8 +11,10 @@ struct OracleOptions {
   int tile = 64;
   bool force = false;
   static void each_field(auto& self, auto&& field) {
-    field("rule", self.rule, one_of("sum", "max"), no_grid(), "sum: a tile counts by its mass over all its queries; max: by the query that needs it most");
-    field("threshold", self.threshold, range(0.0f, 1.0f), grid(.05f, .9f, .95f), "sum: mass that the kept tiles cover; max: mass for one query that keeps a tile");
+    field("rule", self.rule, one_of("sum", "max"), no_grid(),
+          "sum: a tile counts by its mass over all its queries; max: by the query that needs it most");
+    field("threshold", self.threshold, range(0.0f, 1.0f), grid(.05f, .9f, .95f),
+          "sum: mass that the kept tiles cover; max: mass for one query that keeps a tile");
     field("density", self.density, range(0.0f, 1.0f), no_grid(), "share of its visible tiles that a row keeps; above 0 it replaces threshold");
     field("tile", self.tile, range(16, 256), grid(64, 128), "tokens per tile, both axes");
     field("force", self.force, yes_no(), no_grid(), "sum: the first and the diagonal tile come first and count (max always adds them)");

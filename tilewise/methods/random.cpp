@@ -24,7 +24,8 @@ Planned random(const Problem& problem, const RandomOptions& options, Context& co
     for (int64_t row = 0; row < grid.rows(); ++row) {
       const uint64_t of_row = mix(of_head, static_cast<uint64_t>(row));
       float* values = scores.row(item / scores.heads, item % scores.heads, row);
-      for (int64_t j = 0; j < scores.key_tiles(); ++j) values[j] = static_cast<double>(mix(of_row, static_cast<uint64_t>(j)) >> 11) < cut ? 1.0f : 0.0f;
+      for (int64_t j = 0; j < scores.key_tiles(); ++j)
+        values[j] = static_cast<double>(mix(of_row, static_cast<uint64_t>(j)) >> 11) < cut ? 1.0f : 0.0f;
     }
   });
   select::Budget budget;

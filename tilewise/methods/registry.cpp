@@ -26,7 +26,8 @@ struct Traits {
 };
 
 template <class Options>
-Entry method(std::string name, Planned (*run)(const Problem&, const Options&, Context&), std::string source, std::string summary, Traits traits = {}) {
+Entry method(std::string name, Planned (*run)(const Problem&, const Options&, Context&), std::string source, std::string summary,
+             Traits traits = {}) {
   Entry entry;
   entry.info = {name, std::move(source), std::move(summary), describe<Options>(), traits.needs_v, traits.is_causal_only};
   entry.run = [name, run](const Problem& problem, const OptionValues& values, Context& context) {
@@ -63,7 +64,8 @@ const Entry& entry_of(std::string_view name) {
     if (entry.info.name == name) return entry;
     names.push_back(entry.info.name);
   }
-  fail(Error::Kind::value, "there is no method ", name.empty() ? "with an empty name" : name, "; ", suggestion(name, names), "methods are ", join(names));
+  fail(Error::Kind::value, "there is no method ", name.empty() ? "with an empty name" : name, "; ", suggestion(name, names), "methods are ",
+       join(names));
 }
 
 std::string_view trim(std::string_view text) {
@@ -130,7 +132,8 @@ OptionValues parse_options(std::string_view name, std::string_view text) {
     const std::string_view part = method::trim(text.substr(0, comma));
     text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
     const size_t equals = part.find('=');
-    check(equals != std::string_view::npos && equals > 0, Error::Kind::value, name, ": cannot read \"", part, "\" as an option; write name=value, name=value");
+    check(equals != std::string_view::npos && equals > 0, Error::Kind::value, name, ": cannot read \"", part,
+          "\" as an option; write name=value, name=value");
     const std::string_view option = method::trim(part.substr(0, equals));
     OptionValue value = std::string(method::trim(part.substr(equals + 1)));
     for (const OptionInfo& info : entry.info.options) {

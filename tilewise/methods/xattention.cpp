@@ -36,8 +36,9 @@ Planned xattention(const Problem& problem, const XAttentionOptions& options, Con
   }
   const uint64_t seed = static_cast<uint64_t>(options.seed) ^ problem.seed;
   Planned planned;
-  planned.plan = select::plan(select::antidiagonal_scores(inputs, {options.tile, options.stride, options.selector, options.norm, options.kdb, seed}, context),
-                              budget, context);
+  planned.plan =
+      select::plan(select::antidiagonal_scores(inputs, {options.tile, options.stride, options.selector, options.norm, options.kdb, seed}, context),
+                   budget, context);
   return planned;
 }
 

@@ -19,7 +19,8 @@ struct XAttentionOptions {
     field("tile", self.tile, range(16, 256), grid(64, 128), "tokens per tile, both axes; a multiple of stride times kdb");
     field("stride", self.stride, range(1, 64), grid(8, 16), "antidiagonal step, tokens");
     field("threshold", self.threshold, range(0.0f, 1.0f), grid(.8f, .9f, .95f, .97f, .99f), "share of softmax mass that the kept tiles cover");
-    field("density", self.density, range(0.0f, 1.0f), no_grid(), "share of its visible tiles that a row keeps (top-ratio); above 0 it replaces threshold");
+    field("density", self.density, range(0.0f, 1.0f), no_grid(),
+          "share of its visible tiles that a row keeps (top-ratio); above 0 it replaces threshold");
     field("top_k", self.top_k, range(0, 1 << 30), no_grid(), "tiles that a row keeps; above 0 it replaces threshold");
     field("selector", self.selector, one_of("inverse", "slash", "random", "double", "triple"), no_grid(), "which products of two groups are taken");
     field("norm", self.norm, range(0.001f, 1000.0f), no_grid(), "one more divisor of the estimated logits");

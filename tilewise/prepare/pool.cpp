@@ -39,9 +39,12 @@ Tensor mean_pool(const TensorView& tokens, int tile, std::span<const int32_t> ed
     const int64_t first = edge.empty() ? t * tile : edge[static_cast<size_t>(t)];
     const int64_t last = edge.empty() ? std::min<int64_t>(tokens.dim(2), first + tile) : edge[static_cast<size_t>(t) + 1];
     float* out = &pooled.view.at<float>(b, h, t, 0);
-    if (dtype == Dtype::f32) pool_tile<float>(tokens, b, h, first, last, out);
-    else if (dtype == Dtype::bf16) pool_tile<bf16>(tokens, b, h, first, last, out);
-    else pool_tile<f16>(tokens, b, h, first, last, out);
+    if (dtype == Dtype::f32)
+      pool_tile<float>(tokens, b, h, first, last, out);
+    else if (dtype == Dtype::bf16)
+      pool_tile<bf16>(tokens, b, h, first, last, out);
+    else
+      pool_tile<f16>(tokens, b, h, first, last, out);
   });
   return pooled;
 }

@@ -12,8 +12,8 @@ void check_bands(std::string_view where, const Mask& mask) {
   constexpr int64_t kLimit = int64_t{1} << 40;
   const auto fits = [](int64_t side) { return side == Mask::kAll || (side <= kLimit && side >= -kLimit); };
   for (const Mask::Band& band : mask.bands) {
-    check(fits(band.left) && fits(band.right) && band.sink >= 0 && band.sink <= kLimit, Error::Kind::value, where, ": the mask's band {left ", band.left,
-          ", right ", band.right, ", sink ", band.sink, "} is outside the limits: sides within 2^40 or Mask::kAll, sink 0 to 2^40");
+    check(fits(band.left) && fits(band.right) && band.sink >= 0 && band.sink <= kLimit, Error::Kind::value, where, ": the mask's band {left ",
+          band.left, ", right ", band.right, ", sink ", band.sink, "} is outside the limits: sides within 2^40 or Mask::kAll, sink 0 to 2^40");
   }
 }
 
@@ -44,10 +44,12 @@ void check_tensor(std::string_view where, std::string_view what, const TensorVie
   const Dtype dtype = tensor.dtype();
   check(dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16, Error::Kind::dtype, where, ": ", what, " is ", dtype,
         ", it takes f32, bf16 or f16; cast it first");
-  check(tensor.device().type == Device::Type::cpu, Error::Kind::device, where, ": ", what, " is on ", tensor.device(), ", selection runs on cpu here; copy it");
+  check(tensor.device().type == Device::Type::cpu, Error::Kind::device, where, ": ", what, " is on ", tensor.device(),
+        ", selection runs on cpu here; copy it");
   check(tensor.dim(3) <= 1 || tensor.stride(3) == 1, Error::Kind::shape, where, ": the last axis of ", what, " has stride ", tensor.stride(3),
         ", it must be contiguous");
-  check(tensor.dim(1) >= 1 && tensor.dim(3) >= 1, Error::Kind::shape, where, ": ", what, " is ", tensor.shape(), ", it needs at least one head and one channel");
+  check(tensor.dim(1) >= 1 && tensor.dim(3) >= 1, Error::Kind::shape, where, ": ", what, " is ", tensor.shape(),
+        ", it needs at least one head and one channel");
   check(tensor.dim(2) <= INT32_MAX, Error::Kind::shape, where, ": ", what, " has ", tensor.dim(2), " tokens, plans hold up to ", INT32_MAX);
 }
 
@@ -64,7 +66,8 @@ void check_inputs(std::string_view where, const Inputs& inputs) {
   check(q.dtype() == k.dtype(), Error::Kind::dtype, where, ": q is ", q.dtype(), ", k is ", k.dtype(), "; cast one");
   check(std::isfinite(inputs.softmax_scale) && inputs.softmax_scale > 0, Error::Kind::value, where, ": softmax_scale is ", inputs.softmax_scale,
         ", it must be finite and above 0");
-  check(std::isfinite(inputs.softcap) && inputs.softcap >= 0, Error::Kind::value, where, ": softcap is ", inputs.softcap, ", it must be finite and at least 0");
+  check(std::isfinite(inputs.softcap) && inputs.softcap >= 0, Error::Kind::value, where, ": softcap is ", inputs.softcap,
+        ", it must be finite and at least 0");
   check_mask(where, inputs.mask, q);
   const auto fault = plan::mask_fault(inputs.mask, q.dim(0), inputs.heads_q(), q.dim(2), k.dim(2));
   check(!fault, Error::Kind::value, where, ": ", fault.value_or(""));

@@ -37,8 +37,8 @@ Limits limits_of(const Budget& budget, int head) {
 template <class T>
 void check_numbers(const char* name, const std::vector<T>& values, int heads, Budget::Scope scope, T high) {
   const bool is_one = values.size() <= 1;
-  check(is_one || (static_cast<int>(values.size()) == heads && scope != Budget::Scope::layer), Error::Kind::value, "select::plan: budget.", name, " has ",
-        values.size(), " numbers; it takes one", scope == Budget::Scope::layer ? " (its scope is the layer)" : ", or one for each of ",
+  check(is_one || (static_cast<int>(values.size()) == heads && scope != Budget::Scope::layer), Error::Kind::value, "select::plan: budget.", name,
+        " has ", values.size(), " numbers; it takes one", scope == Budget::Scope::layer ? " (its scope is the layer)" : ", or one for each of ",
         scope == Budget::Scope::layer ? "" : std::to_string(heads) + " heads");
   for (const T value : values) {
     check(value >= T{0} && value <= high, Error::Kind::value, "select::plan: budget.", name, " is ", value, "; it takes 0 to ", high);
@@ -50,8 +50,8 @@ void check_budget(const Budget& budget, int heads) {
   check_numbers("share", budget.share, heads, budget.scope, 1.0f);
   check_numbers<int64_t>("count", budget.count, heads, budget.scope, INT32_MAX);
   check_numbers("at_least", budget.at_least, heads, budget.scope, 3.0e38f);
-  check(budget.floor >= 0 && budget.sink >= 0 && budget.diagonal >= 0, Error::Kind::value, "select::plan: budget.floor ", budget.floor, ", sink ", budget.sink,
-        " and diagonal ", budget.diagonal, " must be at least 0");
+  check(budget.floor >= 0 && budget.sink >= 0 && budget.diagonal >= 0, Error::Kind::value, "select::plan: budget.floor ", budget.floor, ", sink ",
+        budget.sink, " and diagonal ", budget.diagonal, " must be at least 0");
 }
 
 /// One row while its tiles are chosen.
@@ -72,7 +72,8 @@ void for_visible_tiles(const Row& row, int tile_k, Body&& body) {
   // Two ascending lists, merged: a tile may be partly whole, partly masked.
   size_t w = 0, m = 0;
   while (w < row.visible.whole.size() || m < row.visible.masked.size()) {
-    const bool take_whole = m == row.visible.masked.size() || (w < row.visible.whole.size() && row.visible.whole[w].first < row.visible.masked[m].first);
+    const bool take_whole =
+        m == row.visible.masked.size() || (w < row.visible.whole.size() && row.visible.whole[w].first < row.visible.masked[m].first);
     visit(take_whole ? row.visible.whole[w++] : row.visible.masked[m++]);
   }
 }
@@ -162,8 +163,10 @@ class Chooser {
 
 void add_run(std::vector<Run>& list, int64_t first, int64_t last) {
   if (first >= last) return;
-  if (!list.empty() && list.back().stop == first) list.back().stop = static_cast<int32_t>(last);
-  else list.push_back({static_cast<int32_t>(first), static_cast<int32_t>(last), {}});
+  if (!list.empty() && list.back().stop == first)
+    list.back().stop = static_cast<int32_t>(last);
+  else
+    list.push_back({static_cast<int32_t>(first), static_cast<int32_t>(last), {}});
 }
 
 /// The kept tiles of a row, cut to what it sees.

@@ -20,7 +20,8 @@ Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int6
 
 /// The same under orders: rows are `tile` slots of order_q, runs are slots of order_k, the mask is asked on the tokens in them.
 /// Errors: shape, dtype (an order that is not [B|1, G|1, slots] i32), value (a token outside its tensor).
-Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order& order_k, const RowGrid& grid, int64_t batch, int heads, Context& context);
+Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order& order_k, const RowGrid& grid, int64_t batch, int heads,
+                            Context& context);
 
 /// A plan without lists: lengths, heads, dense_reads and a copy of the mask that owns its arrays. What every builder begins with.
 PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, const Context& context);

@@ -64,8 +64,8 @@ void check_order(const char* name, const TensorView& order, int64_t seqlen, int6
   check(order.dtype() == Dtype::i32, Error::Kind::dtype, "plan_of_mask_in_orders: ", name, " is ", order.dtype(), ", it takes i32");
   check(order.rank() == 3 && (order.dim(0) == 1 || order.dim(0) == batch) && order.dim(1) >= 1 && heads % order.dim(1) == 0 &&
             order.dim(2) >= seqlen && order.dim(2) <= INT32_MAX,
-        Error::Kind::shape, "plan_of_mask_in_orders: ", name, " is ", order.shape(), ", it takes [B or 1, G, slots] with B ", batch, ", G a divisor of ", heads,
-        " heads and at least ", seqlen, " slots");
+        Error::Kind::shape, "plan_of_mask_in_orders: ", name, " is ", order.shape(), ", it takes [B or 1, G, slots] with B ", batch,
+        ", G a divisor of ", heads, " heads and at least ", seqlen, " slots");
   for (int64_t b = 0; b < order.dim(0); ++b) {
     for (int64_t g = 0; g < order.dim(1); ++g) {
       std::vector<bool> seen(static_cast<size_t>(seqlen), false);
@@ -89,8 +89,10 @@ RowRuns ordered_row(const Mask& mask, int head, int64_t b, const std::vector<int
   bool has_padding = false;
   std::vector<int64_t> real;
   for (const int64_t query : queries) {
-    if (query < 0) has_padding = true;
-    else real.push_back(query);
+    if (query < 0)
+      has_padding = true;
+    else
+      real.push_back(query);
   }
   if (real.empty()) return runs;
   for (int64_t slot = 0; slot < keys.count; ++slot) {
@@ -104,8 +106,10 @@ RowRuns ordered_row(const Mask& mask, int head, int64_t b, const std::vector<int
     reads += static_cast<int64_t>(real.size());
     // A row that holds a padding query is tested: `whole` promises that every slot of it may see the key.
     std::vector<Run>& list = seen_by == static_cast<int64_t>(real.size()) && !has_padding ? runs.whole : runs.masked;
-    if (!list.empty() && list.back().stop == slot) ++list.back().stop;
-    else list.push_back({static_cast<int32_t>(slot), static_cast<int32_t>(slot + 1), {}});
+    if (!list.empty() && list.back().stop == slot)
+      ++list.back().stop;
+    else
+      list.push_back({static_cast<int32_t>(slot), static_cast<int32_t>(slot + 1), {}});
   }
   return runs;
 }
@@ -163,8 +167,9 @@ Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order&
     const Slots queries = slots_of(order_q.token, b, g, heads, grid.seqlen_q);
     std::vector<int64_t> tokens;
     for (int64_t slot = row * grid.tile; slot < std::min(slots, (row + 1) * grid.tile); ++slot) tokens.push_back(queries[slot]);
-    builder.set(b, g, row,
-                ordered_row(mask, g, b, tokens, slots_of(order_k.token, b, g, heads, grid.seqlen_k), grid.offset(), reads[static_cast<size_t>(item)]));
+    builder.set(
+        b, g, row,
+        ordered_row(mask, g, b, tokens, slots_of(order_k.token, b, g, heads, grid.seqlen_k), grid.offset(), reads[static_cast<size_t>(item)]));
   });
   data.by_query = builder.build(context.memory, data);
   data.dense_reads = 0;

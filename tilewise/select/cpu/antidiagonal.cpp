@@ -88,8 +88,10 @@ void pack_queries(const Job& job, int64_t b, int64_t head, int64_t first, int co
     }
     for (int lane = 0; lane < count; ++lane) {  // the first or the last group lacks this token: it is a zero
       float* row = work.rows.data() + lane * dim;
-      if (slot(lane) < 0 || slot(lane) >= job.q.dim(2)) std::fill(row, row + dim, 0.0f);
-      else std::copy_n(&job.q.at<float>(b, head, slot(lane), 0), dim, row);
+      if (slot(lane) < 0 || slot(lane) >= job.q.dim(2))
+        std::fill(row, row + dim, 0.0f);
+      else
+        std::copy_n(&job.q.at<float>(b, head, slot(lane), 0), dim, row);
     }
     machine::cpu::pack_lanes(work.rows.data(), dim, count, dim, packed);
   }
@@ -102,13 +104,15 @@ void multiply_groups(const Job& job, int64_t b, int64_t head_kv, int64_t first, 
     const int count = static_cast<int>(last - first);
     const float* key = static_cast<const float*>(job.k.raw()) + job.k.offset(b, head_kv, first * stride + t, 0);
     for (int i = 0; i < count; ++i) work.keys[static_cast<size_t>(i)] = key + i * stride * job.k.stride(2);
-    if ((last - 1) * stride + t >= job.k.dim(2)) work.keys[static_cast<size_t>(count - 1)] = work.zeros.data();  // only the last group can lack a token
+    if ((last - 1) * stride + t >= job.k.dim(2))
+      work.keys[static_cast<size_t>(count - 1)] = work.zeros.data();  // only the last group can lack a token
     machine::cpu::multiply(work.keys.data(), count, dim, work.packed.data() + t * dim * kLanes, work.strip.data(), t > 0, lanes);
   }
 }
 
 /// Scores of the query groups [first, first + count) * kdb, added to the rows that hold them. row_of[lane]: the row.
-void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64_t first, int count, const std::vector<int64_t>& row_of, Workspace& work) {
+void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64_t first, int count, const std::vector<int64_t>& row_of,
+                 Workspace& work) {
   const int64_t groups = (job.scores.grid.seqlen_k + job.params.stride - 1) / job.params.stride, kdb = job.params.kdb, r = job.groups_a_tile;
   const int64_t seen = job.is_causal ? std::min(groups, (first + count - 1) * kdb + 1) : groups;
   if (seen <= 0) return;
@@ -193,7 +197,8 @@ void antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params,
   // An item is a few whole rows of one head, so that no two items add to the same scores. Heads one after another, so that
   // the threads read the same keys; within a head the longest first.
   const int64_t rows = grid.rows(), rows_an_item = std::max(1, kLanes / job.lanes_a_tile), items = (rows + rows_an_item - 1) / rows_an_item;
-  const int64_t heads = scores.heads, group = heads / inputs.heads_kv(), dim = inputs.head_dim(), step = static_cast<int64_t>(params.stride) * params.kdb;
+  const int64_t heads = scores.heads, group = heads / inputs.heads_kv(), dim = inputs.head_dim(),
+                step = static_cast<int64_t>(params.stride) * params.kdb;
   std::vector<Workspace> workspaces(static_cast<size_t>(context.concurrency()));
   context.parallel_for(items * scores.batch * heads, [&](int64_t item, int worker) {
     const int64_t last_item = items - 1 - item % items, head = item / items % heads, b = item / items / heads;
