@@ -15,5 +15,8 @@ TILEWISE_API Plan complete(const Plan& plan, Context& context, int tile = 0);
 /// ones read the union, with a `rows` bit a slot where their parts differ. The same pairs, exactly; packed rows (`edge`) are cut or joined as they lie.
 /// Errors  value (null plan; tile outside 16 to 256; as complete() where coarser rows make untested pairs tested), memory, cancelled.
 TILEWISE_API Plan retile(const Plan& plan, Context& context, int tile_q, int tile_k = 0);
+/// retile() of by_query, one way only. Errors: as retile; value, when `tile` is on the wrong side of the plan's.
+TILEWISE_API Plan refine(const Plan& plan, Context& context, int tile);
+TILEWISE_API Plan coarsen(const Plan& plan, Context& context, int tile);
 
 TILEWISE_END_PUBLIC

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "tilewise/plan/rows.h"
-
 namespace tilewise::plan {
 
 RowBits bits_between(int64_t first, int64_t last) {
@@ -13,6 +11,15 @@ RowBits bits_between(int64_t first, int64_t last) {
   for (int64_t word = first / 64; word * 64 < last && word < kMaxWords; ++word) {
     const int64_t low = std::max<int64_t>(first - word * 64, 0), high = std::min<int64_t>(last - word * 64, 64);
     bits[static_cast<size_t>(word)] = (high == 64 ? ~uint64_t{0} : (uint64_t{1} << high) - 1) & ~((uint64_t{1} << low) - 1);
+  }
+  return bits;
+}
+
+RowBits moved_bits(const Runs& runs, int i, int64_t from, int64_t length, int64_t to) {
+  if (runs.rows == nullptr) return bits_between(to, to + length);
+  RowBits bits{};
+  for (int64_t slot = 0; slot < length; ++slot) {
+    if (reads(runs, i, from + slot)) bits[static_cast<size_t>((to + slot) / 64)] |= uint64_t{1} << ((to + slot) % 64);
   }
   return bits;
 }
@@ -33,47 +40,54 @@ Packer::Packer(int tile, int64_t batch, int64_t groups, int64_t num_rows, std::v
 }
 
 void Packer::add(int64_t index, int64_t slots, PackedRow& row, bool joins_touching) {
+  for (const Kind kind : {Kind::whole, Kind::masked, Kind::picked}) add(kind, index, slots, row.list(kind), joins_touching);
+}
+
+void Packer::add(Kind kind, int64_t index, int64_t slots, std::vector<PackedRun>& runs, bool joins_touching) {
   const RowBits all = bits_between(0, slots);
-  for (size_t kind = 0; kind < 3; ++kind) {
-    std::vector<PackedRun>& runs = row.lists[kind];
-    Arrays& list = lists_[kind];
-    const auto by_start = [](const PackedRun& a, const PackedRun& b) { return a.start < b.start; };
-    if (!std::is_sorted(runs.begin(), runs.end(), by_start)) std::sort(runs.begin(), runs.end(), by_start);
-    const size_t begin = list.start.size();
-    list.begin[static_cast<size_t>(index)] = static_cast<int64_t>(begin);
-    const auto append = [&](int32_t start, int32_t stop, const RowBits& bits) {
-      if (bits != all && !list.has_rows) {
-        list.has_rows = true;
-        list.rows.assign(list.start.size() * static_cast<size_t>(words_), ~uint64_t{0});
-      }
-      list.start.push_back(start);
-      list.stop.push_back(stop);
-      if (list.has_rows) list.rows.insert(list.rows.end(), bits.begin(), bits.begin() + words_);
-    };
-    for (size_t i = 0; i < runs.size();) {
-      PackedRun run = runs[i++];
-      for (int word = 0; word < kMaxWords; ++word) run.bits[static_cast<size_t>(word)] &= all[static_cast<size_t>(word)];
-      if (kind == static_cast<size_t>(Kind::picked)) {
-        for (int32_t key = run.start; key < run.stop; ++key) append(key, key + 1, run.bits);
-        continue;
-      }
-      while (joins_touching && i < runs.size() && runs[i].start == run.stop && !std::binary_search(ends_.begin(), ends_.end(), run.stop)) {
-        bool is_equal = true;
-        for (size_t word = 0; word < kMaxWords; ++word) is_equal = is_equal && (runs[i].bits[word] & all[word]) == run.bits[word];
-        if (!is_equal) break;
-        run.stop = runs[i++].stop;
-      }
-      append(run.start, run.stop, run.bits);
+  Arrays& list = lists_[static_cast<size_t>(kind)];
+  const auto by_start = [](const PackedRun& a, const PackedRun& b) { return a.start < b.start; };
+  if (!std::is_sorted(runs.begin(), runs.end(), by_start)) std::sort(runs.begin(), runs.end(), by_start);
+  const size_t begin = list.start.size();
+  list.begin[static_cast<size_t>(index)] = static_cast<int64_t>(begin);
+  const auto append = [&](int32_t start, int32_t stop, const RowBits& bits) {
+    if (bits != all && !list.has_rows) {
+      list.has_rows = true;
+      list.rows.assign(list.start.size() * static_cast<size_t>(words_), ~uint64_t{0});
     }
-    list.count[static_cast<size_t>(index)] = static_cast<int32_t>(list.start.size() - begin);
+    list.start.push_back(start);
+    list.stop.push_back(stop);
+    if (list.has_rows) list.rows.insert(list.rows.end(), bits.begin(), bits.begin() + words_);
+  };
+  const auto real_bits = [&](const PackedRun& run) {
+    RowBits bits = run.bits;
+    for (size_t word = 0; word < kMaxWords; ++word) bits[word] &= all[word];
+    return bits;
+  };
+  for (size_t i = 0; i < runs.size();) {
+    const RowBits bits = real_bits(runs[i]);
+    const int32_t start = runs[i].start;
+    int32_t stop = runs[i++].stop;
+    if (kind == Kind::picked) {
+      for (int32_t slot = start; slot < stop; ++slot) append(slot, slot + 1, bits);
+      continue;
+    }
+    while (joins_touching && i < runs.size() && runs[i].start == stop && !std::binary_search(ends_.begin(), ends_.end(), stop) && real_bits(runs[i]) == bits) {
+      stop = runs[i++].stop;
+    }
+    append(start, stop, bits);
   }
+  list.count[static_cast<size_t>(index)] = static_cast<int32_t>(list.start.size() - begin);
 }
 
 void Packer::share(int64_t index, int64_t as_index) {
-  for (Arrays& list : lists_) {
-    list.begin[static_cast<size_t>(index)] = list.begin[static_cast<size_t>(as_index)];
-    list.count[static_cast<size_t>(index)] = list.count[static_cast<size_t>(as_index)];
-  }
+  for (const Kind kind : {Kind::whole, Kind::masked, Kind::picked}) share(kind, index, as_index);
+}
+
+void Packer::share(Kind kind, int64_t index, int64_t as_index) {
+  Arrays& list = lists_[static_cast<size_t>(kind)];
+  list.begin[static_cast<size_t>(index)] = list.begin[static_cast<size_t>(as_index)];
+  list.count[static_cast<size_t>(index)] = list.count[static_cast<size_t>(as_index)];
 }
 
 Lists Packer::finish(const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory, PlanData& plan) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tilewise/plan/plan.h"
+#include "tilewise/plan/rows.h"
 
 namespace tilewise::plan {
 
@@ -17,6 +18,8 @@ constexpr int kMaxWords = 4;  // 256 slots a row, the largest tile
 using RowBits = std::array<uint64_t, kMaxWords>;
 /// The bits [first, last).
 RowBits bits_between(int64_t first, int64_t last);
+/// The bits of run i for `length` slots of its row from slot `from` on, moved to begin at bit `to`.
+RowBits moved_bits(const Runs& runs, int i, int64_t from, int64_t length, int64_t to);
 
 /// A run with the slots of the row that read it, as algorithms hold it.
 struct PackedRun {
@@ -45,8 +48,11 @@ class Packer {
 
   /// The row at `index` = (b * groups + group) * num_rows + row, which has `slots` slots. Sorts, and joins touching runs with equal bits unless told not to.
   void add(int64_t index, int64_t slots, PackedRow& row, bool joins_touching = true);
+  /// One of its lists alone. Picked runs become single slots.
+  void add(Kind kind, int64_t index, int64_t slots, std::vector<PackedRun>& runs, bool joins_touching = true);
   /// The row at `index` has the lists of the row at `as_index`, which was added before.
   void share(int64_t index, int64_t as_index);
+  void share(Kind kind, int64_t index, int64_t as_index);
   /// Errors: memory. `edge` may be empty.
   Lists finish(const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory, PlanData& plan) const;
 

@@ -264,4 +264,16 @@ Plan retile(const Plan& plan, Context& context, int tile_q, int tile_k) {
   return std::make_shared<const PlanData>(std::move(data));
 }
 
+Plan refine(const Plan& plan, Context& context, int tile) {
+  check(plan != nullptr, Error::Kind::value, "refine: the plan is null; make one with a method or load one");
+  check(tile <= plan->by_query.tile, Error::Kind::value, "refine: tile ", tile, " is above the plan's ", plan->by_query.tile, "; coarsen() makes taller rows");
+  return retile(plan, context, tile);
+}
+
+Plan coarsen(const Plan& plan, Context& context, int tile) {
+  check(plan != nullptr, Error::Kind::value, "coarsen: the plan is null; make one with a method or load one");
+  check(tile >= plan->by_query.tile, Error::Kind::value, "coarsen: tile ", tile, " is below the plan's ", plan->by_query.tile, "; refine() makes finer rows");
+  return retile(plan, context, tile);
+}
+
 TILEWISE_END_PUBLIC
