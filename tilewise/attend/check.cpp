@@ -145,8 +145,8 @@ void check_array(const Checker& c, const char* direction, const char* list, cons
 }
 
 void check_broadcast(const Checker& c, const char* direction, const char* list, const char* name, const TensorView& view, const Sizes& sizes) {
-  c.require(view.dim(0) == 1 || view.dim(0) == sizes.batch, Kind::shape, "plan: ", direction, list, name, " is made for batch ", view.dim(0),
-            ", takes 1 or ", sizes.batch, "; plan for this batch");
+  c.require(view.dim(0) == 1 || view.dim(0) == sizes.batch || sizes.batch == 0, Kind::shape, "plan: ", direction, list, name, " is made for batch ",
+            view.dim(0), ", takes 1 or ", sizes.batch, "; plan for this batch");
   c.require(view.dim(1) >= 1 && sizes.heads_q % view.dim(1) == 0, Kind::shape, "plan: ", direction, list, name, " has ", view.dim(1),
             " head groups, takes a divisor of ", sizes.heads_q, " heads of q");
 }
@@ -215,7 +215,8 @@ void check_plan(const Checker& c, const Plan& plan, const Sizes& sizes) {
   c.require(plan != nullptr, Kind::value, "plan is null, and is needed: make one with plan_with or PlanBuilder; \"dense\" is a method, too");
   c.require(plan->seqlen_q == sizes.seqlen_q && plan->seqlen_k == sizes.seqlen_k, Kind::shape, "plan is made for ", plan->seqlen_q, " queries and ",
             plan->seqlen_k, " keys, got q and k with ", sizes.seqlen_q, " and ", sizes.seqlen_k, "; plan for these lengths");
-  c.require(plan->batch == sizes.batch && plan->heads_q == sizes.heads_q, Kind::shape, "plan is made for batch ", plan->batch, " and ", plan->heads_q,
+  const bool is_for_batch = plan->batch == sizes.batch || sizes.batch == 0;  // an empty batch asks nothing of a plan
+  c.require(is_for_batch && plan->heads_q == sizes.heads_q, Kind::shape, "plan is made for batch ", plan->batch, " and ", plan->heads_q,
             " query heads, got q with batch ", sizes.batch, " and ", sizes.heads_q, " heads; plan for these sizes");
   for (const int group : plan->pools) c.require(group >= 1, Kind::value, "plan: pools has a group of ", group, ", takes 1 or more");
   check_order(c, "order_q", plan->order_q, sizes, sizes.seqlen_q, false);

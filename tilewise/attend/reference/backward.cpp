@@ -114,6 +114,7 @@ void write(std::vector<Gradient> gradients) {
 
 Ran backward(const AttendBackwardParams& params, Context& context) {
   const Sizes sizes = check_backward(params, context);
+  check_entries("attend_backward", params.forward.plan);
   const AttendParams& f = params.forward;
   const Tensor dq(context.memory, Dtype::f64, f.q.shape()), dk(context.memory, Dtype::f64, f.k.shape()), dv(context.memory, Dtype::f64, f.v.shape());
   for (const Tensor* sum : {&dq, &dk, &dv}) sum->fill_zero();

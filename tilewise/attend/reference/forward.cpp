@@ -62,6 +62,7 @@ struct Head {
 
 Ran forward(const AttendParams& params, Context& context) {
   const Sizes sizes = check_forward(params, context);
+  check_entries("attend_forward", params.plan);
   const PlanData& plan = *params.plan;
   std::atomic<int64_t> pairs_read{0};
   std::vector<std::vector<double>> scratch(static_cast<size_t>(context.concurrency()));

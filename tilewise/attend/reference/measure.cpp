@@ -92,6 +92,7 @@ int64_t measure_head(const MeasureParams& params, const Sizes& sizes, const Shap
 
 Ran measure(const MeasureParams& params, Context& context) {
   const Sizes sizes = check_measure(params, context);
+  check_entries("measure", params.plan);
   const Shape shape = measure_shape(params);
   std::atomic<int64_t> pairs_read{0};
   context.parallel_for(sizes.batch * sizes.heads_q, [&](int64_t item, int) {

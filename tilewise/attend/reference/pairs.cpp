@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <string>
 
 #include "tilewise/attend/reference/mask.h"
 #include "tilewise/plan/rows.h"
+#include "tilewise/plan/validate.h"
 
 namespace tilewise::attend::reference {
 namespace {
@@ -35,8 +38,6 @@ void gather(const Lists& lists, const PlanData& plan, int64_t b, int head, int64
       const int64_t start = out.lists[i].start[index];
       const int64_t end = is_by_query ? plan::part_end(plan, start) : axis_slots;
       const int64_t stop = plan::run_stop(out.lists[i], index, sources[i]->grain, end);
-      check(start >= 0 && start <= stop && stop <= axis_slots, Error::Kind::value, "attend::reference: plan: row ", row, " of head ", head,
-            " has the run [", start, ", ", stop, "), takes runs within [0, ", axis_slots, "); validate() the plan");
       out.entries.push_back({&out.lists[i], index, start, stop, i == 1});
     }
   }
@@ -44,6 +45,11 @@ void gather(const Lists& lists, const PlanData& plan, int64_t b, int head, int64
 }
 
 }  // namespace
+
+void check_entries(const char* function, const Plan& plan) {
+  const std::optional<std::string> fault = find_fault(plan);
+  if (fault) fail(Error::Kind::value, function, ": plan: ", *fault);
+}
 
 HeadPairs::HeadPairs(const PlanData& plan, int64_t b, int head, std::span<const int64_t> tokens_q, std::span<const int64_t> tokens_k)
     : plan_(plan), b_(b), head_(head), tokens_q_(tokens_q), tokens_k_(tokens_k) {}
@@ -66,8 +72,6 @@ int64_t HeadPairs::walk_rows(int64_t row, FunctionRef<void(int64_t, std::span<co
   const Lists& lists = plan_.by_query;
   const int64_t slots_q = static_cast<int64_t>(tokens_q_.size());
   const int64_t first = plan::row_first(lists, row), last = plan::row_last(lists, row, slots_q);
-  check(first >= 0 && first <= last && last <= slots_q && last - first <= lists.tile, Error::Kind::value, "attend::reference: plan: row ", row,
-        " is [", first, ", ", last, "), takes at most ", lists.tile, " slots within [0, ", slots_q, "); validate() the plan");
   Row entries;
   gather(lists, plan_, b_, head_, row, static_cast<int64_t>(tokens_k_.size()), true, entries);
   int64_t reads = 0;
@@ -98,8 +102,6 @@ int64_t HeadPairs::walk_columns(FunctionRef<void(int64_t, std::span<const Pair>)
   Row entries;
   for (int64_t row = 0; row < plan::num_rows(lists, slots_k); ++row) {
     const int64_t first = plan::row_first(lists, row), last = plan::row_last(lists, row, slots_k);
-    check(first >= 0 && first <= last && last <= slots_k && last - first <= lists.tile, Error::Kind::value, "attend::reference: plan: by_key row ",
-          row, " is [", first, ", ", last, "), takes at most ", lists.tile, " slots within [0, ", slots_k, "); validate() the plan");
     gather(lists, plan_, b_, head_, row, slots_q, false, entries);
     for (size_t run = 0; run < entries.entries.size(); ++run) {
       const Entry& entry = entries.entries[run];

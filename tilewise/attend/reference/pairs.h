@@ -9,6 +9,10 @@
 
 namespace tilewise::attend::reference {
 
+/// Refuses a plan whose entries are wrong (out of range, out of order, repeated, ...): what the loops below trust. O(runs + slots).
+/// Errors: value, with the first fault.
+void check_entries(const char* function, const Plan& plan);
+
 /// A key that a query reads, and the run that named it (its place among the row's runs of all three lists, by start).
 struct Pair {
   int32_t key_slot;
