@@ -9,6 +9,7 @@
 #include "tilewise/infer/recipe.h"
 #include "tilewise/methods/registry.h"
 #include "tilewise/plan/count.h"
+#include "tilewise/plan/heads.h"
 
 namespace tilewise::infer {
 namespace {
@@ -53,7 +54,20 @@ RecipePlan plan_recipe(const Recipe& recipe, const Problem& problem, Context& co
         " heads, got ", problem.q.shape());
   const auto uses = infer::uses_of(recipe, problem.layer);
   if (uses.size() == 1) return {plan_with(uses[0].first.method, problem, uses[0].first.options, context).plan, {}};
-  fail(Error::Kind::unsupported, "plan_recipe: heads of one layer with different methods are not combined yet");
+  std::vector<Plan> plans;
+  std::vector<int> plan_of_head(static_cast<size_t>(recipe.heads_q));
+  RecipePlan result;
+  result.head_plans.resize(plan_of_head.size());
+  for (const auto& [use, heads] : uses) {
+    // A method sees all heads: what it draws or decides for a head must not depend on which others share the method.
+    plans.push_back(plan_with(use.method, problem, use.options, context).plan);
+    for (const int head : heads) {
+      plan_of_head[static_cast<size_t>(head)] = static_cast<int>(plans.size()) - 1;
+      result.head_plans[static_cast<size_t>(head)] = plans.back();
+    }
+  }
+  result.plan = combine_heads(plans, plan_of_head, context);
+  return result;
 }
 
 AttentionFunction recipe_attention(Recipe recipe, LayerObserver observer, uint64_t seed) {
