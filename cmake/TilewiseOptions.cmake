@@ -35,7 +35,8 @@ add_library(tilewise_flags INTERFACE)
 target_compile_features(tilewise_flags INTERFACE cxx_std_20)
 target_compile_options(tilewise_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -fno-math-errno
                                                $<$<CXX_COMPILER_ID:GNU>:-Wno-missing-field-initializers>
-                                               $<$<CXX_COMPILER_ID:Clang>:-Wno-missing-field-initializers;-Wno-missing-designated-field-initializers;-Wno-deprecated-declarations;-Wno-unknown-warning-option>)
+                                               $<$<CXX_COMPILER_ID:Clang>:-Wno-unknown-warning-option;-Wno-missing-field-initializers>
+                                               $<$<CXX_COMPILER_ID:Clang>:-Wno-missing-designated-field-initializers;-Wno-deprecated-declarations>)
 if(TILEWISE_WARNINGS_AS_ERRORS)
   target_compile_options(tilewise_flags INTERFACE -Werror)
 endif()
@@ -88,8 +89,10 @@ function(tilewise_commit target)
     COMMAND "${CMAKE_COMMAND}" -DSOURCE=${PROJECT_SOURCE_DIR} -DOUTPUT=${folder}/tilewise_commit.h -P "${PROJECT_SOURCE_DIR}/cmake/commit.cmake"
     COMMENT "Looking up the commit")
   target_sources(${target} PRIVATE tilewise/base/version.cpp)
+  set(definitions TILEWISE_PROJECT_VERSION="${PROJECT_VERSION}")
+  foreach(part IN ITEMS MAJOR MINOR PATCH)
+    list(APPEND definitions TILEWISE_PROJECT_${part}=${PROJECT_VERSION_${part}})
+  endforeach()
   set_source_files_properties(tilewise/base/version.cpp PROPERTIES
-    INCLUDE_DIRECTORIES "${folder}"
-    OBJECT_DEPENDS "${folder}/tilewise_commit.h"
-    COMPILE_DEFINITIONS "TILEWISE_PROJECT_VERSION=\"${PROJECT_VERSION}\";TILEWISE_PROJECT_MAJOR=${PROJECT_VERSION_MAJOR};TILEWISE_PROJECT_MINOR=${PROJECT_VERSION_MINOR};TILEWISE_PROJECT_PATCH=${PROJECT_VERSION_PATCH}")
+    INCLUDE_DIRECTORIES "${folder}" OBJECT_DEPENDS "${folder}/tilewise_commit.h" COMPILE_DEFINITIONS "${definitions}")
 endfunction()

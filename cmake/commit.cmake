@@ -4,8 +4,8 @@ cmake_minimum_required(VERSION 3.25)
 find_program(GIT git)
 set(commit "unknown")
 if(GIT AND EXISTS "${SOURCE}/.git")
-  execute_process(COMMAND "${GIT}" -C "${SOURCE}" rev-parse --short=12 HEAD OUTPUT_VARIABLE head OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed
-                  ERROR_QUIET)
+  execute_process(COMMAND "${GIT}" -C "${SOURCE}" rev-parse --short=12 HEAD
+                  OUTPUT_VARIABLE head OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed ERROR_QUIET)
   if(NOT failed)
     set(commit "${head}")
     execute_process(COMMAND "${GIT}" -C "${SOURCE}" --no-optional-locks status --porcelain --untracked-files=no OUTPUT_VARIABLE changes ERROR_QUIET)
