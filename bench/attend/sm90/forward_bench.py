@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sustained TFLOP/s of the Hopper forward kernel beside cuDNN, all kernels of a row taking turns in one process.
+
+Protocol: each kernel runs for windows of 100 ms in turn, one round to soak and `--rounds` measured, median of the rounds; a burst figure
+(median of 11 single calls after a pause) stands beside it. Output is checked once against cuDNN or a masked reference before timing.
+usage: forward_bench.py LIBRARY [--rows dense,sparse] [--rounds 7] [--out FILE.json] [--commit ID]
+"""
+import argparse, ctypes, datetime, importlib.util, json, math, statistics, subprocess, sys, time
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class Tensor16(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("is_bf16", ctypes.c_bool), ("batch", ctypes.c_int), ("heads", ctypes.c_int), ("seqlen", ctypes.c_int),
+                ("head_dim", ctypes.c_int), ("stride_batch", ctypes.c_int64), ("stride_head", ctypes.c_int64), ("stride_token", ctypes.c_int64)]
+
+    def __init__(self, t):
+        b, h, s, d = t.shape
+        super().__init__(t.data_ptr(), t.dtype == torch.bfloat16, b, h, s, d, t.stride(0), t.stride(1), t.stride(2))
+
+
+class RunList(ctypes.Structure):
+    _fields_ = [("begin", ctypes.c_void_p), ("count", ctypes.c_void_p), ("start", ctypes.c_void_p), ("stop", ctypes.c_void_p),
+                ("batch", ctypes.c_int), ("heads", ctypes.c_int), ("grain", ctypes.c_int)]
+
+
+class ForwardInput(ctypes.Structure):
+    _fields_ = [("q", Tensor16), ("k", Tensor16), ("v", Tensor16), ("out", Tensor16), ("lse", ctypes.c_void_p), ("softmax_scale", ctypes.c_float),
+                ("masked", RunList), ("whole", RunList), ("band", ctypes.c_int64 * 3), ("order", ctypes.c_void_p), ("threshold_log2", ctypes.c_float)]
+
+
+BITS = {"plan": 0, "counter": 1, "q_in_smem": 2, "ping_pong": 4, "no_overlap": 8, "early_softmax": 16}  # ForwardVariant; joined by +
+
+
+class Lists:
+    """Runs on the device; `runs` keeps the tensors alive."""
+
+    def __init__(self, begin, count, start, stop, heads):
+        self.keep = (begin, count, start, stop)
+        self.view = RunList(begin.data_ptr(), count.data_ptr(), start.data_ptr(), stop.data_ptr(), 1, heads, 1)
+
+
+def i32(x):
+    return torch.tensor(x, dtype=torch.int32, device="cuda")
+
+
+def full_list(n, q_tiles):
+    return Lists(torch.zeros(q_tiles, dtype=torch.int64, device="cuda"), torch.ones(q_tiles, dtype=torch.int32, device="cuda"), i32([0]), i32([n]), 1)
+
+
+def causal_lists(n, q_tiles):
+    first = torch.arange(q_tiles, device="cuda") * 128
+    index = torch.arange(q_tiles, device="cuda")
+    whole = Lists(index.long(), (first > 0).int(), torch.zeros_like(first).int(), first.int(), 1)
+    masked = Lists(index.long(), torch.ones_like(first).int(), first.int(), (first + 128).int(), 1)
+    return whole, masked
+
+
+def random_tiles(n, heads, q_tiles, k, tile, generator):
+    """k tiles a row, uniform, per query head and row, one run a tile."""
+    k_tiles = n // tile
+    chosen = [torch.rand(q_tiles, k_tiles, device="cuda", generator=generator).topk(k, dim=1).indices.sort(dim=1).values for _ in range(heads)]
+    chosen = torch.stack(chosen)
+    start = (chosen * tile).int().flatten()
+    begin = torch.arange(heads * q_tiles, device="cuda") * k
+    count = torch.full((heads * q_tiles,), k, dtype=torch.int32, device="cuda")
+    return Lists(begin, count, start, start + tile, heads), chosen
+
+
+class Bench:
+    def __init__(self, library, rounds):
+        self.libraries = [ctypes.CDLL(path) for path in library.split(",")]
+        for each in self.libraries: each.tilewise_attend_sm90_forward.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        self.rounds, self.rows = rounds, []
+        self.has_fa3 = importlib.util.find_spec("fa3_fwd") is not None
+
+    def ours(self, q, k, v, whole=None, masked=None, variant="plan", order=None, threshold=8.0):
+        number, _, bits = variant.rpartition(":")  # "1:plan": of the second library
+        launch = self.libraries[int(number or 0)].tilewise_attend_sm90_forward
+        out = torch.full_like(q, float("nan"))
+        lse = torch.full(q.shape[:3], float("nan"), device="cuda")
+        f = ForwardInput(Tensor16(q), Tensor16(k), Tensor16(v), Tensor16(out), lse.data_ptr(), q.shape[3] ** -0.5)
+        f.threshold_log2 = threshold
+        if whole: f.whole = whole.view
+        if masked:
+            f.masked = masked.view
+            f.band[0] = 1 << 40
+        if order is not None: f.order = order.data_ptr()
+
+        def run(keep=(q, k, v, out, lse, whole, masked, order)):
+            error = launch(ctypes.byref(f), sum(BITS[bit] for bit in bits.split("+")), torch.cuda.current_stream().cuda_stream)
+            if error: raise RuntimeError(f"{variant}: cuda error {error}")
+
+        run.out, run.lse = out, lse
+        return run
+
+    def cudnn(self, q, k, v, is_causal=False):
+        def run():
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                run.out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
+
+        return run
+
+    def fa3(self, q, k, v, is_causal=False):
+        from fa3_fwd_interface import flash_attn_func  # fa3-fwd 0.0.3
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))  # its own layout, [B, S, H, D]
+
+        def run():
+            out = flash_attn_func(q, k, v, causal=is_causal)
+            run.out = (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+        return run
+
+    def peers(self, *qkv, **options):
+        kernels = {"cudnn": self.cudnn(*qkv, **options)}
+        if self.has_fa3: kernels["fa3"] = self.fa3(*qkv, **options)
+        return kernels
+
+    def turns(self, title, flop, kernels, info):
+        """kernels: name -> callable. Prints and keeps one row a kernel."""
+        event = lambda: torch.cuda.Event(enable_timing=True)
+        burst, calls, windows = {}, {}, {name: [] for name in kernels}
+        for name, run in kernels.items():
+            for _ in range(2): run()
+            torch.cuda.synchronize()
+            single = []
+            for _ in range(11):
+                time.sleep(0.01)
+                a, b = event(), event()
+                a.record(); run(); b.record(); b.synchronize()
+                single.append(a.elapsed_time(b))
+            burst[name] = statistics.median(single)
+            calls[name] = max(1, round(100 / burst[name]))
+        for turn in range(self.rounds + 1):
+            for name, run in kernels.items():
+                a, b = event(), event()
+                a.record()
+                for _ in range(calls[name]): run()
+                b.record(); b.synchronize()
+                if turn: windows[name].append(a.elapsed_time(b) / calls[name])
+        for name in kernels:
+            if name == "matmul 8192": flop = 2.0 * 8192**3
+            times = sorted(windows[name])
+            median = statistics.median(times)
+            row = dict(info, row=title, kernel=name, time_ms=median, p10_ms=times[len(times) // 10], min_ms=times[0], burst_ms=burst[name],
+                       tflops=flop / median / 1e9, burst_tflops=flop / burst[name] / 1e9)
+            self.rows.append(row)
+            print(f"{title:28s} {name:22s} {row['tflops']:7.1f} TFLOP/s  {median:8.4f} ms   burst {row['burst_tflops']:7.1f}", flush=True)
+
+
+def error(a, b):
+    a, b = a.double(), b.double()
+    return ((a - b).norm() / b.norm()).item()
+
+
+def check(name, a, b, bound=6e-3):
+    e = error(a, b)
+    if not e < bound: sys.exit(f"FAIL {name}: error {e:.2e}")
+
+
+def inputs(n, heads_q=32, heads_kv=8, head_dim=128, seed=0):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    make = lambda h: torch.randn(1, h, n, head_dim, device="cuda", generator=generator).bfloat16()
+    return make(heads_q), make(heads_kv), make(heads_kv)
+
+
+def dense(bench, n, variants, head_dim=128, heads=(32, 8)):
+    q, k, v = inputs(n, *heads, head_dim)
+    whole = full_list(n, n // 128)
+    kernels = {name: bench.ours(q, k, v, whole, variant=name) for name in variants}
+    kernels |= bench.peers(q, k, v)
+    a, b = torch.randn(2, 8192, 8192, device="cuda").bfloat16()
+    for run in kernels.values(): run()
+    for name in variants: check(name, kernels[name].out[:, :, :1024], kernels["cudnn"].out[:, :, :1024])
+    kernels["matmul 8192"] = lambda: a @ b
+    bench.turns(f"dense D={head_dim} {n // 1024}K", 4.0 * n * n * head_dim * heads[0], kernels,
+                dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=1, mask="full"))
+
+
+def causal(bench, n, head_dim=128, heads=(32, 8)):
+    q, k, v = inputs(n, *heads, head_dim)
+    tiles = n // 128
+    whole, masked = causal_lists(n, tiles)
+    order = torch.arange(heads[0] * tiles, device="cuda").view(heads[0], tiles)
+    by_length = order.flip(1).t().contiguous().int()  # longest rows of all heads first
+    section = max(1, 2**int(math.log2(2**25 / (n * head_dim * 4)))) * heads[0] // heads[1]  # query heads whose K and V fit in L2
+    by_section = torch.cat([part.flip(1).t().flatten() for part in order.split(section)]).int()
+    kernels = {"plan longest first": bench.ours(q, k, v, whole, masked, order=by_length), "plan by section": bench.ours(q, k, v, whole, masked, order=by_section),
+               **bench.peers(q, k, v, is_causal=True)}
+    for run in kernels.values(): run()
+    for name in kernels: check(name, kernels[name].out, kernels["cudnn"].out)
+    bench.turns(f"causal D={head_dim} {n // 1024}K", 2.0 * n * n * head_dim * heads[0], kernels,
+                dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=1, mask="causal"))
+
+
+def sparse(bench, n, densities, tile=128, head_dim=128, heads=(32, 8)):
+    q, k, v = inputs(n, *heads, head_dim)
+    generator = torch.Generator("cuda").manual_seed(7)
+    kernels, flops = {"dense": bench.ours(q, k, v, full_list(n, n // 128))}, {}
+    for density in densities:
+        count = max(1, round(density * (n // tile)))
+        whole, chosen = random_tiles(n, heads[0], n // 128, count, tile, generator)
+        run = bench.ours(q, k, v, whole)
+        run()
+        for h, t in ((0, 0), (heads[0] - 1, n // 128 - 1)):  # two rows against f64
+            keys = (chosen[h, t][:, None] * tile + torch.arange(tile, device="cuda")).flatten()
+            rows = slice(t * 128, t * 128 + 128)
+            kv = h * heads[1] // heads[0]
+            p = (q[0, h, rows].double() @ k[0, kv, keys].double().T * head_dim ** -0.5).softmax(1)
+            check(f"sparse {density}", run.out[0, h, rows], p @ v[0, kv, keys].double())
+        name = f"density {count * tile / n:.3f}"
+        kernels[name] = run
+        flops[name] = count * tile / n
+    full = 4.0 * n * n * head_dim * heads[0]
+    kernels |= bench.peers(q, k, v)
+    start = len(bench.rows)
+    bench.turns(f"sparse {tile} D={head_dim} {n // 1024}K", full, kernels, dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_k=tile, mask="full"))
+    base = bench.rows[start]["tflops"]
+    for row in bench.rows[start:]:
+        share = flops.get(row["kernel"], 1)
+        row["density"] = share
+        row["dense_equivalent_tflops"] = row["tflops"]
+        row["tflops"] *= share
+        row["burst_tflops"] *= share
+        row["share_of_dense"] = row["tflops"] / base
+        print(f"   {row['kernel']:16s} {row['tflops']:6.1f} TFLOP/s of computed tiles, {row['share_of_dense']:.3f} of own dense")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library")
+    parser.add_argument("--rows", default="dense,causal,sparse")
+    parser.add_argument("--lengths", default="8192,32768")
+    parser.add_argument("--variants", default="plan,counter")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    bench = Bench(options.library, options.rounds)
+    wanted = options.rows.split(",")
+    for n in map(int, options.lengths.split(",")):
+        if "dense" in wanted: dense(bench, n, options.variants.split(","))
+        if "causal" in wanted: causal(bench, n)
+        if "sparse" in wanted: sparse(bench, n, (.5, .25, .10, .05))
+        if "sparse64" in wanted: sparse(bench, n, (.5, .25, .10, .05), tile=64)
+        if "d64" in wanted: dense(bench, n, ["plan"], head_dim=64)
+    if options.out:
+        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
+        json.dump({"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,
+                   "cudnn": torch.backends.cudnn.version(), "commit": options.commit, "date": datetime.date.today().isoformat(),
+                   "protocol": f"sustained: turns of 100 ms, {options.rounds} rounds after one soak round, median; burst: median of 11 single calls after a pause; B=1, inputs N(0,1)",
+                   "rows": bench.rows}, open(options.out, "w"), indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Descriptors of the bulk tensor copy engine, made on the host.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace tilewise::machine::sm90 {
+
+/// A tensor [B, H, S, D] of 16-bit elements, D contiguous, other strides (in elements) any multiple of 8.
+struct Tensor16 {
+  void* data = nullptr;
+  bool is_bf16 = true;
+  int batch = 0, heads = 0, seqlen = 0, head_dim = 0;
+  int64_t stride_batch = 0, stride_head = 0, stride_token = 0;
+};
+
+/// The copy engine sees the tensor as [B, H, D/64, S, 64]: a box of `tokens` tokens and `blocks` column blocks lands in shared memory as
+/// [blocks][tokens][64], 128-byte rows under the 128-byte swizzle. Tokens past the end read as zero and are not written.
+inline CUresult make_tensor_map(CUtensorMap& map, const Tensor16& tensor, int tokens, int blocks) {
+  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  static const Encode encode = [] {  // through the runtime, so that nothing links libcuda
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(entry) : nullptr;
+  }();
+  if (!encode) return CUDA_ERROR_NOT_FOUND;
+  const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
+  // An axis of length 1 may carry any stride; the engine wants a plausible one.
+  const int64_t stride_head = tensor.heads > 1 ? tensor.stride_head : tensor.stride_token * tensor.seqlen;
+  const int64_t stride_batch = tensor.batch > 1 ? tensor.stride_batch : stride_head * tensor.heads;
+  const cuuint64_t sizes[5] = {64, static_cast<cuuint64_t>(tensor.seqlen), static_cast<cuuint64_t>(tensor.head_dim / 64),
+                               static_cast<cuuint64_t>(tensor.heads), static_cast<cuuint64_t>(tensor.batch)};
+  const cuuint64_t strides[4] = {bytes(tensor.stride_token), 128, bytes(stride_head), bytes(stride_batch)};
+  const cuuint32_t box[5] = {64, static_cast<cuuint32_t>(tokens), static_cast<cuuint32_t>(blocks), 1, 1};
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  return encode(&map, tensor.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, tensor.data, sizes, strides,
+                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+}  // namespace tilewise::machine::sm90
