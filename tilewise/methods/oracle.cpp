@@ -62,7 +62,14 @@ Planned oracle(const Problem& problem, const OracleOptions& options, Context& co
   const select::Scores scores = select::make_scores(inputs, select::score_rows(inputs, options.tile), options.tile, context);
   const bool has_pairs = inputs.seqlen_q() > 0 && inputs.seqlen_k() > 0;
   for (int64_t b = 0; b < scores.batch && has_pairs; ++b) {
-    for (int head = 0; head < scores.heads; ++head) score_head(inputs, scores, b, head, options.rule, context);
+    for (int head = 0; head < scores.heads; ++head) {
+      try {
+        score_head(inputs, scores, b, head, options.rule, context);
+      } catch (const Error& error) {  // what attend does not take, this method does not
+        if (error.kind() != Error::Kind::unsupported) throw;
+        fail(Error::Kind::unsupported, "oracle: the true attention cannot be computed. ", error.what());
+      }
+    }
   }
   select::Budget budget;
   const bool is_sum = options.rule == OracleOptions::Rule::sum;
