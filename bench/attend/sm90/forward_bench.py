@@ -56,12 +56,24 @@ def causal_lists(n, q_tiles):
     return whole, masked
 
 
-def random_tiles(n, heads, q_tiles, k, tile, generator):
-    """k tiles a row, uniform, per query head and row, one run a tile."""
-    k_tiles = n // tile
+def unequal_tiles(n, heads, q_tiles, density, generator):
+    """Tiles of 128 a row log-normal (sigma 1) about the density, uniform places; gives the mean tiles a row and the order, longest first."""
+    k_tiles = n // 128
+    count = torch.randn(heads * q_tiles, device="cuda", generator=generator).exp()
+    count = (count * (density * k_tiles / count.mean())).round().clamp(1, k_tiles).int()
+    rank = torch.rand(heads * q_tiles, k_tiles, device="cuda", generator=generator).argsort(dim=1).argsort(dim=1)
+    start = ((rank < count[:, None]).nonzero()[:, 1] * 128).int()
+    begin = count.long().cumsum(0) - count
+    return Lists(begin, count, start, start + 128, heads), count.float().mean().item(), count.argsort(descending=True, stable=True).int()
+
+
+def random_tiles(n, heads, q_tiles, k, tile, generator, is_aligned=True):
+    """k tiles a row, uniform, per query head and row, one run a tile. Unaligned: each row's tiles are shifted by 1 to tile - 1 tokens."""
+    k_tiles = n // tile - (not is_aligned)
     chosen = [torch.rand(q_tiles, k_tiles, device="cuda", generator=generator).topk(k, dim=1).indices.sort(dim=1).values for _ in range(heads)]
     chosen = torch.stack(chosen)
-    start = (chosen * tile).int().flatten()
+    shift = 0 if is_aligned else torch.randint(1, tile, (heads, q_tiles, 1), device="cuda", generator=generator)
+    start = (chosen * tile + shift).int().flatten()
     begin = torch.arange(heads * q_tiles, device="cuda") * k
     count = torch.full((heads * q_tiles,), k, dtype=torch.int32, device="cuda")
     return Lists(begin, count, start, start + tile, heads), chosen
@@ -211,6 +223,16 @@ def sparse(bench, n, densities, tile=128, head_dim=128, heads=(32, 8)):
         name = f"density {count * tile / n:.3f}"
         kernels[name] = run
         flops[name] = count * tile / n
+        if tile == 128 and density in (.25, .10):
+            unaligned, _ = random_tiles(n, heads[0], n // 128, count, tile, generator, False)
+            kernels[name + " unaligned"] = bench.ours(q, k, v, unaligned)
+            flops[name + " unaligned"] = count * tile / n
+        if tile == 128 and density == .10:
+            unequal, mean, order = unequal_tiles(n, heads[0], n // 128, density, generator)
+            kernels["unequal rows"] = bench.ours(q, k, v, unequal, order=order)
+            flops["unequal rows"] = mean * tile / n
+            kernels["unequal unsorted"] = bench.ours(q, k, v, unequal)
+            flops["unequal unsorted"] = mean * tile / n
     full = 4.0 * n * n * head_dim * heads[0]
     kernels |= bench.peers(q, k, v)
     start = len(bench.rows)

@@ -312,7 +312,8 @@ int main(int argc, char** argv) {
   }
   for (const Case& c : list) failed += !run_case(c, random, 0, worst);
   const Case even = {2, 4, 2, 512, 768, 128, true, false, Case::dense, 1, 1, causal};
-  for (int variant : {TILEWISE_SM90_VARIANTS}) {
+  const int variants[] = {TILEWISE_SM90_VARIANTS};
+  for (int variant : variants) {
     if (!run_case(even, random, variant, worst)) std::printf("  (variant %d)\n", variant), ++failed;
   }
   std::printf("%s: %d cases, seed %d, %d failed; worst error %.2f of its bound, worst lse error %.1e\n", failed ? "FAIL" : "ok", int(list.size()), seed, failed,
