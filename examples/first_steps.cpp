@@ -6,7 +6,7 @@
 
 int main() {
   using namespace tilewise;
-  Context context{.executor = make_thread_pool(2)};
+  Context context = cpu_context();
   const Shape shape = {1, 8, 4096, 64};  // B, H, S, D
   const Tensor q(context.memory, Dtype::f32, shape), k(context.memory, Dtype::f32, shape), out(context.memory, Dtype::f32, shape);
   float *x = q.view.data<float>(), *y = k.view.data<float>();
@@ -15,5 +15,5 @@ int main() {
   for (int64_t i = 0; i < shape.numel(); ++i) x[i] = y[i] = 0.3f * normal(random) + (i < 64 ? 0 : 0.99f * x[i - 64]);  // neighbours are alike
   const Plan plan = plan_with("xattention", {.q = q.view, .k = k.view}, {{"threshold", 0.9}}, context).plan;
   const Ran ran = attend_forward({.q = q.view, .k = k.view, .v = k.view, .out = out.view, .plan = plan}, context);
-  std::printf("%s: %.0f %% of the dense reads\n", ran.target.c_str(), 100. * double(ran.pairs_read) / double(plan->dense_reads));
+  std::printf("%s: density %.2f\n", ran.target.c_str(), density(plan));
 }

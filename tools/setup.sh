@@ -30,6 +30,7 @@ if [ "$goal" != format ]; then
   need_command cmake cmake
   need_command ninja ninja-build
   need_header oneapi/dnnl/dnnl.hpp libdnnl-dev
+  need_header CL/cl.h ocl-icd-opencl-dev # Debian's CMake package of oneDNN asks for it, though the CPU needs none
   need_header nlohmann/json.hpp nlohmann-json3-dev
   need_header CLI/CLI.hpp libcli11-dev
 fi

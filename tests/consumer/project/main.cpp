@@ -9,7 +9,7 @@
 
 int main() {
   using namespace tilewise;
-  Context context{.executor = make_thread_pool(2)};
+  Context context = cpu_context();
   std::vector<float> zeros(2 * 100 * 32, 0.0f), twos(2 * 100 * 32, 2.0f), result(2 * 100 * 32);
   const TensorView q = TensorView::of(zeros.data(), {1, 2, 100, 32}), v = TensorView::of(twos.data(), {1, 2, 100, 32});
   const TensorView out = TensorView::of(result.data(), {1, 2, 100, 32});
