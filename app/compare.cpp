@@ -2,12 +2,15 @@
 #include "tilewise/study/compare.h"
 
 #include <chrono>
+#include <cmath>
 #include <ctime>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <memory>
 
 #include "app/command.h"
+#include "app/interrupt.h"
 #include "app/method_list.h"
 #include "app/report/report.h"
 #include "app/table.h"
@@ -15,6 +18,7 @@
 #include "app/version.h"
 #include "tilewise/base/file.h"
 #include "tilewise/machine/cpu/target.h"
+#include "tilewise/plan/file.h"
 
 namespace tilewise::app {
 namespace {
@@ -24,7 +28,7 @@ struct CompareOptions {
   std::vector<std::string> texts, methods;
   int64_t length = 16384, needle = 0;
   double density = 0, max_bits = .005;
-  uint64_t seed = 0;
+  int64_t seed = 0;
   int threads = 0;
   bool has_density = false;
 };
@@ -53,6 +57,8 @@ CompareText read_text(const std::string& path, int64_t length, InputFigures& inp
 
 void check_options(const CompareOptions& options) {
   if (options.device != "cpu") throw UsageError("--device " + options.device + " is not built here; this program runs on cpu");
+  if (std::isnan(options.density)) throw UsageError("--density is not a number; takes 0 to 1");  // ranges let it pass
+  if (std::isnan(options.max_bits)) throw UsageError("--max-bits is not a number; takes 0 to 1000");
   if (!options.report.empty() && options.report == options.json) throw UsageError("--report and --json name the same file, " + options.report);
   if (!options.report.empty()) check_writable(options.report);
   if (!options.json.empty()) check_writable(options.json);
@@ -80,7 +86,7 @@ void run_compare(const CompareOptions& options) {
     request.recipe_name = options.recipe;
   }
   request.max_bits = options.max_bits;
-  request.seed = options.seed;
+  request.seed = static_cast<uint64_t>(options.seed);
 
   // Everything that is quick to find out comes before the model, so that a slip in the last option costs no minutes.
   InputFigures input;
@@ -94,6 +100,14 @@ void run_compare(const CompareOptions& options) {
   const Model model = Model::load(options.model, context);
   check_model(model, options);
   request.progress = [&](const CompareProgress& progress) { line.show(progress); };
+  if (!options.save_plans.empty()) {
+    std::filesystem::create_directories(options.save_plans);
+    request.on_plan = [&](size_t row, const std::string& name, size_t text, int layer, const Plan& plan) {
+      const WritingFiles guard;
+      save_plan(plan, options.save_plans + "/" + std::to_string(row + 1) + "-" + name + "-text" + std::to_string(text + 1) + "-layer" +
+                          std::to_string(layer) + ".safetensors");
+    };
+  }
   Comparison comparison = compare(model, request, context);
   line.clear();
   context.check_cancel();
@@ -136,10 +150,11 @@ void add_compare_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_option("--max-bits", options->max_bits, "bits per byte that the recommended method may add to dense (0.005)")->check(CLI::Range(0.0, 1000.0));
   command->add_option("--recipe", options->recipe, "a recipe file, run as one more row (docs/formats/recipe.md)");
-  command->add_option("--seed", options->seed, "of methods that draw by chance (0)");
+  command->add_option("--seed", options->seed, "of methods that draw by chance (0)")->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
   command->add_option("--device", options->device, "cpu");
   command->add_option("--report", options->report, "write one HTML file that needs no network");
   command->add_option("--json", options->json, "write the figures (docs/formats/compare.md)");
+  command->add_option("--save-plans", options->save_plans, "write every plan to this folder (see tilewise plan)");
   add_threads_option(*command, options->threads);
   command->callback([options, density] {
     options->has_density = density->count() > 0;

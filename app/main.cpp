@@ -30,9 +30,7 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("tilewise ") + version() + " (" + commit() + ")");
   add_compare_command(app);
   add_methods_command(app);
-#if TILEWISE_HAS_PLAN
   add_plan_command(app);
-#endif
   add_doctor_command(app);
 #if TILEWISE_HAS_BENCH
   add_bench_command(app);
@@ -45,8 +43,12 @@ int run(int argc, char** argv) {
     return app.exit(success);
   } catch (const CLI::ParseError& error) {
     const CLI::App* command = &app;
-    for (const CLI::App* one : app.get_subcommands()) command = one;
-    return complain(std::string(error.what()) + "; see " + (command == &app ? "" : "tilewise ") + command->get_name() + " --help", 2);
+    std::string name = app.get_name();
+    while (!command->get_subcommands().empty()) {
+      command = command->get_subcommands().front();
+      name += " " + command->get_name();
+    }
+    return complain(std::string(error.what()) + "; see " + name + " --help", 2);
   } catch (const UsageError& error) {
     return complain(error.what(), 2);
   } catch (const ExitWith& exit) {

@@ -22,12 +22,13 @@ std::string value_text(const OptionValue& value) {
 
 void list_methods() {
   Table table;
-  table.add({{"method", Style::bold}, {"options", Style::bold}, {"source", Style::bold}});
+  table.add({{"method", Style::bold}, {"source", Style::bold}});
   for (const MethodInfo& info : methods()) {
     std::string options;
     for (const OptionInfo& option : info.options) options += (options.empty() ? "" : ", ") + option.name + "=" + value_text(option.default_value);
-    table.add({{info.name}, {options.empty() ? "-" : options}, {info.source}});
-    table.add_line(info.summary, Style::dim);
+    table.add({{info.name}, {info.source}});
+    table.add_line(info.summary, Style::plain);
+    if (!options.empty()) table.add_line(options, Style::dim);
   }
   std::cout << table.text() << "\n\"tilewise methods NAME\" explains a method's options; compare takes them as --methods name:option=value,option=value\n";
 }

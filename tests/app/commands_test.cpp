@@ -24,7 +24,7 @@ TEST(Commands, CompareWritesTableJsonAndReport) {
   ASSERT_EQ(ended.code, 0) << ended.err;
   EXPECT_EQ(ended.err, "") << "quiet when piped";
   EXPECT_EQ(ended.out.find('\033'), std::string::npos) << "no colour when piped";
-  EXPECT_NE(ended.out.find("xattention threshold=0.97,tile=64"), std::string::npos) << ended.out;
+  EXPECT_NE(ended.out.find("xattention tile=64,threshold=0.97"), std::string::npos) << ended.out;
   EXPECT_NE(ended.out.find("report: " + folder.file("report.html")), std::string::npos) << ended.out;
   EXPECT_EQ(folder.count(), before + 2) << "nothing is left beside the two files";
   const json document = json::parse(TemporaryFolder::read(folder.file("out.json")));
@@ -42,6 +42,38 @@ TEST(Commands, CompareWritesTableJsonAndReport) {
   }
   EXPECT_NE(document.at("command").get<std::string>().find("'" + folder.file("text one") + "'"), std::string::npos);
   EXPECT_NE(TemporaryFolder::read(folder.file("report.html")).find("</html>"), std::string::npos);
+}
+
+TEST(Commands, PlansAreSavedShownCheckedAndConverted) {
+  TemporaryFolder folder;
+  study::TinyModel().save(folder.path());
+  TemporaryFolder::write(folder.file("text"), std::string(200, 'a'));
+  const Ended made = run_program({"compare", "--model", folder.path(), "--text", folder.file("text"), "--length", "150", "--methods", "a_shape:local=40,tile=32",
+                                  "--save-plans", folder.file("plans")});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const std::string file = folder.file("plans/1-a_shape-text1-layer1.safetensors");
+  const Ended shown = run_program({"plan", "show", file});
+  EXPECT_EQ(shown.code, 0) << shown.err;
+  for (const char* part : {"150 queries, 150 keys", "4 heads", "density", "fill", "pairs read"}) EXPECT_NE(shown.out.find(part), std::string::npos) << part;
+  EXPECT_EQ(run_program({"plan", "check", file}).code, 0);
+  EXPECT_EQ(run_program({"plan", "check", file, "--allowed", "causal"}).code, 0);
+  const Ended converted = run_program({"plan", "convert", file, "--to", "dense", "--out", folder.file("bits")});
+  EXPECT_EQ(converted.code, 0) << converted.err;
+  const SafetensorsFile bits(folder.file("bits"));
+  const Tensor tensor = bits.load("bits", host_memory());
+  ASSERT_EQ(tensor.view.shape(), (Shape{1, 4, 150, 150}));
+  for (int64_t q = 0; q < 150; ++q) {
+    for (int64_t k = 0; k < 150; ++k) {
+      ASSERT_EQ(tensor.view.at<bool>(0, 3, q, k), k <= q && (q - k < 40 || k < 64)) << q << " " << k;
+    }
+  }
+  const Ended refused = run_program({"plan", "convert", file, "--to", "bsr", "--out", folder.file("bsr")});
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_TRUE(refused.has_one_error_line()) << refused.err;
+  std::string damaged = TemporaryFolder::read(file);
+  damaged[damaged.size() - 5] = static_cast<char>(damaged[damaged.size() - 5] ^ 0x40);
+  TemporaryFolder::write(file, damaged);
+  EXPECT_EQ(run_program({"plan", "check", file}).code, 1);
 }
 
 TEST(Commands, MethodsListsAndExplains) {

@@ -68,6 +68,7 @@ inline Comparison synthetic_comparison(const std::string& outside) {
         method.heads.push_back({layer, head, density, density * .98, 1 - (1 - row.recall) * 2 * (1 - wave), row.error * (.5 + wave)});
       }
     }
+    method.is_baseline = method.name == "random" || method.name == "oracle";
     method.texts.push_back({"a.txt", method.bits_per_byte, .99407});
     comparison.methods.push_back(std::move(method));
   }

@@ -49,10 +49,11 @@ TEST(Verdict, SaysPlainlyWhenNoneDoes) {
   EXPECT_NE(verdict.text.find("slow holds the bounds at 0.50x"), std::string::npos) << verdict.text;
 }
 
-TEST(Verdict, RefusedRowsAndMissingFiguresDoNotCount) {
+TEST(Verdict, RefusedRowsBaselinesAndMissingFiguresDoNotCount) {
   Comparison comparison;
-  comparison.methods = {row("a", 0, 5), row("b", kNoFigure, 9), row("c", 0, kNoFigure)};
+  comparison.methods = {row("a", 0, 5), row("b", kNoFigure, 9), row("c", 0, kNoFigure), row("d", 0, 7)};
   comparison.methods[0].refused = "why";
+  comparison.methods[3].is_baseline = true;
   EXPECT_FALSE(verdict_of(comparison).best.has_value());
 }
 

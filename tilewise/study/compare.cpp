@@ -142,6 +142,7 @@ class Comparer {
       row.options[option.name] = given == options.end() ? option.default_value : given->second;
     }
     row.label = label_of(choice.name, options);
+    row.is_baseline = info.source == "baseline";
     if (choice.name == "oracle") row.notes.push_back("looks at the true attention to choose: a yardstick, not a method to use");
     if (choice.name == "random") row.notes.push_back("tiles drawn by chance: a floor for every method of this density");
     if (request_.density && !info.has_option("density")) {
@@ -229,7 +230,7 @@ class Comparer {
         sums.add_plans(layer.layer, planned.head_plans, dense_plan);
       }
       sums.add_outputs(layer.layer, layer.out, lse.view, dense_out.view, dense_lse.view, outer_);
-      if (request_.on_plan) request_.on_plan(row.label, text_index, layer.layer, planned.plan);
+      if (request_.on_plan) request_.on_plan(comparison_.methods.size(), row.name, text_index, layer.layer, planned.plan);
       apart_ms += whole.ms() - counted_ms;
     };
 

@@ -42,8 +42,8 @@ struct CompareRequest {
   double max_bits = .005;
   uint64_t seed = 0;
   std::function<void(const CompareProgress&)> progress = {};
-  /// Called with every plan of a method over a text, outside all times: row's label, text, layer.
-  std::function<void(const std::string& row, size_t text, int layer, const Plan& plan)> on_plan = {};
+  /// Called with every plan of a row over a text, outside all times. `row` counts Comparison::methods, `name` is the method's.
+  std::function<void(size_t row, const std::string& name, size_t text, int layer, const Plan& plan)> on_plan = {};
 };
 
 /// Runs the model over each text once with dense attention and once per method. In a method's run every layer computes dense and sparse attention

@@ -66,6 +66,7 @@ struct MethodFigures {
   std::vector<HeadFigures> heads;      // by layer, then head
   std::vector<TextFigures> texts;
   std::vector<std::string> notes;
+  bool is_baseline = false;            // a yardstick (oracle, random): shown, never recommended
   std::string refused;                 // why the method was not run; empty: it was
 
   bool is_refused() const { return !refused.empty(); }
@@ -104,7 +105,7 @@ struct Verdict {
   std::string text;            // one line, without a full stop's worth of doubt: says plainly when none does, and why
 };
 
-/// The fastest method (largest speed-up over dense, above 1) whose bits per byte stay within `max_bits` of dense on every text and which answers
+/// The fastest method that is not a baseline (largest speed-up over dense, above 1) whose bits per byte stay within `max_bits` of dense on every text and which answers
 /// at least as many needles as dense does.
 TILEWISE_API Verdict verdict_of(const Comparison& comparison);
 

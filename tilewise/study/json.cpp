@@ -60,6 +60,7 @@ Json method(const MethodFigures& row) {
           {"speedup", number(row.speedup)},
           {"peak_bytes", is_refused ? Json(nullptr) : Json(row.peak_bytes)},
           {"needle", needle(row.needle)},
+          {"is_baseline", row.is_baseline},
           {"refused", is_refused ? Json(row.refused) : Json(nullptr)},
           {"backend", is_refused ? Json(nullptr) : Json(row.backend)},
           {"heads", std::move(heads)},

@@ -31,7 +31,7 @@ std::string none_text(const Comparison& comparison) {
   const MethodFigures* nearest = nullptr;
   const MethodFigures* slow = nullptr;  // holds both bounds, is not faster
   for (const MethodFigures& row : comparison.methods) {
-    if (row.is_refused() || row.name == "dense") continue;
+    if (row.is_refused() || row.is_baseline) continue;
     if (has_bits(row, comparison.max_bits) && has_needles(row, comparison)) slow = &row;
     if (!std::isnan(row.max_extra_bits) && (nearest == nullptr || row.max_extra_bits < nearest->max_extra_bits)) nearest = &row;
   }
@@ -53,7 +53,7 @@ Verdict verdict_of(const Comparison& comparison) {
   Verdict verdict;
   for (size_t i = 0; i < comparison.methods.size(); ++i) {
     const MethodFigures& row = comparison.methods[i];
-    if (row.is_refused() || row.name == "dense" || !(row.speedup > 1)) continue;
+    if (row.is_refused() || row.is_baseline || !(row.speedup > 1)) continue;
     if (!study::has_bits(row, comparison.max_bits) || !study::has_needles(row, comparison)) continue;
     if (!verdict.best || row.speedup > comparison.methods[*verdict.best].speedup) verdict.best = i;
   }
