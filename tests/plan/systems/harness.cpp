@@ -88,7 +88,9 @@ void expect_closed(const System& system) {
     const Plan both = complete(system.plan, context, tile);
     const auto fault = find_fault(both, both->mask);
     ASSERT_FALSE(fault.has_value()) << system.name << at << ": " << *fault;
-    if (is_by_query) ASSERT_EQ(content_hash(both), content_hash(system.plan)) << system.name << at;
+    if (is_by_query) {
+      ASSERT_EQ(content_hash(both), content_hash(system.plan)) << system.name << at;
+    }
     const Plan transposed = only(both, !is_by_query);
     expect_pairs(system, transposed, " transposed" + at);
     ASSERT_EQ(reads(transposed), reads(system.plan)) << system.name << at;
