@@ -26,7 +26,7 @@ struct Traits {
 };
 
 template <class Options>
-Entry method(std::string name, Planned (*run)(const Problem&, const Options&, Context&), std::string source, std::string summary,
+Entry method(const std::string& name, Planned (*run)(const Problem&, const Options&, Context&), std::string source, std::string summary,
              Traits traits = {}) {
   Entry entry;
   entry.info = {name, std::move(source), std::move(summary), describe<Options>(), traits.needs_v, traits.is_causal_only};
@@ -84,15 +84,16 @@ OptionValue parse_value(std::string_view method_name, const OptionInfo& info, st
     if (text != "false") refuse();
     return false;
   }
-  const char* end = text.data() + text.size();
+  const std::string digits(text);
+  const char *begin = digits.c_str(), *end = begin + digits.size();
   if (std::holds_alternative<int64_t>(info.default_value)) {
     int64_t whole = 0;
-    const auto [stop, code] = std::from_chars(text.data(), end, whole);
+    const auto [stop, code] = std::from_chars(begin, end, whole);
     if (code != std::errc() || stop != end) refuse();
     return whole;
   }
   double real = 0;
-  const auto [stop, code] = std::from_chars(text.data(), end, real);
+  const auto [stop, code] = std::from_chars(begin, end, real);
   if (code != std::errc() || stop != end) refuse();
   return real;
 }

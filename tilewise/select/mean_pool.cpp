@@ -58,7 +58,7 @@ Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, rows - block * kLanes));
     std::vector<float> packed(static_cast<size_t>(dim * kLanes));
     machine::cpu::pack_lanes(&pooled_q.view.at<float>(b, h, block * kLanes, 0), dim, count, dim, packed.data());
-    std::vector<float> strip(static_cast<size_t>((64 + machine::cpu::kRowMultiple) * kLanes));
+    std::vector<float> strip(static_cast<size_t>(64 + machine::cpu::kRowMultiple) * kLanes);
     for (int64_t first = 0; first < tiles; first += 64) {
       const int keys = static_cast<int>(std::min<int64_t>(64, tiles - first));
       const float* pointers[64];

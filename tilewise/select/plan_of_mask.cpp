@@ -32,6 +32,7 @@ TensorView own(const TensorView& view, PlanData& plan, const std::shared_ptr<Mem
 
 std::vector<Run> runs_of(const std::vector<Interval>& intervals) {
   std::vector<Run> runs;
+  runs.reserve(intervals.size());
   for (const Interval& interval : intervals) runs.push_back({static_cast<int32_t>(interval.first), static_cast<int32_t>(interval.last), {}});
   return runs;
 }

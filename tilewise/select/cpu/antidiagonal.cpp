@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -14,6 +16,7 @@ namespace tilewise::select::cpu {
 namespace {
 
 using machine::cpu::kLanes;
+constexpr int64_t kChunk = 128;  // key groups scored at a time: [128, 64] floats stay in the first cache
 
 int64_t floor_div(int64_t value, int64_t step) { return value >= 0 ? value / step : -((-value + step - 1) / step); }
 
@@ -66,34 +69,55 @@ struct Job {
   float softcap = 0, scale = 0;     // softcap > 0: the strip is scaled and capped before the exponent
 };
 
-/// What one worker needs at a time.
+/// What one worker needs at a time, in one block of memory.
 struct Workspace {
-  std::vector<float> packed;                // [S, D, kLanes]
-  std::vector<float> rows;                  // [kLanes, D]: lanes at the ragged ends
-  std::vector<float> zeros;                 // [D]: a token that is missing from the last group of keys
-  std::vector<float> strip;                 // [keys of a chunk, kLanes]
-  std::vector<float> tile_max, tile_sum;    // [Tk, kLanes]; the maximum is in exponents of 2
-  std::vector<const float*> keys;
+  Tensor memory = {};
+  float* packed = nullptr;                         // [S, D, kLanes]
+  float* rows = nullptr;                           // [kLanes, D]: lanes at the ragged ends
+  float* zeros = nullptr;                          // [D]: a token that is missing from the last group of keys
+  float* strip = nullptr;                          // [keys of a chunk, kLanes]
+  float *tile_max = nullptr, *tile_sum = nullptr;  // [Tk, kLanes]; the maximum is in exponents of 2
+  std::vector<const float*> keys = {};
+
+  void reserve(int64_t stride, int64_t dim, int64_t groups_a_tile, int64_t tiles, const std::shared_ptr<Memory>& from) {
+    if (memory.view.has_value()) return;
+    const int64_t chunk = std::max(kChunk, groups_a_tile) + machine::cpu::kRowMultiple;
+    const int64_t sizes[] = {stride * dim * kLanes, kLanes * dim, dim, chunk * kLanes, tiles * kLanes, tiles * kLanes};
+    float** const places[] = {&packed, &rows, &zeros, &strip, &tile_max, &tile_sum};
+    int64_t total = 0;
+    for (const int64_t size : sizes) total += rounded(size);
+    memory = Tensor(from, Dtype::f32, {total});
+    float* next = static_cast<float*>(memory.view.raw());
+    for (size_t i = 0; i < std::size(sizes); ++i) {
+      *places[i] = next;
+      next += rounded(sizes[i]);
+    }
+    std::fill(zeros, zeros + dim, 0.0f);
+    keys.resize(static_cast<size_t>(chunk));
+  }
+
+ private:
+  static int64_t rounded(int64_t floats) { return (floats + 15) / 16 * 16; }  // 64 bytes
 };
 
 /// Packs the queries of groups [first, first + count) * kdb into lanes, one [D, kLanes] for each place t of a key.
 void pack_queries(const Job& job, int64_t b, int64_t head, int64_t first, int count, Workspace& work) {
   const int64_t dim = job.q.dim(3), stride = job.params.stride, step = stride * job.params.kdb;
   for (int64_t t = 0; t < stride; ++t) {
-    float* packed = work.packed.data() + t * dim * kLanes;
+    float* packed = work.packed + t * dim * kLanes;
     const auto slot = [&](int lane) { return (first + lane) * step + job.order[static_cast<size_t>(t)] - job.offset; };
     if (slot(0) >= 0 && slot(count - 1) < job.q.dim(2)) {
       machine::cpu::pack_lanes(&job.q.at<float>(b, head, slot(0), 0), step * job.q.stride(2), count, dim, packed);
       continue;
     }
     for (int lane = 0; lane < count; ++lane) {  // the first or the last group lacks this token: it is a zero
-      float* row = work.rows.data() + lane * dim;
+      float* row = work.rows + lane * dim;
       if (slot(lane) < 0 || slot(lane) >= job.q.dim(2))
         std::fill(row, row + dim, 0.0f);
       else
         std::copy_n(&job.q.at<float>(b, head, slot(lane), 0), dim, row);
     }
-    machine::cpu::pack_lanes(work.rows.data(), dim, count, dim, packed);
+    machine::cpu::pack_lanes(work.rows, dim, count, dim, packed);
   }
 }
 
@@ -104,9 +128,8 @@ void multiply_groups(const Job& job, int64_t b, int64_t head_kv, int64_t first, 
     const int count = static_cast<int>(last - first);
     const float* key = static_cast<const float*>(job.k.raw()) + job.k.offset(b, head_kv, first * stride + t, 0);
     for (int i = 0; i < count; ++i) work.keys[static_cast<size_t>(i)] = key + i * stride * job.k.stride(2);
-    if ((last - 1) * stride + t >= job.k.dim(2))
-      work.keys[static_cast<size_t>(count - 1)] = work.zeros.data();  // only the last group can lack a token
-    machine::cpu::multiply(work.keys.data(), count, dim, work.packed.data() + t * dim * kLanes, work.strip.data(), t > 0, lanes);
+    if ((last - 1) * stride + t >= job.k.dim(2)) work.keys[static_cast<size_t>(count - 1)] = work.zeros;  // only the last group can lack a token
+    machine::cpu::multiply(work.keys.data(), count, dim, work.packed + t * dim * kLanes, work.strip, t > 0, lanes);
   }
 }
 
@@ -118,25 +141,25 @@ void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64
   if (seen <= 0) return;
   pack_queries(job, b, head, first, count, work);
 
-  const int64_t chunk = std::max<int64_t>(1, 128 / r) * r, tiles = (seen + r - 1) / r;
+  const int64_t chunk = std::max<int64_t>(1, kChunk / r) * r, tiles = (seen + r - 1) / r;
   for (int64_t c0 = 0; c0 < seen; c0 += chunk) {
     const int64_t c1 = std::min(seen, c0 + chunk);
     multiply_groups(job, b, head_kv, c0, c1, count, work);
     if (job.softcap > 0) {
       for (int64_t i = 0; i < (c1 - c0) * kLanes; ++i) {
-        float& x = work.strip[static_cast<size_t>(i)];
+        float& x = work.strip[i];
         x = job.softcap * std::tanh(x * job.scale / job.softcap);
       }
     }
     for (int64_t c = std::max(c0, first * kdb + 1); job.is_causal && c < c1; ++c) {  // group c is seen by lanes whose group is not before it
-      float* line = work.strip.data() + (c - c0) * kLanes;
+      float* line = work.strip + (c - c0) * kLanes;
       std::fill(line, line + std::min<int64_t>(kLanes, (c + kdb - 1) / kdb - first), -HUGE_VALF);
     }
     for (int64_t c = c0; c < c1; c += r) {
-      float* lines = work.strip.data() + (c - c0) * kLanes;
+      float* lines = work.strip + (c - c0) * kLanes;
       const int rows = static_cast<int>(std::min(r, c1 - c));
-      float* most = work.tile_max.data() + c / r * kLanes;
-      float* sum = work.tile_sum.data() + c / r * kLanes;
+      float* most = work.tile_max + c / r * kLanes;
+      float* sum = work.tile_sum + c / r * kLanes;
       std::fill(most, most + kLanes, -HUGE_VALF);
       std::fill(sum, sum + kLanes, 0.0f);
       machine::cpu::max_lanes(lines, rows, most);
@@ -154,14 +177,14 @@ void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64
   float most[kLanes], weight[kLanes], ignored[kLanes] = {};
   std::fill(most, most + kLanes, -HUGE_VALF);
   std::fill(weight, weight + kLanes, 0.0f);
-  machine::cpu::max_lanes(work.tile_max.data(), static_cast<int>(tiles), most);
+  machine::cpu::max_lanes(work.tile_max, static_cast<int>(tiles), most);
   for (float& m : most) m = m == -HUGE_VALF ? 0.0f : m;
-  machine::cpu::exp_lanes(work.tile_max.data(), static_cast<int>(tiles), 1.0f, most, ignored);
-  for (int64_t i = 0; i < tiles * kLanes; ++i) work.tile_sum[static_cast<size_t>(i)] *= work.tile_max[static_cast<size_t>(i)];
-  machine::cpu::add_rows(work.tile_sum.data(), static_cast<int>(tiles), weight);
+  machine::cpu::exp_lanes(work.tile_max, static_cast<int>(tiles), 1.0f, most, ignored);
+  for (int64_t i = 0; i < tiles * kLanes; ++i) work.tile_sum[i] *= work.tile_max[i];
+  machine::cpu::add_rows(work.tile_sum, static_cast<int>(tiles), weight);
   for (float& w : weight) w = w > 0 ? 1.0f / w : w == 0 ? 0.0f : w;  // a NaN stays one: the row is then kept whole
   for (int64_t j = 0; j < tiles; ++j) {
-    const float* mass = work.tile_sum.data() + j * kLanes;
+    const float* mass = work.tile_sum + j * kLanes;
     for (int lane = 0; lane < count;) {
       const int64_t row = row_of[static_cast<size_t>(lane)];
       float total = 0;
@@ -203,13 +226,7 @@ void antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params,
   context.parallel_for(items * scores.batch * heads, [&](int64_t item, int worker) {
     const int64_t last_item = items - 1 - item % items, head = item / items % heads, b = item / items / heads;
     Workspace& work = workspaces[static_cast<size_t>(worker)];
-    work.packed.resize(static_cast<size_t>(params.stride * dim * kLanes));
-    work.rows.resize(static_cast<size_t>(kLanes * dim));
-    work.zeros.assign(static_cast<size_t>(dim), 0.0f);
-    work.strip.resize(static_cast<size_t>((std::max(128, job.groups_a_tile) + machine::cpu::kRowMultiple) * kLanes));
-    work.tile_max.resize(static_cast<size_t>(scores.key_tiles() * kLanes));
-    work.tile_sum.resize(work.tile_max.size());
-    work.keys.resize(static_cast<size_t>(std::max(128, job.groups_a_tile) + machine::cpu::kRowMultiple));
+    work.reserve(params.stride, dim, job.groups_a_tile, scores.key_tiles(), context.memory);
     std::vector<int64_t> row_of;
     int64_t first = 0;
     const auto flush = [&] {
