@@ -7,7 +7,7 @@
 namespace tilewise::attend::cpu {
 
 inline constexpr int kBlockLanes = 64;  // queries of one block, one lane each; a word of `rows`
-inline constexpr int kStripKeys = 128;  // keys whose scores are held at once
+inline constexpr int kStripKeys = 256;  // keys whose scores are held at once
 
 /// Neighbouring keys that a block reads. Untested: every query of the block (with its bit in `bits`) reads them.
 struct Segment {
@@ -28,6 +28,7 @@ struct Block {
   const void* q;
   const void* k;
   const void* v;
+  const uint16_t* v_pairs;  // null, or the head's bf16 values as the dot instruction reads them: [ceil(seqlen_k / 2), head_dim_v, 2]
   int64_t q_stride, k_stride, v_stride;
   int head_dim, head_dim_v;  // head_dim_v 0: no values, lse alone
   int lanes;  // queries, 1 to kBlockLanes
@@ -53,6 +54,8 @@ struct ForwardTable {
   size_t (*workspace_bytes)(int head_dim, int head_dim_v);
   void (*forward_f32)(const ForwardBlock& block);
   void (*forward_bf16)(const ForwardBlock& block);
+  /// Fills rows [first, last) of a v_pairs array from `seqlen_k` rows of values; null where the target does not read pairs.
+  void (*pair_values)(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_dim_v, int64_t first, int64_t last, uint16_t* pairs);
 };
 
 /// What a measuring kernel adds up over.

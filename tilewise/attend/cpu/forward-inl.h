@@ -35,6 +35,17 @@ struct Workspace {
 
 size_t workspace_bytes(int head_dim, int head_dim_v) { return static_cast<size_t>(Workspace::floats(head_dim, head_dim_v)) * sizeof(float); }
 
+#if TILEWISE_TARGET_LEVEL >= 3
+constexpr uint16_t kZeros[256] = {};  // the partner of a last odd key: 0 times whatever lies behind could be NaN
+
+void pair_values(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_dim_v, int64_t first, int64_t last, uint16_t* pairs) {
+  for (int64_t row = first; row < last; ++row) {
+    const bool has_odd = 2 * row + 1 < seqlen_k;
+    interleave_bf16(v + 2 * row * stride, has_odd ? v + (2 * row + 1) * stride : kZeros, head_dim_v, pairs + row * head_dim_v * 2);
+  }
+}
+#endif
+
 // Points strip.v at what the second product reads: a row of values a key; with the dot instruction, a row of pairs [head_dim_v][2] a pair of keys.
 template <class Dtype>
 TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratch) {
@@ -53,12 +64,16 @@ TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratc
     }
   } else {
 #if TILEWISE_TARGET_LEVEL >= 3
-    static constexpr uint16_t kZeros[256] = {};
     for (int i = 0; i < strip.count; i += 2) {
+      const int32_t even = strip.token[i];
+      const bool has_odd = i + 1 < strip.count;
+      if (block.v_pairs != nullptr && has_odd && even % 2 == 0 && strip.token[i + 1] == even + 1) {
+        strip.v[i / 2] = reinterpret_cast<const float*>(block.v_pairs) + even / 2 * int64_t{block.head_dim_v};
+        continue;
+      }
       float* const row = scratch + int64_t{i / 2} * block.head_dim_v;
-      const uint16_t* const even = v + strip.token[i] * block.v_stride;
-      const uint16_t* const odd = i + 1 < strip.count ? v + strip.token[i + 1] * block.v_stride : kZeros;
-      interleave_bf16(even, odd, block.head_dim_v, reinterpret_cast<uint16_t*>(row));
+      interleave_bf16(v + even * block.v_stride, has_odd ? v + strip.token[i + 1] * block.v_stride : kZeros, block.head_dim_v,
+                      reinterpret_cast<uint16_t*>(row));
       strip.v[i / 2] = row;
     }
 #endif
@@ -89,7 +104,14 @@ TILEWISE_INLINE void maximum_of(const Strip& strip, const float* scores, Vf (&mo
 }
 
 // P = 2^(s * c - m * c), in place; sums of what is not rounded. With the dot instruction two keys' probabilities share a 32-bit unit.
-template <class Op, int V>
+// Where a lane may have no key (IsExact) -infinity must give 0; elsewhere 2^-126 does as well.
+template <bool IsExact>
+TILEWISE_INLINE Vf power(Vf x) {
+  if constexpr (IsExact) return exp2(x);
+  return exp2_clamped(x);
+}
+
+template <class Op, bool IsExact, int V>
 TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const Vf (&shift)[V], float* scores, Vf (&sum)[V]) {
   const Vf scale = broadcast(scale_log2);
   for (int j = 0; j < V; ++j) sum[j] = zero();
@@ -99,7 +121,7 @@ TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const V
       TILEWISE_UNROLL
       for (int j = 0; j < V; ++j) {
         float* const place = scores + (i * V + j) * kWidth;
-        const Vf p = exp2(fma(load(place), scale, shift[j]));
+        const Vf p = power<IsExact>(fma(load(place), scale, shift[j]));
         store(place, p);
         sum[j] = add(sum[j], p);
       }
@@ -109,9 +131,9 @@ TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const V
     for (int i = 0; i < strip.count; i += 2) {
       TILEWISE_UNROLL
       for (int j = 0; j < V; ++j) {
-        const Vf even = exp2(fma(load(scores + (i * V + j) * kWidth), scale, shift[j]));
+        const Vf even = power<IsExact>(fma(load(scores + (i * V + j) * kWidth), scale, shift[j]));
         Vf odd = zero();
-        if (i + 1 < strip.count) odd = exp2(fma(load(scores + ((i + 1) * V + j) * kWidth), scale, shift[j]));
+        if (i + 1 < strip.count) odd = power<IsExact>(fma(load(scores + ((i + 1) * V + j) * kWidth), scale, shift[j]));
         sum[j] = add(sum[j], add(even, odd));
         store(scores + (i / 2 * V + j) * kWidth, narrow_pairs(even, odd));
       }
@@ -164,16 +186,23 @@ void attend_strip(const Block& block, const Strip& strip, const Group& group, fl
 
   const float scale_log2 = (block.softcap != 0 ? 1.0f : block.scale) * kLog2E;
   Vf alpha[V], shift[V], sum[V];
+  bool has_empty_lane = false;
   for (int j = 0; j < V; ++j) {
     const Vf old = load(group.max + j * kWidth);
     const Vf now = max(old, most[j]);
     store(group.max + j * kWidth, now);
     // A lane without a key so far has maximum -infinity; -infinity less -infinity would be NaN.
-    const Vf finite = select(equal(now, broadcast(-kInfinity)), zero(), now);
+    const Mask is_empty = equal(now, broadcast(-kInfinity));
+    const Vf finite = select(is_empty, zero(), now);
+    has_empty_lane |= any(is_empty);
     shift[j] = mul(finite, broadcast(-scale_log2));
     alpha[j] = exp2(sub(shift[j], mul(old, broadcast(-scale_log2))));
   }
-  probabilities<Op>(strip, scale_log2, shift, scores, sum);
+  if (strip.is_partial || has_empty_lane) {
+    probabilities<Op, true>(strip, scale_log2, shift, scores, sum);
+  } else {
+    probabilities<Op, false>(strip, scale_log2, shift, scores, sum);
+  }
   for (int j = 0; j < V; ++j) store(group.sum + j * kWidth, fma(load(group.sum + j * kWidth), alpha[j], sum[j]));
   if (block.head_dim_v != 0) add_values<Op>(strip, block.head_dim_v, scores, alpha, group.acc);
 }
@@ -233,7 +262,7 @@ void forward_block(const ForwardBlock& forward) {
 
   const uint64_t all_lanes = lane_bits(block.lanes);
   Strip strip;
-  for (Cursor cursor; next_keys(block, all_lanes, cursor, strip);) {
+  for (Cursor cursor; next_keys(block, all_lanes, false, cursor, strip);) {
     find_keys<Dtype>(block, strip, workspace.k);
     if (block.head_dim_v != 0) find_values<Dtype>(block, strip, workspace.v);
     for (int g = 0; g < groups; ++g) {
@@ -266,6 +295,14 @@ void forward_block(const ForwardBlock& forward) {
 }  // namespace
 
 extern const ForwardTable forward_table;
-const ForwardTable forward_table{.workspace_bytes = &workspace_bytes, .forward_f32 = &forward_block<PlainF32>, .forward_bf16 = &forward_block<Bf16>};
+const ForwardTable forward_table{.workspace_bytes = &workspace_bytes,
+                                 .forward_f32 = &forward_block<PlainF32>,
+                                 .forward_bf16 = &forward_block<Bf16>,
+#if TILEWISE_TARGET_LEVEL >= 3
+                                 .pair_values = &pair_values
+#else
+                                 .pair_values = nullptr
+#endif
+};
 
 }  // namespace tilewise::attend::cpu::TILEWISE_TARGET

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/attend/cpu/forward.h"
 
-#include <atomic>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -38,7 +38,27 @@ struct Worker {
   int64_t pairs_read = 0;
 };
 
-void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const QueryBlock& query, Worker& worker) {
+// Values of all heads as the dot instruction reads them, made once where blocks read them more often than that costs; else absent.
+Tensor pair_values(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const std::vector<QueryBlock>& blocks, Context& context) {
+  if (params.q.dtype() != Dtype::bf16 || table.pair_values == nullptr || sizes.head_dim_v == 0 || sizes.seqlen_k == 0) return {};
+  int64_t reads = 0;
+  for (const QueryBlock& block : blocks) reads += block.keys;
+  if (reads < 3 * sizes.batch * sizes.heads_v * sizes.seqlen_k) return {};
+  const int64_t rows = (sizes.seqlen_k + 1) / 2;
+  Tensor pairs(context.memory, Dtype::bf16, {sizes.batch, sizes.heads_v, rows, sizes.head_dim_v, 2});
+  constexpr int64_t kRows = 1024;  // of an item
+  const int64_t parts = (rows + kRows - 1) / kRows;
+  context.parallel_for(sizes.batch * sizes.heads_v * parts, [&](int64_t item, int) {
+    const int64_t part = item % parts, head = item / parts % sizes.heads_v, b = item / parts / sizes.heads_v;
+    table.pair_values(static_cast<const uint16_t*>(row_at(params.v, b, head, 0)), params.v.stride(2), sizes.seqlen_k,
+                      static_cast<int>(sizes.head_dim_v), part * kRows, std::min(rows, (part + 1) * kRows),
+                      static_cast<uint16_t*>(pairs.view.raw()) + pairs.view.offset(b, head));
+  });
+  return pairs;
+}
+
+void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const TensorView& pairs, const QueryBlock& query,
+                  Worker& worker) {
   const PlanData& plan = *params.plan;
   set_band(plan, query, worker.band);
   worker.pairs_read += cut_segments(plan, sizes.heads_q, query, worker.band, false, worker.segments);
@@ -59,7 +79,9 @@ void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardT
   block.scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
   block.softcap = params.softcap;
   if (params.v.has_value()) {
-    block.v = row_at(params.v, query.b, sizes.heads_v == 1 ? 0 : kv_head, 0);
+    const int64_t v_head = sizes.heads_v == 1 ? 0 : kv_head;
+    block.v = row_at(params.v, query.b, v_head, 0);
+    if (pairs.has_value()) block.v_pairs = static_cast<const uint16_t*>(pairs.raw()) + pairs.offset(query.b, v_head);
     block.v_stride = params.v.stride(2);
     block.head_dim_v = static_cast<int>(sizes.head_dim_v);
     forward.out = const_cast<void*>(row_at(params.out, query.b, query.head, query.first));
@@ -96,11 +118,12 @@ Ran forward(const AttendParams& params, Context& context) {
   const Target target = machine::cpu::current_target();
   const ForwardTable& table = kTables[target];
   const std::vector<QueryBlock> blocks = cut_blocks(*params.plan, sizes.batch, sizes.heads_q);
+  const Tensor pairs = pair_values(params, sizes, table, blocks, context);
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
   const size_t bytes = table.workspace_bytes(static_cast<int>(sizes.head_dim), static_cast<int>(sizes.head_dim_v));
   for (Worker& worker : workers) worker.workspace = Buffer(context.memory, bytes);
   context.parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t item, int worker) {
-    attend_block(params, sizes, table, blocks[static_cast<size_t>(item)], workers[static_cast<size_t>(worker)]);
+    attend_block(params, sizes, table, pairs.view, blocks[static_cast<size_t>(item)], workers[static_cast<size_t>(worker)]);
   });
   int64_t pairs_read = 0;
   for (const Worker& worker : workers) pairs_read += worker.pairs_read;

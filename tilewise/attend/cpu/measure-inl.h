@@ -22,18 +22,6 @@ struct Workspace {
 
 size_t workspace_bytes(int head_dim) { return static_cast<size_t>(Workspace::floats(head_dim)) * sizeof(float); }
 
-// Turns raw products into values: the logit, or exp(logit - lse). `lse_log2`: minus the lane's lse times log2(e).
-template <bool HasLse>
-TILEWISE_INLINE Vf value_of(Vf s, Vf scale, Vf bias, Vf lse_log2) {
-  const Vf logit = fma(s, scale, bias);
-  if constexpr (HasLse) {
-    const Vf x = fma(logit, broadcast(kLog2E), lse_log2);
-    return select(less(broadcast(127.0f), x), broadcast(kInfinity), exp2(x));
-  } else {
-    return logit;
-  }
-}
-
 // What the three walks share: values of vector j for key i, and who reads it.
 template <bool HasLse, bool IsPartial, int V>
 struct Values {
@@ -41,17 +29,26 @@ struct Values {
   const Strip& strip;
   const Group& group;
   float* scores;
-  Vf scale;
-  Vf lse_log2[V];
+  Vf scale;     // of the product; with a lse times log2(e)
+  Vf shift[V];  // 0; with a lse minus it times log2(e)
 
   TILEWISE_INLINE Values make(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
-    Values v{measure, strip, group, scores, broadcast(measure.block.softcap != 0 ? 1.0f : measure.block.scale), {}};
-    for (int j = 0; j < V; ++j) v.lse_log2[j] = HasLse ? mul(load(measure.lse + group.first + j * kWidth), broadcast(-kLog2E)) : zero();
+    const float scale = measure.block.softcap != 0 ? 1.0f : measure.block.scale;
+    Values v{measure, strip, group, scores, broadcast(HasLse ? scale * kLog2E : scale), {}};
+    for (int j = 0; j < V; ++j) v.shift[j] = HasLse ? mul(load(measure.lse + group.first + j * kWidth), broadcast(-kLog2E)) : zero();
     return v;
   }
+  // The logit, or exp(logit - lse).
   __attribute__((always_inline)) Vf at(int i, int j) const {
-    const Vf bias = measure.key_bias != nullptr ? broadcast(measure.key_bias[strip.token[i]]) : zero();
-    return value_of<HasLse>(load(scores + (i * V + j) * kWidth), scale, bias, lse_log2[j]);
+    Vf offset = shift[j];
+    if (measure.key_bias != nullptr) offset = add(offset, broadcast(measure.key_bias[strip.token[i]] * (HasLse ? kLog2E : 1.0f)));
+    const Vf x = fma(load(scores + (i * V + j) * kWidth), scale, offset);
+    if constexpr (!HasLse) return x;
+#if TILEWISE_TARGET_LEVEL >= 2
+    return exp2(x);
+#else
+    return select(less(broadcast(127.0f), x), broadcast(kInfinity), exp2(x));  // where exp2 adds to the exponent, it would wrap
+#endif
   }
   __attribute__((always_inline)) Mask who(int i, int j) const { return readers<V>(strip, i, *measure.block.band, group.first, j); }
 };
@@ -169,12 +166,10 @@ void measure_strip(const MeasureBlock& measure, const Strip& strip, const Group&
   for (int j = 0; j < V; ++j) unused[j] = zero();
   score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, unused);
   if (block.softcap != 0) cap_strip<V>(strip, block.scale, block.softcap, scores);
-  // Sums over lanes must not see the lanes behind the last query.
-  const bool is_partial = strip.is_partial || (measure.walk != MeasureWalk::lanes && group.lanes < V * kWidth);
   if (measure.lse != nullptr) {
-    is_partial ? walk<true, true, V>(measure, strip, group, scores) : walk<true, false, V>(measure, strip, group, scores);
+    strip.is_partial ? walk<true, true, V>(measure, strip, group, scores) : walk<true, false, V>(measure, strip, group, scores);
   } else {
-    is_partial ? walk<false, true, V>(measure, strip, group, scores) : walk<false, false, V>(measure, strip, group, scores);
+    strip.is_partial ? walk<false, true, V>(measure, strip, group, scores) : walk<false, false, V>(measure, strip, group, scores);
   }
 }
 
@@ -197,8 +192,10 @@ void measure_block(const MeasureBlock& measure) {
     pack_queries<Dtype>(block, group, group.lanes <= kWidth ? 1 : kGroupVectors, workspace.k);
   }
   const uint64_t all_lanes = lane_bits(block.lanes);
+  // Sums over lanes must not see the lanes behind the last query.
+  const bool is_tested = measure.walk != MeasureWalk::lanes && block.lanes % kWidth != 0;
   Strip strip;
-  for (Cursor cursor; next_keys(block, all_lanes, cursor, strip);) {
+  for (Cursor cursor; next_keys(block, all_lanes, is_tested, cursor, strip);) {
     find_keys<Dtype>(block, strip, workspace.k);
     for (int g = 0; g < groups; ++g) {
       const Group group = group_of(g);

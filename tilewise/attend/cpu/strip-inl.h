@@ -26,41 +26,49 @@ struct Strip {
 /// Where a walk over a block's segments stands.
 struct Cursor {
   int64_t segment = 0;
-  int32_t key = 0;  // next key of that segment; below its start: at its start
+  int32_t key = 0;  // next key of that segment, where is_inside
   bool is_inside = false;
 };
 
-/// Fills the strip with the next keys; false when none are left.
-TILEWISE_INLINE bool next_keys(const Block& block, uint64_t all_lanes, Cursor& cursor, Strip& strip) {
+/// The keys of a partial strip that starts at `cursor`, one by one.
+TILEWISE_INLINE void set_tests(const Block& block, Cursor cursor, Strip& strip) {
+  for (int i = 0; i < strip.count;) {
+    const Segment& segment = block.segments[cursor.segment];
+    int32_t key = cursor.is_inside ? cursor.key : segment.start;
+    for (; key < segment.stop && i < strip.count; ++key, ++i) {
+      strip.bits[i] = segment.bits;
+      strip.at_most[i] = segment.is_tested ? key : kLowest;
+      strip.at_least[i] = segment.is_tested && key >= block.band->sink ? key : kHighest;
+    }
+    ++cursor.segment;
+    cursor.is_inside = false;
+  }
+}
+
+/// Fills the strip with the next keys; false when none are left. It is partial where it must be, or where `is_tested` asks for it.
+TILEWISE_INLINE bool next_keys(const Block& block, uint64_t all_lanes, bool is_tested, Cursor& cursor, Strip& strip) {
+  const Cursor before = cursor;
   int count = 0;
-  bool is_partial = false;
+  bool is_partial = is_tested;
   while (count < kStripKeys && cursor.segment < block.num_segments) {
     const Segment& segment = block.segments[cursor.segment];
-    if (!cursor.is_inside) {
-      cursor.key = segment.start;
-      cursor.is_inside = true;
-    }
-    const int left = segment.stop - cursor.key;
-    const int n = left < kStripKeys - count ? left : kStripKeys - count;
+    const int32_t key = cursor.is_inside ? cursor.key : segment.start;
+    const int left = segment.stop - key, room = kStripKeys - count;
+    const int n = left < room ? left : room;
     is_partial |= segment.is_tested || (segment.bits & all_lanes) != all_lanes;
     for (int i = 0; i < n; ++i) {
-      const int32_t token = cursor.key + i;
-      strip.token[count + i] = token;
+      strip.token[count + i] = key + i;
       strip.cell[count + i] = segment.cell;
-      strip.bits[count + i] = segment.bits;
-      strip.at_most[count + i] = segment.is_tested ? token : kLowest;
-      strip.at_least[count + i] = segment.is_tested && token >= block.band->sink ? token : kHighest;
     }
     count += n;
-    cursor.key += n;
-    if (cursor.key >= segment.stop) {
-      ++cursor.segment;
-      cursor.is_inside = false;
-    }
+    cursor.is_inside = n < left;
+    cursor.key = key + n;
+    cursor.segment += n < left ? 0 : 1;
   }
   strip.count = count;
   strip.padded = (count + kRowTail - 1) / kRowTail * kRowTail;
   strip.is_partial = is_partial;
+  if (is_partial) set_tests(block, before, strip);
   return count > 0;
 }
 

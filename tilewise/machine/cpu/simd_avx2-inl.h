@@ -49,6 +49,11 @@ TILEWISE_INLINE Mask mask_of_bits(uint64_t bits) {
 }
 TILEWISE_INLINE Vf select(Mask m, Vf yes, Vf no) { return _mm256_blendv_ps(no, yes, m); }
 
+TILEWISE_INLINE bool any(Mask m) { return _mm256_movemask_ps(m) != 0; }
+TILEWISE_INLINE Vf add_exponent(Vf p, Vf t) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+}
+/// p * 2^r, where r = round(x) <= 127; 0 for x below -126. NaN passes through p.
 TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
   const Vi exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(r), 23);
   const Vf scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));

@@ -34,7 +34,6 @@ TILEWISE_INLINE Vf fma(Vf a, Vf b, Vf c) { return _mm512_fmadd_ps(a, b, c); }
 /// Where a lane of either is NaN: b.
 TILEWISE_INLINE Vf max(Vf a, Vf b) { return _mm512_max_ps(a, b); }
 TILEWISE_INLINE Vf min(Vf a, Vf b) { return _mm512_min_ps(a, b); }
-TILEWISE_INLINE Vf round(Vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 TILEWISE_INLINE Vf bits_and(Vf a, Vf b) { return _mm512_and_ps(a, b); }
 TILEWISE_INLINE Vf bits_or(Vf a, Vf b) { return _mm512_or_ps(a, b); }
 
@@ -47,12 +46,15 @@ TILEWISE_INLINE Mask mask_and(Mask a, Mask b) { return static_cast<Mask>(a & b);
 TILEWISE_INLINE Mask mask_of_bits(uint64_t bits) { return static_cast<Mask>(bits); }
 TILEWISE_INLINE Vf select(Mask m, Vf yes, Vf no) { return _mm512_mask_blend_ps(m, no, yes); }
 
-/// p * 2^r, where r = round(x) <= 127; 0 for x below -126. NaN passes through p.
-TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
-  // x = -inf gives p = NaN (inf - inf), which the zeroing drops; x = NaN compares false with everything and passes.
-  const Mask is_tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_LT_OQ);
-  return _mm512_maskz_scalef_ps(static_cast<Mask>(~is_tiny), p, r);
+TILEWISE_INLINE bool any(Mask m) { return m != 0; }
+/// p * 2^n, n the integer in the low bits of t (and within the exponent's range): an integer addition to the exponent.
+TILEWISE_INLINE Vf add_exponent(Vf p, Vf t) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
+/// x - floor(x), in [0, 1); of an infinity 0.
+TILEWISE_INLINE Vf fraction(Vf x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+/// p * 2^floor(x).
+TILEWISE_INLINE Vf scale_by_floor(Vf p, Vf x) { return _mm512_scalef_ps(p, x); }
 
 TILEWISE_INLINE float reduce_add(Vf x) { return _mm512_reduce_add_ps(x); }
 TILEWISE_INLINE float reduce_max(Vf x) { return _mm512_reduce_max_ps(x); }
@@ -110,12 +112,20 @@ TILEWISE_INLINE Vf narrow_pairs(Vf even, Vf odd) {
 
 /// Copies n bf16 of two rows, one beside the other: out[2 i] = even[i], out[2 i + 1] = odd[i].
 TILEWISE_INLINE void interleave_bf16(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) {
-  for (int i = 0; i < n; i += 16) {
-    const Mask m = first_lanes(n - i);
-    const Vi low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, even + i));
-    const Vi high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, odd + i)), 16);
-    _mm512_mask_storeu_epi32(out + 2 * i, m, _mm512_or_si512(low, high));
+  const Vi low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const Vi high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  int i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const Vi a = _mm512_loadu_si512(even + i), b = _mm512_loadu_si512(odd + i);
+    _mm512_storeu_si512(out + 2 * i, _mm512_permutex2var_epi16(a, low, b));
+    _mm512_storeu_si512(out + 2 * i + 32, _mm512_permutex2var_epi16(a, high, b));
   }
+  if (i == n) return;
+  const int left = n - i;
+  const __mmask32 m = (__mmask32{1} << left) - 1;
+  const Vi a = _mm512_maskz_loadu_epi16(m, even + i), b = _mm512_maskz_loadu_epi16(m, odd + i);
+  _mm512_mask_storeu_epi32(out + 2 * i, first_lanes(left), _mm512_permutex2var_epi16(a, low, b));
+  if (left > 16) _mm512_mask_storeu_epi32(out + 2 * i + 32, first_lanes(left - 16), _mm512_permutex2var_epi16(a, high, b));
 }
 
 /// acc + products of the two bf16 that each 32-bit lane of a and b holds.

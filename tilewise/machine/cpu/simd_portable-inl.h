@@ -64,6 +64,11 @@ TILEWISE_INLINE Mask mask_of_bits(uint64_t bits) {
   return (broadcast_i(static_cast<int32_t>(bits)) & bit) == bit;
 }
 
+TILEWISE_INLINE bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
+TILEWISE_INLINE Vf add_exponent(Vf p, Vf t) {
+  using Vu = uint32_t __attribute__((vector_size(16)));
+  return (Vf)((Vu)p + ((Vu)t << 23));
+}
 TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
   const Mask is_tiny = (Mask)(x < broadcast(-126.0f));
   const Vf safe = select((Mask)(x >= broadcast(-126.0f)), r, zero());  // NaN and -inf must not reach the conversion

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops of peak.h, compiled once per target.
+#include "tilewise/machine/cpu/peak_table.h"
+#include "tilewise/machine/cpu/simd.h"
+#include "tilewise/machine/cpu/product-inl.h"
+
+namespace tilewise::machine::cpu::TILEWISE_TARGET {
+namespace {
+
+constexpr int kDepth = 32;  // instructions of each chain in one round: the loop's own cost vanishes
+
+template <class Op, int N>
+float loop(int64_t rounds) {
+  const Vf a = broadcast(0.5f), b = broadcast(0.25f);
+  Vf acc[N];
+  for (int i = 0; i < N; ++i) acc[i] = broadcast(static_cast<float>(i));
+  for (int64_t round = 0; round < rounds; ++round) {
+    TILEWISE_UNROLL
+    for (int step = 0; step < kDepth; ++step) {
+      TILEWISE_UNROLL
+      for (int i = 0; i < N; ++i) acc[i] = Op::multiply_add(acc[i], a, b);
+    }
+  }
+  Vf total = zero();
+  for (int i = 0; i < N; ++i) total = add(total, acc[i]);
+  return reduce_add(total);
+}
+
+template <class Op>
+float loop_of(int accumulators, int64_t rounds) {
+  switch (accumulators) {
+    case 6: return loop<Op, 6>(rounds);
+    case 8: return loop<Op, 8>(rounds);
+    case 10: return loop<Op, 10>(rounds);
+    case 12: return loop<Op, 12>(rounds);
+    case 14: return loop<Op, 14>(rounds);
+    default: return loop<Op, 16>(rounds);
+  }
+}
+
+}  // namespace
+
+extern const PeakTable peak_table;
+const PeakTable peak_table{.width = kWidth,
+                           .fma_f32 = &loop_of<F32>,
+#if TILEWISE_TARGET_LEVEL >= 3
+                           .dot_bf16 = &loop_of<Bf16Dot>
+#else
+                           .dot_bf16 = nullptr
+#endif
+};
+
+}  // namespace tilewise::machine::cpu::TILEWISE_TARGET
