@@ -39,7 +39,7 @@ void on_every_target(const Body& body) {
 TEST(AttendBackends, ForwardAgreesWithReference) {
   const auto pool = make_thread_pool(2);
   int run = 0, refused = 0;
-  for (const uint64_t seed : seeds(5000, 120)) {
+  for (const uint64_t seed : seeds(5000, 80)) {
     Rng rng(seed);
     const ForwardProblem problem = make_problem(rng, random_options(rng, false));
     for (const Backend& backend : backends()) {
@@ -89,7 +89,7 @@ TEST(AttendBackends, BitsDoNotDependOnThreads) {
 
 // A key outside of every run of a row never enters its arithmetic: NaN there changes no bit of the row's result.
 TEST(AttendBackends, PoisonOutsideOfARowChangesNothing) {
-  for (const uint64_t seed : seeds(7000, 40)) {
+  for (const uint64_t seed : seeds(7000, 24)) {
     Rng rng(seed);
     ProblemOptions options = random_options(rng, false);
     options.plan.mask = MaskKind::full;  // then the pairs of a query are the runs of its row
@@ -141,7 +141,7 @@ TEST(AttendBackends, PoisonOutsideOfARowChangesNothing) {
 
 TEST(AttendBackends, MeasureAgreesWithReference) {
   const auto pool = make_thread_pool(2);
-  for (const uint64_t seed : seeds(8000, 150)) {
+  for (const uint64_t seed : seeds(8000, 96)) {
     Rng rng(seed);
     ProblemOptions options = random_options(rng, false);
     const auto over = static_cast<MeasureOver>(seed % 6);

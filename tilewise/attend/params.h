@@ -29,7 +29,8 @@ struct AttendBackwardParams {
 
 /// What measure() sums up over.
 enum class MeasureOver : uint8_t {
-  tile,        // [B, Hq, Tq, Tk]  tile_q x tile_k tokens (slots under an order); tile_q divides the plan's tile
+  tile,        // [B, Hq, Tq, Tk]  tile_q x tile_k slots, counted from slot 0 whatever the rows' edges; tile_q divides the plan's tile;
+               //                  Tk goes on over the pools behind the slots of k
   query_tile,  // [B, Hq, Sq, Tk]
   query_run,   // [B, Hq, Sq, R]   R the largest number of runs (whole, masked and picked together, by start) of a row
   query,       // [B, Hq, Sq]
@@ -37,14 +38,15 @@ enum class MeasureOver : uint8_t {
   offset,      // [B, Hq, Sk]      key token subtracted from the query's token: q + Sk - Sq - k; negative offsets are left out
 };
 
-/// Reduces s, the scaled logit after softcap (and key_bias), or exp(s - lse) where a lse is given, over the pairs that the plan allows.
+/// Reduces s, the scaled logit after softcap (and key_bias; of a pooled key with ln(real tokens)), or exp(s - lse) where a lse is given, over the
+/// pairs that the plan allows. Queries and keys stand by token, tiles and runs by slot.
 struct MeasureParams {
   TensorView q = {}, k = {};                // [B, Hq, Sq, D], [B, Hkv, Sk, D]
   Plan plan = {};
   TensorView lse = {};                      // [B, Hq, Sq] f32: reduce exp(s - lse); absent: reduce s
   TensorView key_bias = {};                 // [B, Hq, Sk] f32, added to s, or absent
   MeasureOver over = MeasureOver::tile;
-  int tile_q = 0, tile_k = 0;               // tokens; 0: the plan's tile
+  int tile_q = 0, tile_k = 0;               // slots; 0: the tile of the plan's by_query
   std::optional<float> softmax_scale = {};
   float softcap = 0;
   TensorView sum = {}, max = {}, count = {};  // written, f32, the shape that `over` names; absent ones are not. No pair: sum 0, max -inf, count 0
