@@ -47,7 +47,8 @@ CompareText read_text(const std::string& path, int64_t length, InputFigures& inp
   const MappedFile file(path);
   const auto bytes = file.bytes();
   const int64_t size = static_cast<int64_t>(bytes.size());
-  check(size >= length, Error::Kind::value, path, " has ", size, " bytes, which is less than --length ", length, "; give a longer text or --length ", size);
+  check(size >= length, Error::Kind::value, path, " has ", size, " bytes, which is less than --length ", length, "; give a longer text or --length ",
+        size);
   CompareText text;
   text.name = path;
   for (int64_t i = 0; i < length; ++i) text.tokens.push_back(static_cast<int32_t>(bytes[static_cast<size_t>(i)]));
@@ -141,16 +142,19 @@ void add_compare_command(CLI::App& app) {
   command->add_option("--model", options->model, "folder of a Hugging Face Llama-family checkpoint")->required();
   command->add_option("--text", options->texts, "files to read; the bound must hold on every one")->required()->expected(1, 1000);
   command->add_option("--length", options->length, "bytes to read of each text (16384)")->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
-  command->add_option("--methods", options->methods,
-                      "all, or a list: name,name:option=value,option=value,... (by default the 8 rows of the demo; see tilewise methods)")
+  command
+      ->add_option("--methods", options->methods,
+                   "all, or a list: name,name:option=value,option=value,... (by default the 8 rows of the demo; see tilewise methods)")
       ->expected(1, 1000);
   CLI::Option* density = command->add_option("--density", options->density, "sets the budget of every method that has the option density");
   density->check(CLI::Range(0.0, 1.0));
   command->add_option("--needle", options->needle, "also ask the needles of this many bytes, from needles.json beside the model")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  command->add_option("--max-bits", options->max_bits, "bits per byte that the recommended method may add to dense (0.005)")->check(CLI::Range(0.0, 1000.0));
+  command->add_option("--max-bits", options->max_bits, "bits per byte that the recommended method may add to dense (0.005)")
+      ->check(CLI::Range(0.0, 1000.0));
   command->add_option("--recipe", options->recipe, "a recipe file, run as one more row (docs/formats/recipe.md)");
-  command->add_option("--seed", options->seed, "of methods that draw by chance (0)")->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
+  command->add_option("--seed", options->seed, "of methods that draw by chance (0)")
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
   command->add_option("--device", options->device, "cpu");
   command->add_option("--report", options->report, "write one HTML file that needs no network");
   command->add_option("--json", options->json, "write the figures (docs/formats/compare.md)");

@@ -116,7 +116,8 @@ Finding self_test(const char* name, double bound, Context& context) {
   return finding(name, [&]() -> Finding {
     std::string ran_on;
     const double worst = worst_difference<T>(context, ran_on);
-    const std::string text = ran_on + " differs from the f64 reference by at most " + number("%.1e", worst) + " (bound " + number("%.0e", bound) + ")";
+    const std::string text =
+        ran_on + " differs from the f64 reference by at most " + number("%.1e", worst) + " (bound " + number("%.0e", bound) + ")";
     return {worst <= bound ? Outcome::ok : Outcome::fail, name, text};
   });
 }
@@ -125,7 +126,8 @@ Finding check_target() {
   return finding("target", []() -> Finding {
     std::string others;
     for (const machine::cpu::Target target : machine::cpu::available_targets()) others += (others.empty() ? "" : ", ") + std::string(name(target));
-    return {Outcome::ok, "target", std::string(name(machine::cpu::current_target())) + " on " + machine::cpu::processor_name() + " (can run " + others + ")"};
+    return {Outcome::ok, "target",
+            std::string(name(machine::cpu::current_target())) + " on " + machine::cpu::processor_name() + " (can run " + others + ")"};
   });
 }
 
@@ -146,8 +148,8 @@ Finding check_model(const std::string& directory, Context& context) {
     const double bits = result.bits / static_cast<double>(result.predictions);
     const bool is_right = std::abs(bits - kCheckBits) <= kCheckTolerance;
     return {is_right ? Outcome::ok : Outcome::fail, "model",
-            "reference LM reads " + std::to_string(kCheckBytes) + " bytes at " + number("%.5f", bits) + " bits per byte (" + number("%.5f", kCheckBits) +
-                " expected)"};
+            "reference LM reads " + std::to_string(kCheckBytes) + " bytes at " + number("%.5f", bits) + " bits per byte (" +
+                number("%.5f", kCheckBits) + " expected)"};
   });
 }
 
@@ -159,14 +161,17 @@ void run_doctor(const std::string& model, int threads) {
   alone.executor = serial_executor();
   findings.push_back(self_test<float>("kernels, f32", 1e-5, alone));
   findings.push_back(self_test<bf16>("kernels, bf16", 2e-2, alone));
-  findings.push_back({Outcome::ok, "threads", std::to_string(context.concurrency()) + " (--threads, TILEWISE_THREADS, else affinity and cgroup quota)"});
+  findings.push_back(
+      {Outcome::ok, "threads", std::to_string(context.concurrency()) + " (--threads, TILEWISE_THREADS, else affinity and cgroup quota)"});
   const dnnl_version_t* const onednn = dnnl_version();
-  findings.push_back({Outcome::ok, "oneDNN", std::to_string(onednn->major) + "." + std::to_string(onednn->minor) + "." + std::to_string(onednn->patch)});
+  findings.push_back(
+      {Outcome::ok, "oneDNN", std::to_string(onednn->major) + "." + std::to_string(onednn->minor) + "." + std::to_string(onednn->patch)});
   findings.push_back(check_model(model, context));
   const std::string nvcc = found_in_path({"nvcc"});
   findings.push_back({nvcc.empty() ? Outcome::note : Outcome::ok, "nvcc", nvcc.empty() ? "not found: no CUDA builds here (optional)" : nvcc});
   const std::string browser = found_in_path({"chromium", "chromium-browser", "google-chrome", "firefox"});
-  findings.push_back({browser.empty() ? Outcome::note : Outcome::ok, "browser", browser.empty() ? "not found: reports open elsewhere (optional)" : browser});
+  findings.push_back(
+      {browser.empty() ? Outcome::note : Outcome::ok, "browser", browser.empty() ? "not found: reports open elsewhere (optional)" : browser});
 
   bool has_failed = false;
   for (const Finding& one : findings) {

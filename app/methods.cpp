@@ -30,7 +30,8 @@ void list_methods() {
     table.add_line(info.summary, Style::plain);
     if (!options.empty()) table.add_line(options, Style::dim);
   }
-  std::cout << table.text() << "\n\"tilewise methods NAME\" explains a method's options; compare takes them as --methods name:option=value,option=value\n";
+  std::cout << table.text()
+            << "\n\"tilewise methods NAME\" explains a method's options; compare takes them as --methods name:option=value,option=value\n";
 }
 
 void show_method(const std::string& name) {

@@ -46,7 +46,8 @@ std::string mask_text(const Mask& mask) {
 void show(const std::string& path) {
   const Plan plan = load_plan(path);
   const int64_t empty = empty_rows(plan);
-  std::cout << "tokens     " << plan->seqlen_q << " queries, " << plan->seqlen_k << " keys; batch " << plan->batch << ", " << plan->heads_q << " heads\n"
+  std::cout << "tokens     " << plan->seqlen_q << " queries, " << plan->seqlen_k << " keys; batch " << plan->batch << ", " << plan->heads_q
+            << " heads\n"
             << "tile       " << (plan->by_query.has_runs() ? plan->by_query.tile : plan->by_key.tile) << "\n"
             << "density    " << number("%.4f", density(plan)) << " of what a dense plan of this mask and tile reads\n"
             << "fill       " << number("%.4f", fill(plan)) << " of what is read passes the mask\n"
@@ -76,7 +77,8 @@ void check_file(const std::string& path, const std::string& allowed) {
   std::optional<std::string> fault;
   if (!allowed.empty()) fault = find_fault(plan, allowed == "causal" ? Mask::causal() : Mask::full());
   check(!fault, Error::Kind::value, path, ": ", fault.value_or(""));
-  std::cout << "ok    " << path << ": " << content_hash_text(plan) << (allowed.empty() ? "" : ", every pair is one that the " + allowed + " mask allows") << "\n";
+  std::cout << "ok    " << path << ": " << content_hash_text(plan)
+            << (allowed.empty() ? "" : ", every pair is one that the " + allowed + " mask allows") << "\n";
 }
 
 void convert(const std::string& path, const std::string& to, const std::string& out, bool is_pooled) {
@@ -108,11 +110,14 @@ void add_plan_command(CLI::App& app) {
   show_command->callback([options] { show(options->file); });
   CLI::App* check_command = command->add_subcommand("check", "exit with 1 and the first fault, if there is one");
   check_command->add_option("file", options->file, "a plan")->required();
-  check_command->add_option("--allowed", options->allowed, "also hold every pair against this mask of the model")->check(CLI::IsMember({"causal", "full"}));
+  check_command->add_option("--allowed", options->allowed, "also hold every pair against this mask of the model")
+      ->check(CLI::IsMember({"causal", "full"}));
   check_command->callback([options] { check_file(options->file, options->allowed); });
   CLI::App* convert_command = command->add_subcommand("convert", "write the plan in another form");
   convert_command->add_option("file", options->file, "a plan")->required();
-  convert_command->add_option("--to", options->to, "dense: bool [B, Hq, Sq, Sk] in a safetensors file")->required()->check(CLI::IsMember({"dense", "bsr"}));
+  convert_command->add_option("--to", options->to, "dense: bool [B, Hq, Sq, Sk] in a safetensors file")
+      ->required()
+      ->check(CLI::IsMember({"dense", "bsr"}));
   convert_command->add_option("--out", options->out, "the file to write")->required();
   convert_command->add_flag("--pooled", options->is_pooled, "a pooled key stands for every token that it holds");
   convert_command->callback([options] { convert(options->file, options->to, options->out, options->is_pooled); });

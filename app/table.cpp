@@ -82,8 +82,8 @@ std::string comparison_text(const Comparison& comparison) {
   add({"method", "density", "allowed", "recall", "error", "bits/byte", "+bits", "plan ms", "attend ms", "total ms", "speed-up", "model ms", "memory",
        "needles"},
       Style::bold, Style::bold);
-  add({"dense", "1", "1", "1", "0", number("%.4f", dense.bits_per_byte), "", "", number("%.0f", dense.attend_ms), number("%.0f", dense.attend_ms), "1.00",
-       number("%.0f", dense.model_ms), size_text(static_cast<double>(dense.peak_bytes)), needle_text(dense.needle)},
+  add({"dense", "1", "1", "1", "0", number("%.4f", dense.bits_per_byte), "", "", number("%.0f", dense.attend_ms), number("%.0f", dense.attend_ms),
+       "1.00", number("%.0f", dense.model_ms), size_text(static_cast<double>(dense.peak_bytes)), needle_text(dense.needle)},
       Style::plain, Style::plain);
   for (size_t i = 0; i < comparison.methods.size(); ++i) {
     const MethodFigures& row = comparison.methods[i];

@@ -86,7 +86,8 @@ TEST_F(BadCalls, EverythingElseExitsWithOne) {
   refuses({"compare", "--model", folder_.path(), "--text", folder_.file("nothing"), "--length", "64"}, 1, "No such file");
   refuses({"compare", "--model", folder_.path(), "--text", folder_.path(), "--length", "64"}, 1, "is a directory");
   refuses({"compare", "--model", folder_.path(), "--text", folder_.file("empty"), "--length", "64"}, 1, "has 0 bytes");
-  refuses({"compare", "--model", folder_.path(), "--text", folder_.file("text"), "--length", "301"}, 1, "has 300 bytes, which is less than --length 301");
+  refuses({"compare", "--model", folder_.path(), "--text", folder_.file("text"), "--length", "301"}, 1,
+          "has 300 bytes, which is less than --length 301");
   refuses({"compare", "--model", folder_.path(), "--text", folder_.file("text")}, 1, "has 300 bytes");
   refuses(compare({"--needle", "4096"}), 1, "needles.json");
   refuses(compare({"--recipe", folder_.file("nothing")}), 1, "nothing");

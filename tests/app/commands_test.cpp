@@ -19,8 +19,8 @@ TEST(Commands, CompareWritesTableJsonAndReport) {
   TemporaryFolder::write(folder.file("text two"), text.substr(100) + text.substr(0, 100));
   const int before = folder.count();
   const Ended ended = run_program({"compare", "--model", folder.path(), "--text", folder.file("text one"), folder.file("text two"), "--length", "256",
-                                   "--methods", "xattention:stride=16,threshold=.97,tile=64,a_shape", "--methods", "random", "--threads", "1", "--json",
-                                   folder.file("out.json"), "--report", folder.file("report.html")});
+                                   "--methods", "xattention:stride=16,threshold=.97,tile=64,a_shape", "--methods", "random", "--threads", "1",
+                                   "--json", folder.file("out.json"), "--report", folder.file("report.html")});
   ASSERT_EQ(ended.code, 0) << ended.err;
   EXPECT_EQ(ended.err, "") << "quiet when piped";
   EXPECT_EQ(ended.out.find('\033'), std::string::npos) << "no colour when piped";
@@ -48,13 +48,14 @@ TEST(Commands, PlansAreSavedShownCheckedAndConverted) {
   TemporaryFolder folder;
   study::TinyModel().save(folder.path());
   TemporaryFolder::write(folder.file("text"), std::string(200, 'a'));
-  const Ended made = run_program({"compare", "--model", folder.path(), "--text", folder.file("text"), "--length", "150", "--methods", "a_shape:local=40,tile=32",
-                                  "--save-plans", folder.file("plans")});
+  const Ended made = run_program({"compare", "--model", folder.path(), "--text", folder.file("text"), "--length", "150", "--methods",
+                                  "a_shape:local=40,tile=32", "--save-plans", folder.file("plans")});
   ASSERT_EQ(made.code, 0) << made.err;
   const std::string file = folder.file("plans/1-a_shape-text1-layer1.safetensors");
   const Ended shown = run_program({"plan", "show", file});
   EXPECT_EQ(shown.code, 0) << shown.err;
-  for (const char* part : {"150 queries, 150 keys", "4 heads", "density", "fill", "pairs read"}) EXPECT_NE(shown.out.find(part), std::string::npos) << part;
+  for (const char* part : {"150 queries, 150 keys", "4 heads", "density", "fill", "pairs read"})
+    EXPECT_NE(shown.out.find(part), std::string::npos) << part;
   EXPECT_EQ(run_program({"plan", "check", file}).code, 0);
   EXPECT_EQ(run_program({"plan", "check", file, "--allowed", "causal"}).code, 0);
   const Ended converted = run_program({"plan", "convert", file, "--to", "dense", "--out", folder.file("bits")});
@@ -79,7 +80,8 @@ TEST(Commands, PlansAreSavedShownCheckedAndConverted) {
 TEST(Commands, MethodsListsAndExplains) {
   const Ended all = run_program({"methods"});
   EXPECT_EQ(all.code, 0);
-  for (const char* name : {"dense", "a_shape", "xattention", "mean_pool", "random", "oracle"}) EXPECT_NE(all.out.find(name), std::string::npos) << name;
+  for (const char* name : {"dense", "a_shape", "xattention", "mean_pool", "random", "oracle"})
+    EXPECT_NE(all.out.find(name), std::string::npos) << name;
   const Ended one = run_program({"methods", "xattention"});
   EXPECT_EQ(one.code, 0);
   for (const char* part : {"2503.16428", "stride", "1 to 64", "0.9", "threshold"}) EXPECT_NE(one.out.find(part), std::string::npos) << part;

@@ -14,8 +14,8 @@ using Clock = std::chrono::steady_clock;
 void interrupted(std::chrono::milliseconds delay, int signal) {
   SCOPED_TRACE(delay.count());
   TemporaryFolder folder;
-  Process process({TILEWISE_PROGRAM, "compare", "--model", "models/reference-lm", "--text", "models/reference-lm/documents/postgresql-wal.txt", "--length",
-                   "16384", "--methods", "xattention,oracle", "--report", folder.file("report.html"), "--json", folder.file("out.json")});
+  Process process({TILEWISE_PROGRAM, "compare", "--model", "models/reference-lm", "--text", "models/reference-lm/documents/postgresql-wal.txt",
+                   "--length", "16384", "--methods", "xattention,oracle", "--report", folder.file("report.html"), "--json", folder.file("out.json")});
   std::this_thread::sleep_for(delay);
   ASSERT_FALSE(process.has_ended()) << process.wait().err;
   const auto sent = Clock::now();

@@ -18,9 +18,7 @@ namespace tilewise::app {
 struct Ended {
   int code = -1;
   std::string out, err;
-  bool has_one_error_line() const {
-    return err.rfind("tilewise: ", 0) == 0 && std::count(err.begin(), err.end(), '\n') == 1 && err.back() == '\n';
-  }
+  bool has_one_error_line() const { return err.rfind("tilewise: ", 0) == 0 && std::count(err.begin(), err.end(), '\n') == 1 && err.back() == '\n'; }
 };
 
 /// A program started with its standard streams in files.

@@ -29,15 +29,19 @@ std::string browser() {
 /// The page after its script ran, and what the browser's console said.
 Ended render(const std::string& program, const std::string& page, int width) {
   const TemporaryFolder profile;
-  return Process({program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--user-data-dir=" + profile.path(),
-                  "--enable-logging=stderr", "--log-level=0", "--window-size=" + std::to_string(width) + ",2000", "--dump-dom", "file://" + page})
+  return Process({program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+                  "--user-data-dir=" + profile.path(), "--enable-logging=stderr", "--log-level=0", "--window-size=" + std::to_string(width) + ",2000",
+                  "--dump-dom", "file://" + page})
       .wait();
 }
 
 TEST(Report, EscapesForHtmlAndForScripts) {
   EXPECT_EQ(escape_html("<a b=\"c\" d='e'>&"), "&lt;a b=&quot;c&quot; d=&#39;e&#39;&gt;&amp;");
   EXPECT_EQ(escape_html("\xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80"), "\xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80");
-  EXPECT_EQ(escape_html(std::string("a\xff\xc3(\xe2\x82") + '\0'), "a?" "?(?" "?" "?");
+  EXPECT_EQ(escape_html(std::string("a\xff\xc3(\xe2\x82") + '\0'), "a?"
+                                                                   "?(?"
+                                                                   "?"
+                                                                   "?");
   const std::string json = nlohmann::json(std::string("</script><!-- & \xe2\x80\xa8 \xe2\x80\xa9 \xc3\xa4")).dump();
   const std::string escaped = escape_script_json(json);
   EXPECT_EQ(escaped.find_first_of("<>&"), std::string::npos) << escaped;

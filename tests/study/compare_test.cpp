@@ -20,8 +20,8 @@ CompareText drawn_text(const std::string& name, uint64_t seed, size_t length) {
 }
 
 MethodChoice a_shape() { return {"a_shape", {{"init", kInit}, {"local", kLocal}, {"tile", kTile}}}; }
-bool a_shape_reads(int, int64_t q, int64_t k) { return k <= q && (q - k < kLocal || k < kInit); }
-bool all_read(int, int64_t, int64_t) { return true; }
+bool a_shape_reads(int, int, int64_t q, int64_t k) { return k <= q && (q - k < kLocal || k < kInit); }
+bool all_read(int, int, int64_t, int64_t) { return true; }
 
 class CompareTest : public ::testing::Test {
  protected:
@@ -100,11 +100,54 @@ TEST_F(CompareTest, FiguresEqualPlainLoops) {
   int64_t read = 0, allowed = 0;
   for (int64_t q = 0; q < 150; ++q) {
     allowed += q + 1;
-    for (int64_t k = 0; k <= q; ++k) read += a_shape_reads(0, q, k) ? 1 : 0;
+    for (int64_t k = 0; k <= q; ++k) read += a_shape_reads(0, 0, q, k) ? 1 : 0;
   }
   EXPECT_NEAR(row.allowed_density, static_cast<double>(read) / static_cast<double>(allowed), 1e-12);
   EXPECT_GT(row.density, 0);
   EXPECT_LE(row.density, 1);
+}
+
+TEST_F(CompareTest, ARecipesHeadsHaveFiguresOfTheirOwnMethod) {
+  CompareRequest request;
+  request.texts = {drawn_text("one", 1, 150)};
+  request.recipe = uniform_recipe(model_->config(), {"dense", {}});
+  request.recipe->layers = {{0, {{{1, 2}, {"a_shape", a_shape().options}}}}, {1, {{{0, 1, 2, 3}, {"a_shape", a_shape().options}}}}};
+  request.recipe_name = "mixed.json";
+  const Comparison comparison = compare(*model_, request, context_);
+  ASSERT_EQ(comparison.methods.size(), 1u);
+  const MethodFigures& row = comparison.methods[0];
+  ASSERT_FALSE(row.is_refused()) << row.refused;
+  EXPECT_EQ(row.label, "recipe mixed.json");
+  const auto is_dense = [](int layer, int head) { return layer == 0 && (head == 0 || head == 3); };
+  const auto expected = tiny_.forward(
+      request.texts[0].tokens, [&](int layer, int head, int64_t q, int64_t k) { return is_dense(layer, head) || a_shape_reads(layer, head, q, k); });
+  EXPECT_NEAR(row.bits_per_byte, expected.bits_per_byte, 2e-5);
+  for (size_t i = 0; i < expected.heads.size(); ++i) {
+    SCOPED_TRACE(i);
+    const HeadFigures& head = row.heads[i];
+    EXPECT_NEAR(head.recall, expected.heads[i].recall, 2e-5);
+    EXPECT_NEAR(head.output_error, std::sqrt(expected.heads[i].error_square / expected.heads[i].dense_square), 2e-5);
+    if (is_dense(head.layer, head.head)) {
+      EXPECT_EQ(head.density, 1);
+      EXPECT_EQ(head.allowed_density, 1);
+    } else {
+      EXPECT_LT(head.allowed_density, .5);
+    }
+  }
+}
+
+TEST_F(CompareTest, EveryPlanOfARowIsShown) {
+  CompareRequest request;
+  request.methods = {a_shape(), {"random", {}}};
+  request.texts = {drawn_text("one", 1, 60), drawn_text("two", 2, 60)};
+  std::vector<std::string> seen;
+  request.on_plan = [&](size_t row, const std::string& name, size_t text, int layer, const Plan& plan) {
+    EXPECT_EQ(plan->seqlen_q, 60);
+    seen.push_back(std::to_string(row) + name + std::to_string(text) + std::to_string(layer));
+  };
+  compare(*model_, request, context_);
+  EXPECT_EQ(seen,
+            (std::vector<std::string>{"0a_shape00", "0a_shape01", "0a_shape10", "0a_shape11", "1random00", "1random01", "1random10", "1random11"}));
 }
 
 TEST_F(CompareTest, TimesAndMemoryAddUp) {
@@ -166,7 +209,8 @@ TEST_F(CompareTest, NeedlesAreRightIffGreedyDecodingGivesThem) {
   }
   // The sparse reading: the prompt by the method's rule, the answer's bytes densely.
   const int64_t n = static_cast<int64_t>(prompt.size());
-  const auto logits = tiny_.forward(all, [&](int head, int64_t q, int64_t k) { return q >= n || a_shape_reads(head, q, k); }).logits;
+  const auto logits =
+      tiny_.forward(all, [&](int layer, int head, int64_t q, int64_t k) { return q >= n || a_shape_reads(layer, head, q, k); }).logits;
   bool is_right = true;
   for (size_t i = 0; i < 7; ++i) {
     const auto& row = logits[prompt.size() - 1 + i];

@@ -20,14 +20,14 @@ namespace tilewise::study {
 namespace {
 
 constexpr size_t kLength = 16384;
-constexpr const char* kBegin = "<!-- quality table: begin -->";
-constexpr const char* kEnd = "<!-- quality table: end -->";
+constexpr const char* kBegin = "<!-- begin quality -->";
+constexpr const char* kEnd = "<!-- end quality -->";
 
 struct Document {
   const char* name;
   double dense_bits;
-  double QualityRow::*density;
-  double QualityRow::*bits;
+  double QualityRow::* density;
+  double QualityRow::* bits;
 };
 constexpr Document kDocuments[] = {{"postgresql-wal.txt", .99407, &QualityRow::pg_density, &QualityRow::pg_bits},
                                    {"python-http-client.txt", .81245, &QualityRow::http_density, &QualityRow::http_bits}};
@@ -60,7 +60,8 @@ TEST(Quality, FiguresOfTheReferenceModelComeOutAgain) {
   Context context = cpu_context();
   const Model model = Model::load("models/reference-lm", context);
   std::string table =
-      "Reference LM, first 16,384 bytes of each document; pg is `postgresql-wal.txt`, http `python-http-client.txt`. In parentheses what plain PyTorch\n"
+      "Reference LM, first 16,384 bytes of each document; pg is `postgresql-wal.txt`, http `python-http-client.txt`. In parentheses what plain "
+      "PyTorch\n"
       "code measured before; - where it did not. Bits are bits per byte above dense.\n\n"
       "| method | options | density pg | density http | recall pg | error pg | bits pg | bits http |\n|---|---|---|---|---|---|---|---|\n";
   std::vector<std::array<MethodFigures, 2>> measured(std::size(kQualityRows));
@@ -102,8 +103,9 @@ TEST(Quality, FiguresOfTheReferenceModelComeOutAgain) {
     const auto pair = [](const char* format, double ours, double theirs) { return shown(format, ours) + " (" + shown(format, theirs) + ")"; };
     const bool has_http = !std::isnan(row.http_density);
     table += std::string("| ") + row.method + " | " + row.options + " | " + pair("%.3f", pg.density, row.pg_density) + " | " +
-             (has_http ? pair("%.3f", http.density, row.http_density) : "-") + " | " + shown("%.3f", pg.recall) + " | " + shown("%.3f", pg.output_error) +
-             " | " + pair("%+.4f", pg.max_extra_bits, row.pg_bits) + " | " + (has_http ? pair("%+.4f", http.max_extra_bits, row.http_bits) : "-") + " |\n";
+             (has_http ? pair("%.3f", http.density, row.http_density) : "-") + " | " + shown("%.3f", pg.recall) + " | " +
+             shown("%.3f", pg.output_error) + " | " + pair("%+.4f", pg.max_extra_bits, row.pg_bits) + " | " +
+             (has_http ? pair("%+.4f", http.max_extra_bits, row.http_bits) : "-") + " |\n";
   }
   std::printf("%s", table.c_str());
   if (const char* path = std::getenv("TILEWISE_QUALITY_TABLE")) write_between_marks(path, table);

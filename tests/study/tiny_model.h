@@ -20,7 +20,7 @@ class TinyModel {
   static constexpr double kTheta = 10000, kEps = 1e-5;
 
   /// Which keys a query of a head reads; dense where it returns true for all.
-  using Reads = std::function<bool(int head, int64_t query, int64_t key)>;
+  using Reads = std::function<bool(int layer, int head, int64_t query, int64_t key)>;
 
   struct Head {
     double recall = 0, error_square = 0, dense_square = 0;
@@ -56,8 +56,9 @@ class TinyModel {
       tensors.push_back({name, TensorView::of(tensor.values.data(), shape)});
     }
     write_safetensors(folder + "/model.safetensors", tensors);
-    TemporaryFolder::write(folder + "/config.json",
-                           R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 48,
+    TemporaryFolder::write(
+        folder + "/config.json",
+        R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 48,
  "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
  "max_position_embeddings": 4096, "hidden_act": "silu", "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": false, "torch_dtype": "bfloat16"})");
   }
@@ -76,7 +77,7 @@ class TinyModel {
         k[i] = rotate(times(at + "self_attn.k_proj.weight", y), static_cast<double>(i));
         v[i] = times(at + "self_attn.v_proj.weight", y);
       }
-      const Rows mixed = attention(q, k, v, reads, result.heads);
+      const Rows mixed = attention(layer, q, k, v, reads, result.heads);
       for (size_t i = 0; i < n; ++i) {
         add(x[i], times(at + "self_attn.o_proj.weight", mixed[i]));
         const Row y = norm(x[i], at + "post_attention_layernorm.weight");
@@ -160,7 +161,7 @@ class TinyModel {
   }
 
   /// What goes on is the sparse output; the dense one is for the figures alone.
-  static Rows attention(const Rows& q, const Rows& k, const Rows& v, const Reads& reads, std::vector<Head>& heads) {
+  static Rows attention(int layer, const Rows& q, const Rows& k, const Rows& v, const Reads& reads, std::vector<Head>& heads) {
     const size_t n = q.size();
     Rows out(n, Row(size_t{kHeadsQ} * kHeadDim));
     for (size_t h = 0; h < kHeadsQ; ++h) {
@@ -173,7 +174,7 @@ class TinyModel {
           double dot = 0;
           for (size_t d = 0; d < kHeadDim; ++d) dot += q[i][h * kHeadDim + d] * k[j][kv * kHeadDim + d];
           const double weight = std::exp(dot / std::sqrt(double{kHeadDim}));
-          const bool is_read = reads(static_cast<int>(h), static_cast<int64_t>(i), static_cast<int64_t>(j));
+          const bool is_read = reads(layer, static_cast<int>(h), static_cast<int64_t>(i), static_cast<int64_t>(j));
           all += weight;
           if (is_read) kept += weight;
           for (size_t d = 0; d < kHeadDim; ++d) {

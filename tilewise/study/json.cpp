@@ -39,8 +39,7 @@ Json method(const MethodFigures& row) {
   }
   Json texts = Json::array();
   for (const TextFigures& text : row.texts) {
-    texts.push_back(
-        {{"name", text.name}, {"bits_per_byte", number(text.bits_per_byte)}, {"dense_bits_per_byte", number(text.dense_bits_per_byte)}});
+    texts.push_back({{"name", text.name}, {"bits_per_byte", number(text.bits_per_byte)}, {"dense_bits_per_byte", number(text.dense_bits_per_byte)}});
   }
   const bool is_refused = row.is_refused();
   return {{"name", row.name},

@@ -12,7 +12,8 @@ double extra_share(const std::string& name) { return name == "oracle" ? 1.6 : .3
 
 }  // namespace
 
-ProgressMeter::ProgressMeter(const ModelConfig& config, const CompareRequest& request) : request_(request), num_layers_(std::max(1, config.num_layers)) {
+ProgressMeter::ProgressMeter(const ModelConfig& config, const CompareRequest& request)
+    : request_(request), num_layers_(std::max(1, config.num_layers)) {
   const double weights = static_cast<double>(config.num_layers) *
                          (static_cast<double>(config.hidden_size) * config.head_dim * (2 * config.heads_q + 2 * config.heads_kv) +
                           3.0 * config.hidden_size * config.intermediate_size);
@@ -58,8 +59,8 @@ void ProgressMeter::layer(int index) {
   CompareProgress progress;
   progress.row = name_;
   const size_t of = is_needle_ ? request_.needles.size() : request_.texts.size();
-  progress.part = (is_needle_ ? "needle " : "text ") + std::to_string(index_ + 1) + "/" + std::to_string(of) + ", layer " + std::to_string(index + 1) +
-                  "/" + std::to_string(num_layers_);
+  progress.part = (is_needle_ ? "needle " : "text ") + std::to_string(index_ + 1) + "/" + std::to_string(of) + ", layer " +
+                  std::to_string(index + 1) + "/" + std::to_string(num_layers_);
   progress.share = all > 0 ? std::min(1.0, done / all) : 1;
   // The first layers hold the start of threads and first touches of memory; a guess from them would be wild.
   progress.seconds_left = progress.share < .01 ? -1 : watch_.ms() / 1000 * (1 - progress.share) / progress.share;
