@@ -227,6 +227,8 @@ bool run_case(const Case& c, std::mt19937& random, int variant, Worst& worst) {
   std::shuffle(order.begin(), order.end(), random);
   const DeviceArray<int32_t> device_order(order);
   if (pick(0, 1)) input.order = device_order.data;
+  const DeviceArray<int32_t> counter(std::vector<int32_t>(2, 0));
+  if (pick(0, 1)) input.counter = counter.data;
 
   check_cuda(attend_sm90_forward(input, variant, nullptr), "launch");
   check_cuda(cudaDeviceSynchronize(), describe(c).c_str());
@@ -236,6 +238,7 @@ bool run_case(const Case& c, std::mt19937& random, int variant, Worst& worst) {
   check_cuda(cudaDeviceSynchronize(), "second run");
   const bool is_repeatable = got == out.host() && std::memcmp(got_lse.data(), lse.host().data(), got_lse.size() * 4) == 0;
 
+  if (counter.host() != std::vector<int32_t>(2, 0)) std::printf("FAIL %s: row counter not reset\n", describe(c).c_str()), std::exit(1);
   const DeviceArray<double> ref(std::vector<double>(out_size, 0)), ref_lse(std::vector<double>(lse_size, 0));
   reference_kernel<<<(lse_size * 32 + 127) / 128, 128>>>(q.data, k.data, v.data, ref.data, ref_lse.data, tq, tk, input.masked, input.whole, c.band,
                                                          input.softmax_scale, num_q_tiles);

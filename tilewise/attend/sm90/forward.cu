@@ -21,6 +21,7 @@ bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_q, int til
   const auto cut = [](int64_t x) { return std::clamp(x, -(int64_t{1} << 40), int64_t{1} << 40); };
   args.band = {cut(input.band.left), cut(input.band.right), cut(input.band.sink)};
   args.order = input.order;
+  args.counter = input.counter;
   args.num_q_tiles = (input.q.seqlen + tile_q - 1) / tile_q;
   args.rows = input.q.batch * input.q.heads * args.num_q_tiles;
   args.heads_q = input.q.heads;

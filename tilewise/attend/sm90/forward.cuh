@@ -24,7 +24,6 @@ struct ForwardConfig {
   static constexpr bool kIsByCounter = Variant & kByCounter;
   static constexpr bool kHasQInRegisters = !(Variant & kQInSmem);
   static constexpr bool kHasTurns = Variant & kPingPong;
-  static constexpr bool kHasEarlySoftmax = Variant & kEarlySoftmax;
   static constexpr bool kHasOverlap = !(Variant & kNoOverlap);
   static constexpr int kConsumers = kTileQ / 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
@@ -71,7 +70,7 @@ __device__ void copy_pieces(uint8_t* tile, const CUtensorMap* piece, int token, 
 }
 
 template <class C>
-__device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, const RowHead& row, RunCursor& keys,
+__device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, RowWalk& rows, const RowHead& row, RunCursor& keys,
                                     RingPlace<C::kStagesK>& k_place, RingPlace<C::kStagesV>& v_place) {
   const int lane = threadIdx.x % 32;
   const int head_kv = row.head / args.heads_per_group;
@@ -113,13 +112,14 @@ __device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, 
     }
     k_place.advance();
     v_place.advance();
+    rows.work_ahead();
   }
 }
 
 /// The same by a plain counter, for keys in multiples of kTileK.
 template <class C>
-__device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& shared, const RowHead& row, RingPlace<C::kStagesK>& k_place,
-                                       RingPlace<C::kStagesV>& v_place) {
+__device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& shared, RowWalk& rows, const RowHead& row,
+                                       RingPlace<C::kStagesK>& k_place, RingPlace<C::kStagesV>& v_place) {
   const int head_kv = row.head / args.heads_per_group;
   for (int key = 0; key < args.seqlen_k; key += C::kTileK) {
     k_place.wait_empty(shared.k_ring);
@@ -132,6 +132,7 @@ __device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& share
     }
     k_place.advance();
     v_place.advance();
+    rows.work_ahead();
   }
 }
 
@@ -144,8 +145,7 @@ __device__ void produce(const ForwardArgs& args, Shared<C>& shared) {
   RowWalk rows(args);
   RowHead row;
   RunChunk first;
-  while (rows.more()) {
-    rows.advance(row, first);
+  while (rows.advance(row, first)) {
     RunCursor keys(args, row, first);
     q_place.wait_empty(shared.q_ring);
     if (lane == 0) {
@@ -155,9 +155,9 @@ __device__ void produce(const ForwardArgs& args, Shared<C>& shared) {
     }
     q_place.advance();
     if constexpr (C::kIsByCounter) {
-      produce_row_by_counter<C>(args, shared, row, k_place, v_place);
+      produce_row_by_counter<C>(args, shared, rows, row, k_place, v_place);
     } else {
-      produce_row_of_plan<C>(args, shared, row, keys, k_place, v_place);
+      produce_row_of_plan<C>(args, shared, rows, row, keys, k_place, v_place);
     }
   }
   q_place.wait_empty(shared.q_ring);
@@ -165,6 +165,7 @@ __device__ void produce(const ForwardArgs& args, Shared<C>& shared) {
     shared.row = {0, 0, -1, 0};
     mbarrier_arrive(&shared.q_ring.full[0]);
   }
+  rows.close();
 }
 
 // ---- consumers ----
@@ -350,8 +351,8 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
       softmax.raise_max(scores);
       softmax.exponentiate(scores);
       pack<C>(p, scores);
+      if (info.has_next) k_place.wait_full(shared.k_ring);
       while (info.has_next) {
-        k_place.wait_full(shared.k_ring);
         info = read_stage<C>(args, shared, k_place.stage, ++step);
         turns.take();
         if constexpr (C::kHasOverlap) {
@@ -371,12 +372,12 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
         release(k_place, shared.k_ring);
         mask_if_partial(info, row);
         const bool is_outgrown = softmax.raise_max(scores);  // while PV is in flight
-        if constexpr (C::kHasEarlySoftmax) softmax.exponentiate_here(scores);
+        if (info.has_next) k_place.wait_full(shared.k_ring);  // here, so that nothing stands between the softmax and the next products
         wgmma_wait_group<0>(acc);
         release(v_place, shared.v_ring);
         if (is_outgrown) softmax.rescale(acc);
-        // After the wait: the other warpgroup's products fill the matrix units meanwhile, see docs/notes/sm90.md.
-        if constexpr (!C::kHasEarlySoftmax) softmax.exponentiate(scores);
+        // After the wait: meanwhile the other warpgroup's products fill the matrix units (docs/notes/sm90.md, "Who hides the softmax").
+        softmax.exponentiate(scores);
         pack<C>(p, scores);
       }
       v_place.wait_full(shared.v_ring);
@@ -404,10 +405,10 @@ __global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_forward_kernel(con
   __syncthreads();
   const int warpgroup = __shfl_sync(kAllLanes, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    setmaxnreg_dec<40>();
+    setmaxnreg_dec<56>();
     if (threadIdx.x < 32) produce<C>(args, shared);
   } else {
-    setmaxnreg_inc<232>();
+    setmaxnreg_inc<224>();
     consume<C>(args, shared, warpgroup - 1);
     if (threadIdx.x % 32 == 0) cp_async_bulk_wait_group_read<0>();  // shared memory outlives the last store
   }

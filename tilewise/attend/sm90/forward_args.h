@@ -35,6 +35,7 @@ struct ForwardArgs {
   RunListView masked, whole;
   Band band;
   const int32_t* order;              // [rows] row numbers (b * Hq + h) * T + t in the order of work, longest first; null: as numbered
+  int32_t* counter;                  // [2] zeros, and zeros again after the launch: rows claimed, blocks done; null: rows are dealt out beforehand
   int rows, num_q_tiles, heads_q, heads_per_group, seqlen_q, seqlen_k;
   float scale_log2;                  // softmax_scale * log2(e)
   float rescale_threshold;           // in units of q k^T: how far a row maximum may grow before acc is rescaled
@@ -48,6 +49,7 @@ struct ForwardInput {
   RunListView masked, whole;
   Band band = {0, 0, 0};
   const int32_t* order = nullptr;
+  int32_t* counter = nullptr;
   float rescale_threshold_log2 = 8;  // probabilities then stay below 2^8: exact enough in f32, far from the end of f16
 };
 
@@ -57,11 +59,10 @@ enum ForwardVariant : int {
   kQInSmem = 2,        // Q read from shared memory by every product
   kPingPong = 4,       // the two consumer warpgroups take turns at the matrix units
   kNoOverlap = 8,      // QK of a tile only after PV of the tile before
-  kEarlySoftmax = 16,  // exponentials while PV is in flight, not after it
 };
 
 /// The variants that are built (bf16, head_dim 128), for benches and tests.
-#define TILEWISE_SM90_VARIANTS 0, kByCounter, kQInSmem, kPingPong, kPingPong | kEarlySoftmax, kEarlySoftmax, kNoOverlap
+#define TILEWISE_SM90_VARIANTS 0, kByCounter, kPingPong, kNoOverlap, kQInSmem
 
 /// head_dim 64 and 128, bf16 and f16. cudaErrorInvalidValue: not built, or a stride that the copy engine refuses.
 cudaError_t attend_sm90_forward(const ForwardInput& input, int variant, cudaStream_t stream);

@@ -31,65 +31,78 @@ __device__ inline RunChunk load_run(const ForwardArgs& args, const RowHead& row,
   return run;
 }
 
-/// The rows of this thread block: one of each gridDim.x rows of the order of work, from alternating ends, so that sorted rows add up to
-/// equal work without a counter in memory. Row heads come 32 at a time and the first runs of a row while the
-/// row before it is being copied, so that a short row does not wait for its list.
+/// The rows of this thread block, in the order of work. With a counter in memory a block claims its next row when it begins one: longest
+/// rows first, that evens out rows of any lengths. Without: one of each gridDim.x rows, from alternating ends. To find a row takes up to four
+/// loads, each the address of the next; `work_ahead` does one of them for the row to come, so that even a short row does not wait for its list.
 class RowWalk {
  public:
-  __device__ explicit RowWalk(const ForwardArgs& args) : args_(args), lane_(threadIdx.x % 32) { load_next(); }
+  __device__ explicit RowWalk(const ForwardArgs& args) : args_(args), lane_(threadIdx.x % 32) {}
 
-  __device__ bool more() const { return next_at_ < args_.rows; }
-  /// Moves to the next row; gives its head and its first 32 runs.
-  __device__ void advance(RowHead& row, RunChunk& first) {
-    row = next_row_;
-    first = next_first_;
-    ++index_;
-    load_next();
+  /// Moves to the next row; gives its head and its first 32 runs. False: no more rows.
+  __device__ bool advance(RowHead& row, RunChunk& first) {
+    while (step_ < 4) work_ahead();
+    step_ = 0;
+    row = row_;
+    first = first_;
+    return position_ < args_.rows;
+  }
+  __device__ void work_ahead() {
+    switch (step_) {
+      case 0: claim(); break;
+      case 1: number(); break;
+      case 2: head(); break;
+      case 3: first_ = load_run(args_, row_, lane_); break;
+      default: return;
+    }
+    ++step_;
+  }
+  /// The last block to leave resets the counter for the next launch.
+  __device__ void close() const {
+    if (args_.counter && lane_ == 0 && atomicAdd(&args_.counter[1], 1) == static_cast<int>(gridDim.x) - 1) {
+      args_.counter[0] = 0;
+      args_.counter[1] = 0;
+    }
   }
 
  private:
-  __device__ void load_next() {
-    next_at_ = position(index_);
-    if (next_at_ >= args_.rows) return;
-    if (index_ % 32 == 0) heads_ = load_head(position(index_ + lane_));
-    const int from = index_ % 32;
-    next_row_ = {__shfl_sync(kAllLanes, heads_.batch, from),        __shfl_sync(kAllLanes, heads_.head, from),
-                 __shfl_sync(kAllLanes, heads_.q_tile, from),       __shfl_sync(kAllLanes, heads_.num_masked, from),
-                 __shfl_sync(kAllLanes, heads_.num_runs, from),     __shfl_sync(kAllLanes, heads_.begin_masked, from),
-                 __shfl_sync(kAllLanes, heads_.begin_whole, from)};
-    next_first_ = load_run(args_, next_row_, lane_);
-  }
-  __device__ static int position(int index) {
+  __device__ void claim() {
     const int blocks = gridDim.x, block = blockIdx.x;
-    return index * blocks + (index % 2 == 0 ? block : blocks - 1 - block);
+    if (args_.counter && index_ > 0) {
+      if (lane_ == 0) position_ = blocks + atomicAdd(&args_.counter[0], 1);
+    } else {
+      position_ = index_ * blocks + (index_ % 2 == 0 ? block : blocks - 1 - block);
+    }
+    ++index_;
   }
-  __device__ RowHead load_head(int at) const {
-    RowHead row = {};
-    if (at >= args_.rows) return row;
-    const int number = args_.order ? args_.order[at] : at;
-    row.q_tile = number % args_.num_q_tiles;
-    row.head = number / args_.num_q_tiles % args_.heads_q;
-    row.batch = number / args_.num_q_tiles / args_.heads_q;
+  __device__ void number() {
+    position_ = __shfl_sync(kAllLanes, position_, 0);
+    number_ = args_.order && position_ < args_.rows ? args_.order[position_] : position_;
+  }
+  __device__ void head() {
+    row_ = {};
+    if (position_ >= args_.rows) return;
+    row_.q_tile = number_ % args_.num_q_tiles;
+    row_.head = number_ / args_.num_q_tiles % args_.heads_q;
+    row_.batch = number_ / args_.num_q_tiles / args_.heads_q;
     int num_whole = 0;
-    read_list(args_.masked, row, row.begin_masked, row.num_masked);
-    read_list(args_.whole, row, row.begin_whole, num_whole);
-    row.num_runs = row.num_masked + num_whole;
-    return row;
+    read_list(args_.masked, row_.begin_masked, row_.num_masked);
+    read_list(args_.whole, row_.begin_whole, num_whole);
+    row_.num_runs = row_.num_masked + num_whole;
   }
-  __device__ void read_list(const RunListView& list, const RowHead& row, int64_t& begin, int& count) const {
+  __device__ void read_list(const RunListView& list, int64_t& begin, int& count) const {
     if (!list.begin) return;
-    const int64_t batch = list.batch == 1 ? 0 : row.batch;
-    const int64_t head = row.head / (args_.heads_q / list.heads);
-    const int64_t at = (batch * list.heads + head) * args_.num_q_tiles + row.q_tile;
+    const int64_t batch = list.batch == 1 ? 0 : row_.batch;
+    const int64_t head = row_.head / (args_.heads_q / list.heads);
+    const int64_t at = (batch * list.heads + head) * args_.num_q_tiles + row_.q_tile;
     begin = list.begin[at];
     count = list.count[at];
   }
 
   const ForwardArgs& args_;
   const int lane_;
-  int index_ = 0, next_at_ = 0;
-  RowHead heads_ = {}, next_row_ = {};
-  RunChunk next_first_;
+  int step_ = 0, index_ = 0, position_ = 0, number_ = 0;
+  RowHead row_ = {};  // of the row to come
+  RunChunk first_;
 };
 
 /// The keys of a row as [key, stop) of its current run.

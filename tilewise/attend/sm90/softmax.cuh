@@ -66,13 +66,6 @@ struct Softmax {
     }
   }
 
-  /// The same, held here by a branch that needs the sums and is never taken: ptxas sinks it below a following wgmma wait otherwise.
-  template <int kScores>
-  __device__ void exponentiate_here(float (&scores)[kScores]) {
-    exponentiate(scores);
-    if (row_sum[0] < 0 || row_sum[1] < 0) __trap();
-  }
-
   template <int kAcc>
   __device__ void rescale(float (&acc)[kAcc]) const {
 #pragma unroll
