@@ -73,7 +73,7 @@ void add_mask(Hash& hash, const PlanData& data) {
   for (int64_t c = 0; c < mask.spans.dim(0); ++c) {
     for (int64_t b = 0; b < data.batch; ++b) {
       for (int64_t q = 0; q < data.seqlen_q; ++q) {
-        for (int64_t i = 0; i < 4; ++i) hash.add_signed(mask.spans.at<int32_t>(c, plan::batch_index(mask.spans, b), q, i));
+        for (int64_t i = 0; i < 4; ++i) hash.add_signed(mask.spans.at<int32_t>(c, mask.spans.dim(1) == 1 ? 0 : b, q, i));
       }
     }
   }

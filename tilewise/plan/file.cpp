@@ -36,7 +36,7 @@ class Writer {
     tensors_.push_back({name, TensorView::of(numbers_.back().data(), shape)});
   }
   void add(const std::string& prefix, const Lists& lists) {
-    if (!lists.has_runs() && !lists.edge.has_value()) return;
+    // Rows without a run are rows all the same: their tile is part of what the plan says.
     add(prefix + ".edge", lists.edge);
     add(prefix + ".status", lists.status);
     add(prefix + ".tile_and_grains", {lists.tile, lists.whole.grain, lists.masked.grain, lists.picked.grain}, {4});
