@@ -15,6 +15,6 @@ struct AShapeOptions {
 
 /// Key k is read by query token t iff 0 <= t - k < local, or k < init and k <= t. The same in every head, from lengths alone.
 /// Source  MInference, arXiv 2407.02490, A-shape heads (StreamingLLM's sink and window).
-Planned a_shape(const Problem& problem, const AShapeOptions& options, Context& context);
+TILEWISE_API Planned a_shape(const Problem& problem, const AShapeOptions& options, Context& context);
 
 }  // namespace tilewise::method

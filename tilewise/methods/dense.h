@@ -11,6 +11,6 @@ struct DenseOptions {
 
 /// All that the model's mask allows; the one method that takes orders.
 /// Source  FlashAttention-2, arXiv 2307.08691: exact attention is the plan with one or two runs a row.
-Planned dense(const Problem& problem, const DenseOptions& options, Context& context);
+TILEWISE_API Planned dense(const Problem& problem, const DenseOptions& options, Context& context);
 
 }  // namespace tilewise::method

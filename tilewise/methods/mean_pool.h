@@ -18,6 +18,6 @@ struct MeanPoolOptions {
 /// Under `density` those two count.
 /// Errors  unsupported (an order, a neighbourhood mask).
 /// Source  the plain baseline that block-sparse papers share, e.g. MInference, arXiv 2407.02490, block-sparse heads, with a threshold for its count.
-Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Context& context);
+TILEWISE_API Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Context& context);
 
 }  // namespace tilewise::method

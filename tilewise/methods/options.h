@@ -61,22 +61,22 @@ constexpr Grid<T, 1 + sizeof...(Rest)> grid(T first, Rest... rest) {
 constexpr Grid<int, 0> no_grid() { return {}; }
 
 /// The double that prints as the float does: .9f becomes 0.9, not 0.89999997615814209.
-double widen(float value);
+TILEWISE_API double widen(float value);
 /// "0.97", "16", "true", "max": as parse_options reads it.
-std::string to_text(const OptionValue& value);
+TILEWISE_API std::string to_text(const OptionValue& value);
 /// Number of single-letter edits between two names.
-size_t edit_distance(std::string_view a, std::string_view b);
+TILEWISE_API size_t edit_distance(std::string_view a, std::string_view b);
 /// "did you mean threshold? " where a name is close, else "".
-std::string suggestion(std::string_view got, const std::vector<std::string>& names);
+TILEWISE_API std::string suggestion(std::string_view got, const std::vector<std::string>& names);
 /// "a, b, c".
-std::string join(const std::vector<std::string>& names);
+TILEWISE_API std::string join(const std::vector<std::string>& names);
 
-[[noreturn]] void fail_option(std::string_view method, std::string_view option, const std::string& got, const std::string& takes,
-                              std::string_view help);
+[[noreturn]] TILEWISE_API void fail_option(std::string_view method, std::string_view option, const std::string& got, const std::string& takes,
+                                           std::string_view help);
 
 /// The value as an integer or a number, where it is one; nothing where the type does not fit.
-std::optional<int64_t> as_integer(const OptionValue& value);
-std::optional<double> as_number(const OptionValue& value);
+TILEWISE_API std::optional<int64_t> as_integer(const OptionValue& value);
+TILEWISE_API std::optional<double> as_number(const OptionValue& value);
 
 namespace detail {
 

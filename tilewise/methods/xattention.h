@@ -37,6 +37,6 @@ struct XAttentionOptions {
 /// Causal  the first and the diagonal tile are kept first and counted. Full  nothing is forced but what keep_sink, keep_recent and compat ask for.
 /// Errors  value (tile not a multiple of stride * kdb; both density and top_k); unsupported (another mask, an order).
 /// Source  XAttention, arXiv 2503.16428, Algorithm 1; options from the released code. See docs/systems/xattention.md.
-Planned xattention(const Problem& problem, const XAttentionOptions& options, Context& context);
+TILEWISE_API Planned xattention(const Problem& problem, const XAttentionOptions& options, Context& context);
 
 }  // namespace tilewise::method

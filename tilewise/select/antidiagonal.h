@@ -31,6 +31,6 @@ struct AntidiagonalParams {
 /// Dtypes  f32, bf16, f16 in; f32 arithmetic. One pass: per row a (maximum, sum) for each key tile, never the matrix X.
 /// Errors  value (params), unsupported (a mask that is neither causal nor full in every head), memory.
 /// Source  XAttention, arXiv 2503.16428, Algorithm 1; selectors, norm and kdb from the released code.
-Scores antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params, Context& context);
+TILEWISE_API Scores antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params, Context& context);
 
 }  // namespace tilewise::select

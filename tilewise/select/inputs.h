@@ -26,9 +26,9 @@ struct Inputs {
 
 /// Everything that selection relies on. `where` begins the message.
 /// Errors: shape, dtype, device; value (scale, softcap, a mask with two forms, a class that does not exist, a band beyond 2^40).
-void check_inputs(std::string_view where, const Inputs& inputs);
+TILEWISE_API void check_inputs(std::string_view where, const Inputs& inputs);
 
 /// 1 / sqrt(D), unless it is given.
-float scale_or_default(const std::optional<float>& softmax_scale, int64_t head_dim);
+TILEWISE_API float scale_or_default(const std::optional<float>& softmax_scale, int64_t head_dim);
 
 }  // namespace tilewise::select

@@ -8,9 +8,9 @@ namespace tilewise::select {
 /// Rows are cut at multiples of `tile` in tokens where the mask is causal. The diagonal tile is one of those seen, with all its keys in the mean.
 /// Dtypes  f32, bf16, f16 in; f32 arithmetic.
 /// Errors  value (tile), memory.
-Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context);
+TILEWISE_API Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context);
 
 /// The rows that scores of this mask are made on: on the key tiles where it is causal, else from slot 0.
-RowGrid score_rows(const Inputs& inputs, int tile);
+TILEWISE_API RowGrid score_rows(const Inputs& inputs, int tile);
 
 }  // namespace tilewise::select

@@ -22,6 +22,6 @@ struct Scores {
 };
 
 /// Room for scores of these inputs. Values are not set. Errors: memory.
-Scores make_scores(const Inputs& inputs, const RowGrid& grid, int tile_k, Context& context);
+TILEWISE_API Scores make_scores(const Inputs& inputs, const RowGrid& grid, int tile_k, Context& context);
 
 }  // namespace tilewise::select

@@ -16,13 +16,13 @@ struct Interval {
 };
 
 /// Disjoint, ascending. `whole`: every query of the row sees the keys; `masked`: some query may.
-struct Visible {
+struct TILEWISE_API Visible {
   std::vector<Interval> whole, masked;
   int64_t length() const;
 };
 
 /// The rows of a plan in token order: `tile` query tokens each, cut by `edge` where it is not empty.
-struct RowGrid {
+struct TILEWISE_API RowGrid {
   int64_t seqlen_q = 0, seqlen_k = 0;
   int tile = 0;
   std::vector<int32_t> edge = {};
@@ -41,17 +41,17 @@ struct RowGrid {
 
 /// Keys that the queries [q_first, q_last) see. Whole intervals begin and end at multiples of `align` (or at Sk); what that leaves over is masked.
 /// A neighbourhood (Mask::grids) is not taken apart: all keys are masked.
-Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& grid, int64_t row, int align);
+TILEWISE_API Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& grid, int64_t row, int align);
 
 /// True where every head of the mask is a band without a left limit and with right = 0 (or Sk, for the second).
-bool is_causal(const Mask& mask, int64_t seqlen_k);
-bool is_full(const Mask& mask, int64_t seqlen_q, int64_t seqlen_k);
+TILEWISE_API bool is_causal(const Mask& mask, int64_t seqlen_k);
+TILEWISE_API bool is_full(const Mask& mask, int64_t seqlen_q, int64_t seqlen_k);
 
 /// Whether two heads (batch entries) may see different keys: then lists are written per head (per entry).
-bool differs_by_head(const Mask& mask);
-bool differs_by_batch(const Mask& mask);
+TILEWISE_API bool differs_by_head(const Mask& mask);
+TILEWISE_API bool differs_by_batch(const Mask& mask);
 
 /// Pairs that the dense plan of the mask reads on these rows, over all batch entries and heads.
-int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads);
+TILEWISE_API int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads);
 
 }  // namespace tilewise::select
