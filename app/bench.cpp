@@ -58,25 +58,27 @@ std::string dtype_of(const bench::Group& group) { return group.instruction == ma
 std::string peak_json(const bench::Group& group, int workers) {
   const machine::cpu::Peak& peak = group.peak;
   std::ostringstream out;
-  out << "{\"peak\":" << quoted(dtype_of(group) == "bf16" ? "dot_bf16" : "fma_f32") << ",\"target\":" << quoted(std::string(machine::cpu::name(group.target)))
-      << ",\"threads\":" << workers << ",\"gflops\":" << formatted("%.1f", peak.gflops) << ",\"accumulators\":" << peak.accumulators
+  out << "{\"peak\":" << quoted(dtype_of(group) == "bf16" ? "dot_bf16" : "fma_f32")
+      << ",\"target\":" << quoted(std::string(machine::cpu::name(group.target))) << ",\"threads\":" << workers
+      << ",\"gflops\":" << formatted("%.1f", peak.gflops) << ",\"accumulators\":" << peak.accumulators
       << ",\"clock_ghz\":" << formatted("%.3f", peak.clock_ghz) << ",\"flop_per_cycle\":" << formatted("%.1f", peak.flop_per_cycle)
-      << ",\"expected_flop_per_cycle\":" << formatted("%.0f", peak.expected) << ",\"is_sound\":" << (peak.is_sound(workers) ? "true" : "false") << "}";
+      << ",\"expected_flop_per_cycle\":" << formatted("%.0f", peak.expected) << ",\"is_sound\":" << (peak.is_sound(workers) ? "true" : "false")
+      << "}";
   return out.str();
 }
 
 std::string row_json(const bench::Group& group, const bench::Row& row, int workers) {
   std::ostringstream out;
-  out << "{\"row\":" << quoted(row.name) << ",\"target\":" << quoted(std::string(machine::cpu::name(group.target))) << ",\"dtype\":" << quoted(dtype_of(group))
-      << ",\"shape\":" << quoted(row.shape) << ",\"threads\":" << workers << ",\"density\":" << formatted("%.4f", row.density)
-      << ",\"median_ms\":" << formatted("%.3f", row.times.median()) << ",\"p10_ms\":" << formatted("%.3f", row.times.at(0.1))
-      << ",\"min_ms\":" << formatted("%.3f", row.times.minimum());
+  out << "{\"row\":" << quoted(row.name) << ",\"target\":" << quoted(std::string(machine::cpu::name(group.target)))
+      << ",\"dtype\":" << quoted(dtype_of(group)) << ",\"shape\":" << quoted(row.shape) << ",\"threads\":" << workers
+      << ",\"density\":" << formatted("%.4f", row.density) << ",\"median_ms\":" << formatted("%.3f", row.times.median())
+      << ",\"p10_ms\":" << formatted("%.3f", row.times.at(0.1)) << ",\"min_ms\":" << formatted("%.3f", row.times.minimum());
   if (row.flop > 0) {
     out << ",\"effective_gflops\":" << formatted("%.1f", row.gflops())
         << ",\"dense_equivalent_gflops\":" << formatted("%.1f", row.gflops() / (row.density > 0 ? row.density : 1));
   }
-  out << ",\"figure\":" << quoted(figure_name(row.figure)) << ",\"value\":" << formatted("%.4f", group.figure(row)) << ",\"bar\":" << formatted("%.2f", row.bar)
-      << ",\"pass\":" << (group.passes(row) ? "true" : "false") << "}";
+  out << ",\"figure\":" << quoted(figure_name(row.figure)) << ",\"value\":" << formatted("%.4f", group.figure(row))
+      << ",\"bar\":" << formatted("%.2f", row.bar) << ",\"pass\":" << (group.passes(row) ? "true" : "false") << "}";
   return out.str();
 }
 
@@ -89,9 +91,10 @@ void print_group(const bench::Group& group, int workers) {
   for (const bench::Row& row : group.rows) {
     const bool passes = group.passes(row);
     const std::string rate = row.flop > 0 ? formatted("%7.1f GFLOP/s", row.gflops()) : std::string(15, ' ');
-    std::printf("  %-22s %-20s min %9.2f ms  median %9.2f ms  %s  %5.3f %-13s %s %.2f  %s\n", row.name.c_str(), row.shape.c_str(), row.times.minimum(),
-                row.times.median(), rate.c_str(), group.figure(row), figure_name(row.figure), row.figure == bench::Row::Figure::of_time ? "<=" : ">=",
-                row.bar, styled(passes ? "pass" : "short", passes ? Style::good : Style::bad).c_str());
+    std::printf("  %-22s %-20s min %9.2f ms  median %9.2f ms  %s  %5.3f %-13s %s %.2f  %s\n", row.name.c_str(), row.shape.c_str(),
+                row.times.minimum(), row.times.median(), rate.c_str(), group.figure(row), figure_name(row.figure),
+                row.figure == bench::Row::Figure::of_time ? "<=" : ">=", row.bar,
+                styled(passes ? "pass" : "short", passes ? Style::good : Style::bad).c_str());
   }
   std::fflush(stdout);
 }
@@ -110,7 +113,9 @@ std::vector<std::pair<Target, Dtype>> kinds_of(const BenchOptions& options) {
   std::vector<std::pair<Target, Dtype>> kinds;
   for (const Target target : machine::cpu::available_targets()) {
     const std::string name(machine::cpu::name(target));
-    if (options.targets.empty() ? target == Target::portable : std::find(options.targets.begin(), options.targets.end(), name) == options.targets.end()) continue;
+    if (options.targets.empty() ? target == Target::portable
+                                : std::find(options.targets.begin(), options.targets.end(), name) == options.targets.end())
+      continue;
     kinds.emplace_back(target, target == Target::avx512bf16 ? Dtype::bf16 : Dtype::f32);
   }
   if (kinds.empty()) throw UsageError("bench: this machine has none of the targets asked for; doctor lists what it has");
@@ -139,17 +144,19 @@ void run_bench(const BenchOptions& options) {
   if (options.has_bars && !std::filesystem::is_directory(folder)) {
     throw UsageError("bench: --bars writes to " + folder + ", which is not here; run it from the root of the repository");
   }
-  std::vector<std::string> lines{"{\"schema\":1,\"version\":" + quoted(version()) + ",\"commit\":" + quoted(commit()) + ",\"device\":" +
-                                 quoted(machine::cpu::processor_name()) + ",\"threads\":" + std::to_string(workers) + ",\"date\":" + quoted(today()) +
-                                 ",\"command\":" + quoted(command_line()) + "}"};
+  std::vector<std::string> lines{"{\"schema\":1,\"version\":" + quoted(version()) + ",\"commit\":" + quoted(commit()) +
+                                 ",\"device\":" + quoted(machine::cpu::processor_name()) + ",\"threads\":" + std::to_string(workers) +
+                                 ",\"date\":" + quoted(today()) + ",\"command\":" + quoted(command_line()) + "}"};
   if (!options.is_json) std::printf("%s, %d threads, commit %s\n", machine::cpu::processor_name().c_str(), workers, commit());
   int passed = 0, all = 0;
   for (const auto& [target, dtype] : kinds_of(options)) {
     const Forced forced(target);
     for (const int head_dim : options.head_dims) {
-      bench::Group group = bench::rows_of(target, dtype, head_dim, {.heads = options.heads, .length = options.length, .long_length = 2 * options.length}, context);
+      bench::Group group =
+          bench::rows_of(target, dtype, head_dim, {.heads = options.heads, .length = options.length, .long_length = 2 * options.length}, context);
       ProgressLine progress;
-      bench::run(group, options.rounds, context, [&](const std::string& text) { progress.show(std::string(machine::cpu::name(target)) + " " + text); });
+      bench::run(group, options.rounds, context,
+                 [&](const std::string& text) { progress.show(std::string(machine::cpu::name(target)) + " " + text); });
       progress.clear();
       lines.push_back(peak_json(group, workers));
       for (const bench::Row& row : group.rows) {
@@ -177,14 +184,20 @@ void add_bench_command(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
   CLI::App* const command = app.add_subcommand("bench", "time attention and selection against this machine's peak");
   add_threads_option(*command, options->threads);
-  command->add_option("--rounds", options->rounds, "how often every row is timed, interleaved with the peak loop")->check(CLI::Range(1, 1000))->capture_default_str();
+  command->add_option("--rounds", options->rounds, "how often every row is timed, interleaved with the peak loop")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   command->add_option("--heads", options->heads, "heads of q, k and v")->check(CLI::Range(1, 1024))->capture_default_str();
   command->add_option("--length", options->length, "tokens; causal and selection rows take twice as many")
       ->check(CLI::Range(int64_t{256}, int64_t{1} << 20))
       ->capture_default_str();
-  command->add_option("--targets", options->targets, "portable, avx2, avx512, avx512bf16; default: all above portable")->delimiter(',')
+  command->add_option("--targets", options->targets, "portable, avx2, avx512, avx512bf16; default: all above portable")
+      ->delimiter(',')
       ->check(CLI::IsMember({"portable", "avx2", "avx512", "avx512bf16"}));
-  command->add_option("--head-dims", options->head_dims, "channels")->delimiter(',')->check(CLI::IsMember({32, 64, 96, 128, 256}))->capture_default_str();
+  command->add_option("--head-dims", options->head_dims, "channels")
+      ->delimiter(',')
+      ->check(CLI::IsMember({32, 64, 96, 128, 256}))
+      ->capture_default_str();
   command->add_flag("--bars", options->has_bars, "write bench/results/<date>-cpu-<commit>.json");
   command->add_flag("--json", options->is_json, "one JSON line a row, no table");
   command->callback([options] { run_bench(*options); });

@@ -28,6 +28,7 @@ std::string needles_text(const MethodFigures& row) {
 /// Where nothing is good enough: how near the nearest came.
 std::string none_text(const Comparison& comparison) {
   const std::string bound = number("%.3g", comparison.max_bits) + " bits per byte";
+  const std::string needles = comparison.dense.needle ? " with its needles" : "";
   const MethodFigures* nearest = nullptr;
   const MethodFigures* slow = nullptr;  // holds both bounds, is not faster
   for (const MethodFigures& row : comparison.methods) {
@@ -36,11 +37,11 @@ std::string none_text(const Comparison& comparison) {
     if (!std::isnan(row.max_extra_bits) && (nearest == nullptr || row.max_extra_bits < nearest->max_extra_bits)) nearest = &row;
   }
   if (slow != nullptr) {
-    return "None: no method is both faster than dense and within " + bound + " of it with its needles; " + slow->label + " holds the bounds at " +
+    return "None: no method is both faster than dense and within " + bound + " of it" + needles + "; " + slow->label + " holds the bounds at " +
            number("%.2f", slow->speedup) + "x. Stay with dense.";
   }
   if (nearest == nullptr) return "None: no sparse method ran. Stay with dense.";
-  return "None: no method stays within " + bound + " of dense with its needles; the nearest is " + nearest->label + " at " +
+  return "None: no method stays within " + bound + " of dense" + needles + "; the nearest is " + nearest->label + " at " +
          number("%+.4f", nearest->max_extra_bits) + needles_text(*nearest) + ". Stay with dense.";
 }
 
