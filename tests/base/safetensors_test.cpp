@@ -136,7 +136,8 @@ TEST(Safetensors, RefusesEachFault) {
       {with_length(R"({"a":{"shape":[2],"data_offsets":[0,8]}})", eight), "must have dtype"},
       {with_length(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}})", eight), "unknown key"},
       {with_length(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", eight), "comes twice"},
-      {with_length(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", eight), "comes twice"},
+      {with_length(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", eight),
+       "comes twice"},
       {with_length(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"\u0061":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", eight),
        "comes twice"},
       {with_length(R"({"__metadata__":{"k":"1","k":"2"}})", ""), "comes twice"},
@@ -212,8 +213,7 @@ TEST(Safetensors, AnyMutationOpensOrIsRefused) {
   const std::string good = TemporaryFolder::read(folder.file("good"));
   const size_t header_end = good.find('}', good.rfind("data_offsets")) + 2;
 
-  for (size_t length = 0; length < good.size(); ++length)
-    EXPECT_NE(refusal(folder, good.substr(0, length)), "") << "cut to " << length;
+  for (size_t length = 0; length < good.size(); ++length) EXPECT_NE(refusal(folder, good.substr(0, length)), "") << "cut to " << length;
   std::mt19937 random(11);
   int refused = 0;
   for (int round = 0; round < 4000; ++round) {
@@ -266,8 +266,9 @@ TEST(Safetensors, ReadingNamesTheFault) {
   EXPECT_EQ(wrong.substr(0, 3), "io:");
   EXPECT_EQ(message([&] { file.load("a", Dtype::bf16, {2, 3}, host_memory()); }).substr(0, 3), "io:");
 
-  const std::string boolean = R"({"a":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]},"s":{"dtype":"U8","shape":[1,1,1,1,1,1],"data_offsets":[1,2]},)"
-                              R"("w":{"dtype":"U16","shape":[1],"data_offsets":[2,4]}})";
+  const std::string boolean =
+      R"({"a":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]},"s":{"dtype":"U8","shape":[1,1,1,1,1,1],"data_offsets":[1,2]},)"
+      R"("w":{"dtype":"U16","shape":[1],"data_offsets":[2,4]}})";
   TemporaryFolder::write(folder.file("b"), with_length(boolean, "\x02\x01\x01\x01"));
   const SafetensorsFile odd(folder.file("b"));
   EXPECT_NE(message([&] { odd.view("a"); }).find("neither 0 nor 1"), std::string::npos);

@@ -100,7 +100,8 @@ TEST_F(Loading, RefusesTensorsThatDoNotFitTheConfig) {
     return load();
   };
   const std::string up = "model.layers.1.mlp.up_proj.weight";
-  EXPECT_NE(refusal([&](auto& c) { c.shapes.erase(up); }).find("io: " + folder.file("model.safetensors") + ": tensor " + up + " is missing"), std::string::npos);
+  EXPECT_NE(refusal([&](auto& c) { c.shapes.erase(up); }).find("io: " + folder.file("model.safetensors") + ": tensor " + up + " is missing"),
+            std::string::npos);
   EXPECT_NE(refusal([&](auto& c) { c.shapes[up] = {24, 40}; }).find("is [24, 40], config.json asks for [40, 24]"), std::string::npos);
   EXPECT_NE(refusal([&](auto& c) { c.shapes[up] = {960}; }).find("is [960], config.json asks for [40, 24]"), std::string::npos);
   const auto with_bias = [&](auto& c) {

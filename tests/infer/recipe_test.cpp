@@ -5,8 +5,8 @@
 
 #include <vector>
 
-#include "tilewise/cache/contiguous.h"
 #include "tilewise/attend/attend.h"
+#include "tilewise/cache/contiguous.h"
 #include "tilewise/methods/registry.h"
 #include "tilewise/plan/count.h"
 #include "tiny_checkpoint.h"
@@ -42,7 +42,8 @@ TEST(Recipe, ReadsWhatItWrites) {
   write_recipe(folder.file("recipe.json"), recipe);
   EXPECT_EQ(read_recipe(folder.file("recipe.json")), recipe);
   EXPECT_EQ(format_recipe(read_recipe(folder.file("recipe.json"))), TemporaryFolder::read(folder.file("recipe.json")));
-  const Recipe small = parse_recipe(R"({"schema":1,"model":{"layers":1,"heads_q":1,"heads_kv":1,"head_dim":8},"default":{"method":"dense"}})", "text");
+  const Recipe small =
+      parse_recipe(R"({"schema":1,"model":{"layers":1,"heads_q":1,"heads_kv":1,"head_dim":8},"default":{"method":"dense"}})", "text");
   EXPECT_EQ(parse_recipe(format_recipe(small), "text"), small);
 }
 
@@ -130,8 +131,10 @@ TEST(Recipe, IsHeldAgainstTheModel) {
 /// Attention of `length` random tokens in a layer with 4 query and 2 K/V heads.
 struct Layer {
   explicit Layer(int64_t length, int number = 0)
-      : q(host_memory(), Dtype::f32, {1, 4, length, 16}), k(host_memory(), Dtype::f32, {1, 2, length, 16}),
-        v(host_memory(), Dtype::f32, {1, 2, length, 16}), out(host_memory(), Dtype::f32, {1, 4, length, 16}) {
+      : q(host_memory(), Dtype::f32, {1, 4, length, 16}),
+        k(host_memory(), Dtype::f32, {1, 2, length, 16}),
+        v(host_memory(), Dtype::f32, {1, 2, length, 16}),
+        out(host_memory(), Dtype::f32, {1, 4, length, 16}) {
     std::mt19937 random(9);
     std::normal_distribution<float> normal;
     for (const Tensor* tensor : {&q, &k, &v}) {
@@ -166,7 +169,8 @@ TEST(RecipeAttention, GivesEachHeadItsOwnMethod) {
     density += own * static_cast<double>(heads.size()) / 4;
     for (const int head : heads) {
       for (int64_t s = 0; s < 3000; ++s) {
-        for (int64_t i = 0; i < 16; ++i) ASSERT_NEAR(mixed.out.view.at<float>(0, head, s, i), alone.out.view.at<float>(0, head, s, i), 2e-6) << use.method;
+        for (int64_t i = 0; i < 16; ++i)
+          ASSERT_NEAR(mixed.out.view.at<float>(0, head, s, i), alone.out.view.at<float>(0, head, s, i), 2e-6) << use.method;
       }
     }
   }

@@ -38,8 +38,8 @@ TEST(Rotary, TurnsChannelPairsAsComplexNumbers) {
           for (int64_t s = 0; s < seqlen; ++s) {
             for (int64_t i = 0; i < head_dim / 2; ++i) {
               const double angle = static_cast<double>(s + 7) / std::pow(500'000.0, 2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-              const std::complex<double> turned = std::complex<double>(xs.at<float>(b, h, s, i), xs.at<float>(b, h, s, i + head_dim / 2)) *
-                                                  std::polar(1.0, angle);
+              const std::complex<double> turned =
+                  std::complex<double>(xs.at<float>(b, h, s, i), xs.at<float>(b, h, s, i + head_dim / 2)) * std::polar(1.0, angle);
               ASSERT_NEAR(outs.at<float>(b, h, s, i), turned.real(), 1e-6);
               ASSERT_NEAR(outs.at<float>(b, h, s, i + head_dim / 2), turned.imag(), 1e-6);
             }

@@ -26,9 +26,10 @@ struct FileDtype {
   std::optional<Dtype> dtype;
 };
 constexpr FileDtype kFileDtypes[] = {
-    {"BOOL", 1, Dtype::boolean}, {"U8", 1, Dtype::u8},   {"I8", 1, Dtype::i8},    {"F8_E4M3", 1, {}},   {"F8_E5M2", 1, {}},
-    {"I16", 2, {}},              {"U16", 2, {}},         {"F16", 2, Dtype::f16},  {"BF16", 2, Dtype::bf16}, {"I32", 4, Dtype::i32},
-    {"U32", 4, {}},              {"F32", 4, Dtype::f32}, {"I64", 8, Dtype::i64},  {"U64", 8, Dtype::u64},   {"F64", 8, Dtype::f64},
+    {"BOOL", 1, Dtype::boolean}, {"U8", 1, Dtype::u8},   {"I8", 1, Dtype::i8},   {"F8_E4M3", 1, {}},
+    {"F8_E5M2", 1, {}},          {"I16", 2, {}},         {"U16", 2, {}},         {"F16", 2, Dtype::f16},
+    {"BF16", 2, Dtype::bf16},    {"I32", 4, Dtype::i32}, {"U32", 4, {}},         {"F32", 4, Dtype::f32},
+    {"I64", 8, Dtype::i64},      {"U64", 8, Dtype::u64}, {"F64", 8, Dtype::f64},
 };
 
 const FileDtype* file_dtype(std::string_view name) {
@@ -59,7 +60,8 @@ std::optional<uint64_t> checked_numel(const std::vector<int64_t>& shape) {
 SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
   const std::string where = "safetensors file '" + path + "': ";
   const auto bytes = file_.bytes();
-  check(bytes.size() >= 8, Error::Kind::io, where, "it has ", bytes.size(), " bytes, too few for the header's length (8); the file is damaged or empty");
+  check(bytes.size() >= 8, Error::Kind::io, where, "it has ", bytes.size(),
+        " bytes, too few for the header's length (8); the file is damaged or empty");
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), 8);
   check(header_bytes <= kMaxHeaderBytes, Error::Kind::io, where, "its header claims ", header_bytes, " bytes, at most ", kMaxHeaderBytes,
@@ -83,14 +85,13 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
     check(*numel * dtype->bytes == entry.end - entry.begin, Error::Kind::io, tensor, "its shape and dtype need ", *numel * dtype->bytes,
           " bytes, its place has ", entry.end - entry.begin);
   }
-  std::sort(entries_.begin(), entries_.end(), [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
-    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
-  });
+  std::sort(entries_.begin(), entries_.end(),
+            [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name); });
   uint64_t covered = 0;
   for (size_t i = 0; i < entries_.size(); ++i) {
     const SafetensorsEntry& entry = entries_[i];
-    check(entry.begin == covered, Error::Kind::io, where, "tensor ", json_quote(entry.name), " begins at byte ", entry.begin, ", the one before ends at ",
-          covered, entry.begin < covered ? ": they overlap" : ": bytes between them belong to no tensor");
+    check(entry.begin == covered, Error::Kind::io, where, "tensor ", json_quote(entry.name), " begins at byte ", entry.begin,
+          ", the one before ends at ", covered, entry.begin < covered ? ": they overlap" : ": bytes between them belong to no tensor");
     covered = entry.end;
     by_name_.emplace(entry.name, i);
   }

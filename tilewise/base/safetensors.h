@@ -43,7 +43,8 @@ class TILEWISE_API SafetensorsFile {
   const SafetensorsEntry* find(std::string_view name) const;
 
   /// The tensor where it lies in the mapping: read-only, alive while this object is. One element without axes is [1].
-  /// Errors: io (no such tensor, its place is not aligned for its dtype, a BOOL that is neither 0 nor 1), dtype (no Dtype for it), shape (rank above 5).
+  /// Errors: io (no such tensor, its place is not aligned for its dtype, a BOOL that is neither 0 nor 1), dtype (no Dtype for it),
+  ///         shape (rank above 5).
   TensorView view(std::string_view name) const;
   /// A copy of the tensor, aligned whatever the file. Errors: as view, without the alignment; memory.
   Tensor load(std::string_view name, const std::shared_ptr<Memory>& memory) const;

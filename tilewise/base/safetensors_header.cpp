@@ -20,7 +20,8 @@ size_t utf8_length(std::string_view text, size_t at) {
     if ((byte(at + i) & 0xc0u) != 0x80u) return 0;
   }
   const unsigned second = byte(at + 1);
-  const bool bad = (lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) || (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f);
+  const bool bad =
+      (lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) || (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f);
   return bad ? 0 : length;
 }
 
@@ -201,7 +202,9 @@ class Parser {
     if (at_ >= text_.size()) bad("the text ends within an escape");
     const char c = text_[at_++];
     switch (c) {
-      case '"': case '\\': case '/': to += c; return;
+      case '"':
+      case '\\':
+      case '/': to += c; return;
       case 'b': to += '\b'; return;
       case 'f': to += '\f'; return;
       case 'n': to += '\n'; return;

@@ -43,8 +43,8 @@ class Fields {
     if (field == nullptr && otherwise) return *otherwise;
     check(field != nullptr, Error::Kind::io, path_, ": ", prefix_, name, " is missing; takes a whole number from ", low, " to ", high);
     const bool is_small = field->is_number_integer() && (!field->is_number_unsigned() || field->get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX));
-    check(is_small && field->get<int64_t>() >= low && field->get<int64_t>() <= high, Error::Kind::io, path_, ": ", prefix_, name, " is ", shown(*field),
-          "; takes a whole number from ", low, " to ", high);
+    check(is_small && field->get<int64_t>() >= low && field->get<int64_t>() <= high, Error::Kind::io, path_, ": ", prefix_, name, " is ",
+          shown(*field), "; takes a whole number from ", low, " to ", high);
     return field->get<int64_t>();
   }
 
@@ -93,7 +93,8 @@ class Fields {
 
 /// theta, from where the file's generation keeps it; any scaling of positions is refused.
 double read_rope(const Fields& fields, const Json& object, const std::string& path) {
-  constexpr const char* kWhy = "only plain rotary positions are computed; scaled variants (linear, dynamic, yarn, longrope, llama3) come in a later release";
+  constexpr const char* kWhy =
+      "only plain rotary positions are computed; scaled variants (linear, dynamic, yarn, longrope, llama3) come in a later release";
   double theta = fields.number("rope_theta", 1, 1e12, 10'000.0);
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
     if (fields.find(name) == nullptr) continue;
@@ -125,8 +126,8 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
   check(architectures->is_array() && architectures->size() == 1 && (*architectures)[0].is_string(), Error::Kind::io, path, ": architectures is ",
         Fields::shown(*architectures), "; takes a list of one name");
   config.architecture = (*architectures)[0].get<std::string>();
-  check(config.architecture == "LlamaForCausalLM" || config.architecture == "MistralForCausalLM", Error::Kind::unsupported, path,
-        ": architecture ", Fields::shown((*architectures)[0]), " is not known; known are LlamaForCausalLM and MistralForCausalLM");
+  check(config.architecture == "LlamaForCausalLM" || config.architecture == "MistralForCausalLM", Error::Kind::unsupported, path, ": architecture ",
+        Fields::shown((*architectures)[0]), " is not known; known are LlamaForCausalLM and MistralForCausalLM");
   fields.refuse_unless("hidden_act", {"silu"}, "the feed-forward part is computed with silu only");
   fields.refuse_unless("attention_bias", {false}, "linear layers have no bias here");
   fields.refuse_unless("mlp_bias", {false}, "linear layers have no bias here");
@@ -141,14 +142,15 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
   config.intermediate_size = static_cast<int>(fields.integer("intermediate_size", 1, 1 << 20));
   config.heads_q = static_cast<int>(fields.integer("num_attention_heads", 1, 1024));
   config.heads_kv = static_cast<int>(fields.integer("num_key_value_heads", 1, 1024, config.heads_q));
-  check(config.heads_q % config.heads_kv == 0, Error::Kind::io, path, ": num_key_value_heads ", config.heads_kv, " does not divide num_attention_heads ",
-        config.heads_q);
+  check(config.heads_q % config.heads_kv == 0, Error::Kind::io, path, ": num_key_value_heads ", config.heads_kv,
+        " does not divide num_attention_heads ", config.heads_q);
   if (fields.find("head_dim") == nullptr) {
     check(config.hidden_size % config.heads_q == 0, Error::Kind::io, path, ": num_attention_heads ", config.heads_q, " does not divide hidden_size ",
           config.hidden_size, " and there is no head_dim");
   }
   config.head_dim = static_cast<int>(fields.integer("head_dim", 2, 1024, config.hidden_size / config.heads_q));
-  check(config.head_dim >= 2 && config.head_dim % 2 == 0, Error::Kind::io, path, ": head_dim ", config.head_dim, " is odd; rotary positions turn pairs");
+  check(config.head_dim >= 2 && config.head_dim % 2 == 0, Error::Kind::io, path, ": head_dim ", config.head_dim,
+        " is odd; rotary positions turn pairs");
   config.vocab_size = static_cast<int>(fields.integer("vocab_size", 1, 1 << 22));
   config.max_positions = fields.integer("max_position_embeddings", 1, int64_t{1} << 40);
   config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 1e-12, 1));

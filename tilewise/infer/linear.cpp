@@ -47,7 +47,8 @@ class OneThread {
 #if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_OMP
       result.set = reinterpret_cast<void (*)(int)>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
       result.get = reinterpret_cast<int (*)()>(::dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
-      check(result.set != nullptr && result.get != nullptr, Error::Kind::unsupported, "infer: oneDNN uses OpenMP, but its runtime is not in the process");
+      check(result.set != nullptr && result.get != nullptr, Error::Kind::unsupported,
+            "infer: oneDNN uses OpenMP, but its runtime is not in the process");
 #endif
       return result;
     }();

@@ -48,7 +48,8 @@ class Linear {
 
   int64_t out() const;
   int64_t in() const;
-  /// x [rows, in], y [rows, out], other [rows, out] (for Epilogue::multiply), all row-major without gaps; 1 to kSliceRows rows. y is neither x nor other.
+  /// x [rows, in], y [rows, out], other [rows, out] (for Epilogue::multiply), all row-major without gaps; 1 to kSliceRows rows.
+  /// y is neither x nor other.
   void run(const float* x, int64_t rows, float* y, LinearScratch& scratch, const float* other = nullptr) const;
 
  private:

@@ -45,8 +45,14 @@ class Pass {
  public:
   Pass(const ModelConfig& config, const Weights& weights, std::span<const int32_t> tokens, KvCache& cache, const ForwardOptions& options,
        Context& context)
-      : config_(config), weights_(weights), tokens_(tokens), cache_(cache), options_(options), context_(context),
-        num_tokens_(static_cast<int64_t>(tokens.size())), width_q_(int64_t{config.heads_q} * config.head_dim),
+      : config_(config),
+        weights_(weights),
+        tokens_(tokens),
+        cache_(cache),
+        options_(options),
+        context_(context),
+        num_tokens_(static_cast<int64_t>(tokens.size())),
+        width_q_(int64_t{config.heads_q} * config.head_dim),
         width_qkv_(width_q_ + 2 * int64_t{config.heads_kv} * config.head_dim) {}
 
   ForwardResult run() {
@@ -188,7 +194,8 @@ class Pass {
             if (options_.has_bits && row + 1 < num_tokens_) {
               bits[static_cast<size_t>(slice_first / kSliceRows)] += prediction_bits(values, vocab, tokens_[static_cast<size_t>(row + 1)]);
             }
-            if (row >= first_kept) std::memcpy(&result.logits.view.at<float>(row - first_kept, 0), values, static_cast<size_t>(vocab) * sizeof(float));
+            if (row >= first_kept)
+              std::memcpy(&result.logits.view.at<float>(row - first_kept, 0), values, static_cast<size_t>(vocab) * sizeof(float));
           }
         }
       });
@@ -243,8 +250,8 @@ ForwardResult Model::forward(std::span<const int32_t> tokens, KvCache& cache, co
   check(num_tokens > 0, Error::Kind::value, "Model::forward: there is no token; give at least one");
   check(context.device == Device{}, Error::Kind::device, "Model::forward: the context is on ", context.device, ", the model on the CPU");
   check(cache.num_layers() == config.num_layers && cache.heads_kv() == config.heads_kv && cache.head_dim() == config.head_dim, Error::Kind::value,
-        "Model::forward: the cache is of another model: ", cache.num_layers(), " layers of ", cache.heads_kv(), " x ", cache.head_dim(), ", the model has ",
-        config.num_layers, " of ", config.heads_kv, " x ", config.head_dim, "; take it from make_cache");
+        "Model::forward: the cache is of another model: ", cache.num_layers(), " layers of ", cache.heads_kv(), " x ", cache.head_dim(),
+        ", the model has ", config.num_layers, " of ", config.heads_kv, " x ", config.head_dim, "; take it from make_cache");
   check(num_tokens <= cache.capacity() - cache.length(), Error::Kind::value, "Model::forward: ", num_tokens, " tokens behind ", cache.length(),
         ", the cache takes ", cache.capacity(), "; make a larger one or truncate it");
   check(options.logits_rows >= 0 && options.logits_rows <= num_tokens, Error::Kind::value, "Model::forward: logits_rows is ", options.logits_rows,

@@ -67,8 +67,8 @@ TILEWISE_API ModelFlops model_flops(const ModelConfig& config, int64_t tokens, i
 /// Forward passes on different caches may run at once, each with a Context of its own.
 class TILEWISE_API Model {
  public:
-  /// Reads DIR/config.json and DIR/model.safetensors. Errors: io (missing or damaged file, tensor with a wrong shape), unsupported (architecture, by name;
-  /// biases, scaled rotary positions, a checkpoint in several files), memory.
+  /// Reads DIR/config.json and DIR/model.safetensors. Errors: io (missing or damaged file, tensor with a wrong shape), unsupported (architecture,
+  /// by name; biases, scaled rotary positions, a checkpoint in several files), memory.
   static Model load(const std::string& directory, Context& context);
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

@@ -30,7 +30,8 @@ Json parse_strict(std::string_view text, const std::string& where) {
   const auto watch = [&](int, Json::parse_event_t event, Json& parsed) {
     if (event == Json::parse_event_t::object_start) seen.emplace_back();
     if (event == Json::parse_event_t::object_end) seen.pop_back();
-    if (event == Json::parse_event_t::key && !seen.back().insert(parsed.get<std::string>()).second && twice.empty()) twice = parsed.get<std::string>();
+    if (event == Json::parse_event_t::key && !seen.back().insert(parsed.get<std::string>()).second && twice.empty())
+      twice = parsed.get<std::string>();
     return true;
   };
   Json result;
@@ -65,7 +66,8 @@ class Object {
   }
   static int integer_of(const Json& value, const std::string& what, int low, int high) {
     check(value.is_number_integer(), Error::Kind::io, what, " is ", shown(value), "; takes a whole number");
-    const bool is_inside = value.is_number_unsigned() ? value.get<uint64_t>() >= static_cast<uint64_t>(std::max(low, 0)) && value.get<uint64_t>() <= static_cast<uint64_t>(high)
+    const bool is_inside = value.is_number_unsigned() ? value.get<uint64_t>() >= static_cast<uint64_t>(std::max(low, 0)) &&
+                                                            value.get<uint64_t>() <= static_cast<uint64_t>(high)
                                                       : value.get<int64_t>() >= low && value.get<int64_t>() <= high;
     check(is_inside, Error::Kind::value, what, " is ", shown(value), "; takes ", low, " to ", high);
     return value.get<int>();
@@ -81,8 +83,7 @@ class Object {
     return value;
   }
   void finish() const {
-    for (const auto& [key, value] : json_.items())
-      check(asked_.contains(key), Error::Kind::io, where_, ": unknown key \"", key, "\"");
+    for (const auto& [key, value] : json_.items()) check(asked_.contains(key), Error::Kind::io, where_, ": unknown key \"", key, "\"");
   }
   const std::string& where() const { return where_; }
 
@@ -107,13 +108,14 @@ RecipeMethod parse_method(Object& object) {
       if (value.is_boolean()) {
         use.options[name] = value.get<bool>();
       } else if (value.is_number_integer()) {
-        check(!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX), Error::Kind::value, object.where(), ": option ",
-              name, " is ", shown(value), ", above 2^63 - 1");
+        check(!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX), Error::Kind::value, object.where(),
+              ": option ", name, " is ", shown(value), ", above 2^63 - 1");
         use.options[name] = value.get<int64_t>();
       } else if (value.is_number()) {
         use.options[name] = value.get<double>();
       } else {
-        check(value.is_string(), Error::Kind::io, object.where(), ": option ", name, " is ", shown(value), "; takes a number, a string, true or false");
+        check(value.is_string(), Error::Kind::io, object.where(), ": option ", name, " is ", shown(value),
+              "; takes a number, a string, true or false");
         use.options[name] = value.get<std::string>();
       }
       // JSON does not tell 1 from 1.0, and writers print a whole float without its point.
@@ -156,7 +158,8 @@ Recipe parse(const Json& json, const std::string& where) {
   recipe.heads_q = model.integer("heads_q", 1, 1024);
   recipe.heads_kv = model.integer("heads_kv", 1, 1024);
   recipe.head_dim = model.integer("head_dim", 1, 1024);
-  check(recipe.heads_q % recipe.heads_kv == 0, Error::Kind::value, where, ": heads_kv ", recipe.heads_kv, " does not divide heads_q ", recipe.heads_q);
+  check(recipe.heads_q % recipe.heads_kv == 0, Error::Kind::value, where, ": heads_kv ", recipe.heads_kv, " does not divide heads_q ",
+        recipe.heads_q);
   if (model.find("config_hash") != nullptr) recipe.config_hash = model.string("config_hash");
   model.finish();
   Object otherwise(root.get("default"), where + ": default");
@@ -270,9 +273,11 @@ void check_recipe(const Recipe& recipe, const ModelConfig& config) {
   check(recipe.num_layers == config.num_layers && recipe.heads_q == config.heads_q && recipe.heads_kv == config.heads_kv &&
             recipe.head_dim == config.head_dim,
         Error::Kind::value, "the recipe is for another model: ", recipe.num_layers, " layers, ", recipe.heads_q, " query and ", recipe.heads_kv,
-        " K/V heads of ", recipe.head_dim, "; this one has ", config.num_layers, ", ", config.heads_q, ", ", config.heads_kv, " and ", config.head_dim);
-  check(recipe.config_hash.empty() || recipe.config_hash == config.hash, Error::Kind::value, "the recipe is for another model: its config.json hashes to ",
-        recipe.config_hash, ", this one's to ", config.hash, "; take the recipe's config_hash away to use it all the same");
+        " K/V heads of ", recipe.head_dim, "; this one has ", config.num_layers, ", ", config.heads_q, ", ", config.heads_kv, " and ",
+        config.head_dim);
+  check(recipe.config_hash.empty() || recipe.config_hash == config.hash, Error::Kind::value,
+        "the recipe is for another model: its config.json hashes to ", recipe.config_hash, ", this one's to ", config.hash,
+        "; take the recipe's config_hash away to use it all the same");
 }
 
 TILEWISE_END_PUBLIC

@@ -64,7 +64,7 @@ struct LayerReport {
   int layer = 0;
   double plan_ms = 0, attend_ms = 0;
   double density = 0;  // of the plan that ran
-  Plan plan = {};      // that plan
+  Plan plan = {};  // that plan
   Ran ran = {};
 };
 using LayerObserver = std::function<void(const LayerReport&)>;
@@ -75,8 +75,8 @@ struct RecipePlan {
   Plan plan;
   std::vector<Plan> head_plans;  // [Hq], or empty: all heads use one method
 };
-/// Errors: value, shape (a layer or head count that the recipe does not have); unsupported (methods whose plans cannot be run together: the message names
-/// them); what plan_with throws.
+/// Errors: value, shape (a layer or head count that the recipe does not have); unsupported (methods whose plans cannot be run together:
+/// the message names the part); what plan_with throws.
 TILEWISE_API RecipePlan plan_recipe(const Recipe& recipe, const Problem& problem, Context& context);
 
 /// The attention of a model that runs a recipe: per layer plan_recipe, then attend_forward, then a report. `seed` reaches methods that draw.

@@ -77,7 +77,7 @@ AttentionFunction recipe_attention(Recipe recipe, LayerObserver observer, uint64
     for (const Recipe::Heads& heads : layer.heads) check_method(heads.use);
   }
   return [recipe = std::make_shared<const Recipe>(std::move(recipe)), observer = std::move(observer), seed](const LayerAttention& layer,
-                                                                                                          Context& context) {
+                                                                                                            Context& context) {
     const auto planning = infer::Clock::now();
     const RecipePlan planned = plan_recipe(*recipe, infer::problem_of(layer, seed), context);
     LayerReport report;
@@ -96,7 +96,7 @@ AttentionFunction recipe_attention(Recipe recipe, LayerObserver observer, uint64
 AttentionFunction method_attention(std::string_view method, OptionValues options, LayerObserver observer, uint64_t seed) {
   check_options(method, options);
   return [use = RecipeMethod{std::string(method), std::move(options)}, observer = std::move(observer), seed](const LayerAttention& layer,
-                                                                                                          Context& context) {
+                                                                                                             Context& context) {
     Recipe recipe;
     recipe.num_layers = layer.layer + 1;
     recipe.heads_q = static_cast<int>(layer.q.dim(1));

@@ -23,7 +23,8 @@ struct ModelTiming {
 };
 
 /// Runs tokens [n], n >= 2, through the model `repeats` times, dense, with bits, each time into an empty cache (made before the clock starts).
-/// What `tilewise bench` holds against the peak: gflops() over the rate of the machine's FMA. Errors: value (repeats below 1, one token), as Model::forward.
+/// What `tilewise bench` holds against the peak: gflops() over the rate of the machine's FMA.
+/// Errors: value (repeats below 1, one token), as Model::forward.
 TILEWISE_API ModelTiming time_model(const Model& model, std::span<const int32_t> tokens, int repeats, Context& context);
 
 TILEWISE_END_PUBLIC

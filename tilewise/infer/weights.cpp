@@ -52,9 +52,10 @@ void check_tensors(const SafetensorsFile& file, const ModelConfig& config) {
   }
   for (const SafetensorsEntry& entry : file.entries()) {
     // Old checkpoints carry the rotary frequencies; a tied head may be stored beside the embedding that it equals.
-    const bool is_known = expected.contains(entry.name) || entry.name.ends_with("rotary_emb.inv_freq") || (config.is_tied && entry.name == "lm_head.weight");
-    check(is_known, Error::Kind::unsupported, file.path(), ": tensor ", entry.name, " is no part of a ", config.architecture, " of ", config.num_layers,
-          " layers without biases; it would be left out of the result");
+    const bool is_known =
+        expected.contains(entry.name) || entry.name.ends_with("rotary_emb.inv_freq") || (config.is_tied && entry.name == "lm_head.weight");
+    check(is_known, Error::Kind::unsupported, file.path(), ": tensor ", entry.name, " is no part of a ", config.architecture, " of ",
+          config.num_layers, " layers without biases; it would be left out of the result");
   }
 }
 

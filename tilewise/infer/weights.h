@@ -25,8 +25,8 @@ struct Weights {
 };
 
 /// Reads DIR/model.safetensors. Names, dtypes (F32, BF16, F16) and shapes of all tensors are checked before the first one is used.
-/// Errors: io (no such file, damaged, a tensor missing or of a wrong shape), unsupported (biases and other tensors that the architecture does not have,
-/// another dtype, a checkpoint in several files), memory, cancelled.
+/// Errors: io (no such file, damaged, a tensor missing or of a wrong shape), unsupported (biases and other tensors that the architecture does
+/// not have, another dtype, a checkpoint in several files), memory, cancelled.
 Weights read_weights(const std::string& directory, const ModelConfig& config, Context& context);
 
 }  // namespace tilewise::infer
