@@ -26,7 +26,8 @@ TEST(Files, CarryTheirLicence) {
   for (const std::string& path : files) {
     if (is_exempt(path)) continue;
     const std::vector<std::string> lines = lines_of(read_text(path));
-    const size_t line = !lines.empty() && starts_with(lines[0], "#!") ? 1 : 0;  // behind the interpreter's name
+    const bool has_preamble = !lines.empty() && (starts_with(lines[0], "#!") || starts_with(lines[0], "<!doctype"));  // these must come first
+    const size_t line = has_preamble ? 1 : 0;
     EXPECT_TRUE(lines.size() > line && lines[line].find("SPDX-License-Identifier: Apache-2.0") != std::string::npos)
         << path << ": its first line must name the licence (SPDX-License-Identifier: Apache-2.0), in a comment";
   }
