@@ -76,7 +76,6 @@ __device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, 
   const int head_kv = row.head / args.heads_per_group;
   while (keys.more()) {
     k_place.wait_empty(shared.k_ring);
-    v_place.wait_empty(shared.v_ring);
     uint8_t* const k_tile = shared.k[k_place.stage];
     uint8_t* const v_tile = shared.v[v_place.stage];
     uint64_t* const k_full = &shared.k_ring.full[k_place.stage];
@@ -85,13 +84,15 @@ __device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, 
     int k_bytes = C::kTileBytes;
     const bool reads_to_end = keys.key() + keys.left() == args.seqlen_k;  // past the end the copy engine itself fills in zeros
     if (keys.left() >= C::kTileK || reads_to_end) {
+      if (lane == 0) cp_async_bulk_tensor_load(k_tile, &args.k, {0, info.key, 0, head_kv, row.batch}, k_full);
+      v_place.wait_empty(shared.v_ring);
       if (lane == 0) {
-        cp_async_bulk_tensor_load(k_tile, &args.k, {0, info.key, 0, head_kv, row.batch}, k_full);
         cp_async_bulk_tensor_load(v_tile, &args.v, {0, info.key, 0, head_kv, row.batch}, v_full);
       }
       info.fill = min(keys.left(), C::kTileK);
       keys.take(info.fill);
     } else {  // ends of runs: what is skipped is not copied, and runs of `whole` share a stage
+      v_place.wait_empty(shared.v_ring);
       do {
         const int tokens = min(keys.left(), C::kTileK - info.fill);
         copy_pieces<C>(k_tile, args.k_piece, keys.key(), info.fill, tokens, head_kv, row.batch, k_full);
@@ -123,10 +124,12 @@ __device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& share
   const int head_kv = row.head / args.heads_per_group;
   for (int key = 0; key < args.seqlen_k; key += C::kTileK) {
     k_place.wait_empty(shared.k_ring);
-    v_place.wait_empty(shared.v_ring);
     if (threadIdx.x % 32 == 0) {
       mbarrier_arrive_expect_tx(&shared.k_ring.full[k_place.stage], C::kTileBytes);
       cp_async_bulk_tensor_load(shared.k[k_place.stage], &args.k, {0, key, 0, head_kv, row.batch}, &shared.k_ring.full[k_place.stage]);
+    }
+    v_place.wait_empty(shared.v_ring);
+    if (threadIdx.x % 32 == 0) {
       mbarrier_arrive_expect_tx(&shared.v_ring.full[v_place.stage], C::kTileBytes);
       cp_async_bulk_tensor_load(shared.v[v_place.stage], &args.v, {0, key, 0, head_kv, row.batch}, &shared.v_ring.full[v_place.stage]);
     }
@@ -239,23 +242,24 @@ __device__ void pack(uint32_t (&p)[C::kTileK / 16][4], const float (&scores)[C::
   for (int i = 0; i < C::kTileK / 4; ++i) p[i / 4][i % 4] = cvt_pack<typename C::Element>(scores[2 * i], scores[2 * i + 1]);
 }
 
-/// -inf where the stage holds no key, or the mask hides it.
+/// -inf where the stage holds no key, or the mask hides it. A thread's 32 columns of a row are a word of bits.
 template <class C>
 __device__ void mask(float (&scores)[C::kTileK / 2], const StageInfo& info, const Band& band, int64_t token) {
-  int from[2] = {0, 0}, to[2] = {info.fill, info.fill}, sink = 0;  // in columns of the stage
-  if (info.is_masked) {
-    const auto column = [&](int64_t key) { return static_cast<int>(min(max(key - info.key, int64_t{0}), int64_t{C::kTileK})); };
-    for (int r = 0; r < 2; ++r) {
-      from[r] = column(token + 8 * r - band.left);
-      to[r] = min(info.fill, column(token + 8 * r + band.right + 1));
-    }
-    sink = column(band.sink);
+  static_assert(C::kTileK == 128, "32 columns a thread and row");
+  const int lane_column = threadIdx.x % 4 * 2;
+  const auto below = [&](int64_t key) {  // bits of this thread's columns that hold keys < key
+    const int column = static_cast<int>(min(max(key - info.key, int64_t{0}), int64_t{C::kTileK})) - lane_column;
+    const int bits = column <= 0 ? 0 : column / 8 * 2 + min(column % 8, 2);
+    return static_cast<uint32_t>((uint64_t{1} << bits) - 1);
+  };
+  uint32_t seen[2];
+  for (int r = 0; r < 2; ++r) {
+    seen[r] = below(int64_t{info.key} + info.fill);
+    if (info.is_masked) seen[r] &= below(token + 8 * r + band.right + 1) & (~below(token + 8 * r - band.left) | below(band.sink));
   }
 #pragma unroll
   for (int i = 0; i < C::kTileK / 2; ++i) {
-    const int r = i / 2 % 2, column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-    const bool is_hidden = (column >= to[r]) | ((column < from[r]) & (column >= sink));
-    scores[i] = is_hidden ? -INFINITY : scores[i];
+    if (!(seen[i / 2 % 2] >> (i / 4 * 2 + i % 2) & 1)) scores[i] = -INFINITY;
   }
 }
 
@@ -353,13 +357,13 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
       pack<C>(p, scores);
       if (info.has_next) k_place.wait_full(shared.k_ring);
       while (info.has_next) {
-        info = read_stage<C>(args, shared, k_place.stage, ++step);
         turns.take();
         if constexpr (C::kHasOverlap) {
           wgmma_qk<C>(scores, q, q_rows, shared.k[k_place.stage]);  // of this stage
           v_place.wait_full(shared.v_ring);
           wgmma_pv<C>(acc, p, shared.v[v_place.stage]);             // of the stage before
           turns.pass();
+          info = read_stage<C>(args, shared, k_place.stage, ++step);
           wgmma_wait_group<1>(scores);
         } else {
           v_place.wait_full(shared.v_ring);
@@ -367,6 +371,7 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
           wgmma_wait_group<0>(acc);
           wgmma_qk<C>(scores, q, q_rows, shared.k[k_place.stage]);
           turns.pass();
+          info = read_stage<C>(args, shared, k_place.stage, ++step);
           wgmma_wait_group<0>(scores);
         }
         release(k_place, shared.k_ring);

@@ -47,12 +47,12 @@ class RowWalk {
     return position_ < args_.rows;
   }
   __device__ void work_ahead() {
+    if (step_ >= 4) return;
     switch (step_) {
       case 0: claim(); break;
       case 1: number(); break;
       case 2: head(); break;
       case 3: first_ = load_run(args_, row_, lane_); break;
-      default: return;
     }
     ++step_;
   }
@@ -109,7 +109,7 @@ class RowWalk {
 class RunCursor {
  public:
   __device__ RunCursor(const ForwardArgs& args, const RowHead& row, RunChunk first)
-      : args_(args), row_(row), lane_(threadIdx.x % 32), chunk_(first) {
+      : args_(args), row_(row), lane_(threadIdx.x % 32), ahead_(first) {
     next_run();
   }
   __device__ bool more() const { return index_ < row_.num_runs; }
@@ -125,7 +125,10 @@ class RunCursor {
   __device__ void next_run() {
     do {  // skips empty runs
       if (++index_ >= row_.num_runs) return;
-      if (index_ > 0 && index_ % 32 == 0) chunk_ = load_run(args_, row_, index_ + lane_);
+      if (index_ % 32 == 0) {
+        chunk_ = ahead_;
+        ahead_ = load_run(args_, row_, index_ + 32 + lane_);
+      }
       key_ = __shfl_sync(kAllLanes, chunk_.start, index_ % 32);
       stop_ = __shfl_sync(kAllLanes, chunk_.stop, index_ % 32);
     } while (key_ >= stop_);
@@ -134,7 +137,7 @@ class RunCursor {
   const ForwardArgs& args_;
   const RowHead& row_;
   const int lane_;
-  RunChunk chunk_;
+  RunChunk chunk_, ahead_;  // the 32 runs around index_, and the 32 after them, on their way
   int index_ = -1, key_ = 0, stop_ = 0;
 };
 
