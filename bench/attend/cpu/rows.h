@@ -128,7 +128,8 @@ inline RandomPlan random_picks(const Inputs& inputs, int64_t count, Context& con
   return random_plan(inputs, 128, context, [&](std::mt19937_64& generator) {
     RowRuns runs;
     std::shuffle(keys.begin(), keys.end(), generator);
-    for (int64_t i = 0; i < std::min(count, inputs.length); ++i) runs.picked.push_back({keys[static_cast<size_t>(i)], keys[static_cast<size_t>(i)] + 1, {}});
+    for (int64_t i = 0; i < std::min(count, inputs.length); ++i)
+      runs.picked.push_back({keys[static_cast<size_t>(i)], keys[static_cast<size_t>(i)] + 1, {}});
     return runs;
   });
 }
@@ -192,7 +193,7 @@ struct Shapes {
 inline Group rows_of(machine::cpu::Target target, Dtype dtype, int64_t head_dim, const Shapes& shapes, Context& context) {
   Group group{.target = target,
               .instruction = dtype == Dtype::bf16 && target == machine::cpu::Target::avx512bf16 ? machine::cpu::Instruction::dot_bf16
-                                                                                               : machine::cpu::Instruction::fma_f32,
+                                                                                                : machine::cpu::Instruction::fma_f32,
               .rows = {}};
   const bool is_f32 = dtype == Dtype::f32;
   const auto inputs = std::make_shared<Inputs>(dtype, shapes.heads, shapes.length, head_dim, context);
@@ -238,7 +239,8 @@ inline Group rows_of(machine::cpu::Target target, Dtype dtype, int64_t head_dim,
         attend_forward(inputs->params(dense.plan), context);
         std::copy_n(inputs->lse.view.data<float>(), inputs->lse.view.numel(), lse->view.data<float>());
       }
-      measure({.q = inputs->q.view, .k = inputs->k.view, .plan = dense.plan, .lse = lse->view, .over = MeasureOver::tile, .sum = sums->view}, context);
+      measure({.q = inputs->q.view, .k = inputs->k.view, .plan = dense.plan, .lse = lse->view, .over = MeasureOver::tile, .sum = sums->view},
+              context);
     };
     lse->fill_zero();
     row.fault = [sums, inputs, tile = dense.plan->by_query.tile]() -> std::string {
@@ -246,7 +248,8 @@ inline Group rows_of(machine::cpu::Target target, Dtype dtype, int64_t head_dim,
         double total = 0;
         for (int64_t k = 0; k < sums->view.dim(3); ++k) total += static_cast<double>(sums->view.at<float>(0, 0, t, k));
         const double queries = static_cast<double>(std::min<int64_t>(tile, inputs->length - t * tile));
-        if (!(std::fabs(total - queries) <= 1e-3 * queries)) return "row " + std::to_string(t) + " holds " + std::to_string(total) + " of " + std::to_string(queries);
+        if (!(std::fabs(total - queries) <= 1e-3 * queries))
+          return "row " + std::to_string(t) + " holds " + std::to_string(total) + " of " + std::to_string(queries);
       }
       return "";
     };

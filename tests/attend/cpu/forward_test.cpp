@@ -157,7 +157,8 @@ TEST_P(EveryTarget, SkippedKeysAreNotComputedWith) {
             ASSERT_EQ(to_double(poisoned.lse.view, poisoned.lse.view.offset(0, h, s)), to_double(problem.lse.view, problem.lse.view.offset(0, h, s)))
                 << "seed " << seed << " row " << row;
             for (int64_t d = 0; d < problem.out.view.dim(3); ++d) {
-              ASSERT_EQ(to_double(poisoned.out.view, poisoned.out.view.offset(0, h, s, d)), to_double(problem.out.view, problem.out.view.offset(0, h, s, d)))
+              ASSERT_EQ(to_double(poisoned.out.view, poisoned.out.view.offset(0, h, s, d)),
+                        to_double(problem.out.view, problem.out.view.offset(0, h, s, d)))
                   << "seed " << seed << " row " << row;
             }
           }
@@ -203,7 +204,8 @@ TEST(CpuForwardRefusal, NamesWhatIsNotBuilt) {
   EXPECT_NE(with([](ProblemOptions& o) {
               o.plan.mask = MaskKind::grid;
               o.plan.seqlen_k = o.plan.seqlen_q;
-            }).find("grid"), std::string::npos);
+            }).find("grid"),
+            std::string::npos);
   EXPECT_NE(with([](ProblemOptions& o) { o.plan.pools = {4}; }).find("pooled"), std::string::npos);
   EXPECT_NE(with([](ProblemOptions& o) { o.plan.has_order_k = true; }).find("orders"), std::string::npos);
   EXPECT_NE(with([](ProblemOptions& o) { o.plan.has_order_q = true; }).find("orders"), std::string::npos);

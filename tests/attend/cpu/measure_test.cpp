@@ -82,7 +82,8 @@ TEST_P(EveryTarget, NanStaysInItsCells) {
       o.plan.tile = 64;
       o.plan.mask = MaskKind::causal;
       ForwardProblem forward = make_problem(rng, o);
-      const Shape shape = measure_shape({.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over, .tile_q = 16, .tile_k = 20});
+      const Shape shape =
+          measure_shape({.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over, .tile_q = 16, .tile_k = 20});
       MeasureProblem problem = make_measure(rng, std::move(forward), over, shape, 16, 20);
       problem.params.lse = has_lse ? problem.lse.view : TensorView{};
       problem.params.key_bias = {};
@@ -120,7 +121,8 @@ TEST_P(EveryTarget, OverflowIsInfinity) {
   problem.params.count = problem.count.view;
   cpu::measure(problem.params, context);
   const std::vector<double> max = values_of(problem.max.view), count = values_of(problem.count.view);
-  for (size_t i = 0; i < max.size(); ++i) EXPECT_EQ(max[i], count[i] > 0 ? std::numeric_limits<double>::infinity() : -std::numeric_limits<double>::infinity());
+  for (size_t i = 0; i < max.size(); ++i)
+    EXPECT_EQ(max[i], count[i] > 0 ? std::numeric_limits<double>::infinity() : -std::numeric_limits<double>::infinity());
 }
 
 TEST(CpuMeasureRefusal, NamesWhatIsNotBuilt) {

@@ -40,7 +40,8 @@ TEST(Gemm, MultipliesEveryShape) {
               for (int lane = 0; lane < lanes; ++lane) {
                 double exact = 0;
                 for (int64_t c = 0; c < channels; ++c) {
-                  exact += static_cast<double>(k[static_cast<size_t>(i * channels + c)]) * static_cast<double>(q[static_cast<size_t>(lane * (channels + 3) + c)]);
+                  exact += static_cast<double>(k[static_cast<size_t>(i * channels + c)]) *
+                           static_cast<double>(q[static_cast<size_t>(lane * (channels + 3) + c)]);
                 }
                 ASSERT_NEAR(scores[static_cast<size_t>(i * 64 + lane)], exact * (accumulate ? 2 : 1), 1e-4)
                     << name(target) << " count " << count << " lanes " << lanes << " channels " << channels;

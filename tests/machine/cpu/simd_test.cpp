@@ -58,7 +58,8 @@ TEST_P(Simd, Arithmetic) {
   }
   const auto expect = [&](int op, const auto& exact) {
     ops.binary(op, a.data(), b.data(), out.data());
-    for (size_t i = 0; i < width; ++i) EXPECT_EQ(std::bit_cast<uint32_t>(out[i]), std::bit_cast<uint32_t>(exact(a[i], b[i]))) << "op " << op << " lane " << i;
+    for (size_t i = 0; i < width; ++i)
+      EXPECT_EQ(std::bit_cast<uint32_t>(out[i]), std::bit_cast<uint32_t>(exact(a[i], b[i]))) << "op " << op << " lane " << i;
   };
   expect(0, [](float x, float y) { return x + y; });
   expect(1, [](float x, float y) { return x - y; });

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "tilewise/base/error.h"
-#include "tilewise/machine/cpu/peak.h"
 #include "tilewise/machine/cpu/context.h"
+#include "tilewise/machine/cpu/peak.h"
 
 namespace tilewise::machine::cpu {
 namespace {
@@ -70,8 +70,8 @@ TEST(Target, EveryNameIsEitherAvailableOrRefused) {
 TEST(Target, AgreesWithTheCompilersOwnDetection) {
   const Target highest = available_targets().back();
   EXPECT_EQ(highest >= Target::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
-  EXPECT_EQ(highest >= Target::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                                           __builtin_cpu_supports("avx512vl"));
+  EXPECT_EQ(highest >= Target::avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
 }
 #endif
 

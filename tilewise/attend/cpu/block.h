@@ -89,18 +89,18 @@ struct MeasureTable {
 namespace portable {
 extern const ForwardTable forward_table;
 extern const MeasureTable measure_table;
-}
+}  // namespace portable
 namespace avx2 {
 extern const ForwardTable forward_table;
 extern const MeasureTable measure_table;
-}
+}  // namespace avx2
 namespace avx512 {
 extern const ForwardTable forward_table;
 extern const MeasureTable measure_table;
-}
+}  // namespace avx512
 namespace avx512bf16 {
 extern const ForwardTable forward_table;
 extern const MeasureTable measure_table;
-}
+}  // namespace avx512bf16
 
 }  // namespace tilewise::attend::cpu

@@ -2,9 +2,9 @@
 // Forward attention of one block of queries, compiled once per target. One query is one lane, so that maxima, sums and masks are plain vectors:
 // S^T = K Q^T and O^T += V^T P^T. K and V are broadcast from where they lie; Q is transposed once per block, O back at its end.
 // Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1; the loop over keys follows the plan.
-#include "tilewise/machine/cpu/simd.h"
-#include "tilewise/machine/cpu/product-inl.h"
 #include "tilewise/attend/cpu/strip-inl.h"
+#include "tilewise/machine/cpu/product-inl.h"
+#include "tilewise/machine/cpu/simd.h"
 
 namespace tilewise::attend::cpu::TILEWISE_TARGET {
 namespace {

@@ -39,7 +39,8 @@ struct Worker {
 };
 
 // Values of all heads as the dot instruction reads them, made once where blocks read them more often than that costs; else absent.
-Tensor pair_values(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const std::vector<QueryBlock>& blocks, Context& context) {
+Tensor pair_values(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const std::vector<QueryBlock>& blocks,
+                   Context& context) {
   if (params.q.dtype() != Dtype::bf16 || table.pair_values == nullptr || sizes.head_dim_v == 0 || sizes.seqlen_k == 0) return {};
   int64_t reads = 0;
   for (const QueryBlock& block : blocks) reads += block.keys;

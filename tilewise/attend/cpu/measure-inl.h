@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reductions of one block's logits or probabilities, compiled once per target: the first half of forward-inl.h, then sums, maxima and counts.
-#include "tilewise/machine/cpu/simd.h"
-#include "tilewise/machine/cpu/product-inl.h"
 #include "tilewise/attend/cpu/strip-inl.h"
+#include "tilewise/machine/cpu/product-inl.h"
+#include "tilewise/machine/cpu/simd.h"
 
 namespace tilewise::attend::cpu::TILEWISE_TARGET {
 namespace {

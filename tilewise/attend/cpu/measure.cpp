@@ -63,8 +63,7 @@ struct LaneCells {
   float* place(const TensorView& view, int64_t row, int64_t cell) const {
     if (!view.has_value()) return nullptr;
     const bool has_columns = view.rank() == 4;
-    return static_cast<float*>(view.raw()) +
-           (has_columns ? view.offset(query.b, query.head, row, cell) : view.offset(query.b, query.head, row));
+    return static_cast<float*>(view.raw()) + (has_columns ? view.offset(query.b, query.head, row, cell) : view.offset(query.b, query.head, row));
   }
 
   void add(int64_t row, int64_t cell, float sum, float max, float count) const {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 // A strip: up to kStripKeys keys of a block's segments, as pointers to their rows. Runs, picked keys and odd lengths all look alike here, so the
-// product loops know nothing of plans. Included once by each kernel unit, after simd.h and product-inl.h.
+// product loops know nothing of plans.
 #include "tilewise/attend/cpu/block.h"
+#include "tilewise/machine/cpu/product-inl.h"
 
 namespace tilewise::attend::cpu::TILEWISE_TARGET {
 namespace {
@@ -123,7 +125,8 @@ TILEWISE_INLINE void find_keys(const Block& block, Strip& strip, float* scratch)
       strip.k[i] = row;
     } else if (is_copied) {
       float* const row = scratch + int64_t{i} * block.head_dim / Dtype::Op::kPerUnit;
-      __builtin_memcpy(row, static_cast<const typename Dtype::In*>(block.k) + element, static_cast<size_t>(block.head_dim) * sizeof(typename Dtype::In));
+      __builtin_memcpy(row, static_cast<const typename Dtype::In*>(block.k) + element,
+                       static_cast<size_t>(block.head_dim) * sizeof(typename Dtype::In));
       strip.k[i] = row;
     } else {
       strip.k[i] = units_at<typename Dtype::In>(block.k, element);
@@ -197,7 +200,8 @@ TILEWISE_INLINE void pack_queries(const Block& block, const Group& group, int ve
   const float* from = reinterpret_cast<const float*>(rows);
   int64_t stride = block.q_stride / Dtype::Op::kPerUnit;
   if constexpr (Dtype::kWidens) {
-    for (int i = 0; i < group.lanes; ++i) widen_row(reinterpret_cast<const uint16_t*>(rows) + i * block.q_stride, block.head_dim, scratch + i * units);
+    for (int i = 0; i < group.lanes; ++i)
+      widen_row(reinterpret_cast<const uint16_t*>(rows) + i * block.q_stride, block.head_dim, scratch + i * units);
     from = scratch;
     stride = units;
   } else if constexpr (Dtype::Op::kPerUnit == 2) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The functions of gemm.h, compiled once per target. A block of 64 lanes is 64 / kGroupLanes groups one behind the other, [channels][kGroupLanes] each.
 #include "tilewise/machine/cpu/gemm_table.h"
-#include "tilewise/machine/cpu/simd.h"
 #include "tilewise/machine/cpu/product-inl.h"
+#include "tilewise/machine/cpu/simd.h"
 
 namespace tilewise::machine::cpu::TILEWISE_TARGET {
 namespace {

@@ -20,7 +20,7 @@
 // All functions run in the calling thread, use current_target(), and are deterministic. Buffers need 4-byte alignment only (64 is faster).
 namespace tilewise::machine::cpu {
 
-inline constexpr int kLanes = 64;       // lanes of a block: packed operands are channels * 64 floats, scores [count, 64]
+inline constexpr int kLanes = 64;  // lanes of a block: packed operands are channels * 64 floats, scores [count, 64]
 inline constexpr int kRowMultiple = 8;  // `scores` is written for count rounded up to this; rows behind `count` hold no meaning
 
 /// Lays `count` (at most 64) rows of `channels` floats into lanes: channels * 64 floats, in an order that is the target's own; lanes behind are 0.
@@ -28,7 +28,8 @@ TILEWISE_API void pack_lanes(const float* rows, int64_t stride, int count, int64
 
 /// scores[i * 64 + lane] (+)= sum over c of rows[i][c] * (channel c of packed row `lane`), for i < count. `lanes`: only the first so many are needed
 /// (rounded up to a vector; lanes behind are left as they were).
-TILEWISE_API void multiply(const float* const* rows, int count, int64_t channels, const float* packed, float* scores, bool accumulate, int lanes = kLanes);
+TILEWISE_API void multiply(const float* const* rows, int count, int64_t channels, const float* packed, float* scores, bool accumulate,
+                           int lanes = kLanes);
 
 /// row_max[lane] = max(row_max[lane], scores[i][lane]), i < count. Start from -infinity.
 TILEWISE_API void max_lanes(const float* scores, int count, float* row_max);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops of peak.h, compiled once per target.
 #include "tilewise/machine/cpu/peak_table.h"
-#include "tilewise/machine/cpu/simd.h"
 #include "tilewise/machine/cpu/product-inl.h"
+#include "tilewise/machine/cpu/simd.h"
 
 namespace tilewise::machine::cpu::TILEWISE_TARGET {
 namespace {

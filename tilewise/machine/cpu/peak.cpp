@@ -27,8 +27,9 @@ double known_flop_per_cycle(Target target, Instruction instruction) {
   const std::string name = processor_name();
   const bool is_wide = target == Target::avx512 || target == Target::avx512bf16;
   if (target == Target::portable) return 0;
-  if (name.find("family 25") != std::string::npos) return instruction == Instruction::dot_bf16 ? 64 : 32;                  // Zen 3, Zen 4: 256-bit units
-  if (name.find("family 26") != std::string::npos) return instruction == Instruction::dot_bf16 ? 128 : is_wide ? 64 : 32;  // Zen 5, server: 512-bit units
+  if (name.find("family 25") != std::string::npos) return instruction == Instruction::dot_bf16 ? 64 : 32;  // Zen 3, Zen 4: 256-bit units
+  if (name.find("family 26") != std::string::npos)
+    return instruction == Instruction::dot_bf16 ? 128 : is_wide ? 64 : 32;  // Zen 5, server: 512-bit units
   return 0;
 }
 

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 // The one inner loop of the CPU kernels: R rows that lie anywhere, times V vectors of lanes. Rows are only broadcast, from where they lie; only the
-// lanes' operand is packed. No include guard: a unit includes it once, after simd.h.
+// lanes' operand is packed.
 //
 // Units are 32 bits: one f32, or two bf16 whose products are added (Bf16Dot). Everything is addressed through const float*.
+
+#include "tilewise/machine/cpu/simd.h"
 
 namespace tilewise::machine::cpu::TILEWISE_TARGET {
 namespace {

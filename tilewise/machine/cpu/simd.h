@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of 32-bit lanes, one inline function per instruction, one body per target. No include guard: a unit includes it once, after it has said
-// which target it is compiled for:
+#pragma once
+// Vectors of 32-bit lanes, one inline function per instruction, one body per target. A unit says which target it is compiled for before it
+// includes anything:
 //
 //   #define TILEWISE_TARGET avx2          // a namespace inside tilewise::machine::cpu
 //   #define TILEWISE_TARGET_LEVEL 1       // 0 portable, 1 avx2, 2 avx512, 3 avx512bf16

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 // The avx2 bodies of simd.h (AVX2, FMA). Included by it alone. What each function does stands in simd_avx512-inl.h.
 #include <immintrin.h>
 

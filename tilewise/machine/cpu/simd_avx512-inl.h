@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 // The avx512 and avx512bf16 bodies of simd.h (F, BW, DQ, VL; level 3 adds BF16). Included by it alone.
 #include <immintrin.h>
 
@@ -106,13 +107,15 @@ TILEWISE_INLINE void store_bf16_n(uint16_t* p, Vf x, int n) {
 #if TILEWISE_TARGET_LEVEL >= 3
 /// Two vectors rounded to bf16 and laid side by side: 32-bit lane i holds even[i] low, odd[i] high.
 TILEWISE_INLINE Vf narrow_pairs(Vf even, Vf odd) {
-  const Vi places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const Vi places =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, (Vi)_mm512_cvtne2ps_pbh(odd, even)));
 }
 
 /// Copies n bf16 of two rows, one beside the other: out[2 i] = even[i], out[2 i + 1] = odd[i].
 TILEWISE_INLINE void interleave_bf16(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) {
-  const Vi low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const Vi low =
+      _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const Vi high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   int i = 0;
   for (; i + 32 <= n; i += 32) {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 // The portable bodies of simd.h: the 16-byte vector extension of GCC and Clang, which every 64-bit machine has registers for. Included by simd.h
 // alone. What each function does stands in simd_avx512-inl.h.
 

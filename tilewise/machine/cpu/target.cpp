@@ -75,11 +75,12 @@ Target current_target() {
   if (text == nullptr || *text == '\0') return highest();
   for (const Target target : kTargets) {
     if (name(target) != text) continue;
-    check(target <= highest(), Error::Kind::unsupported, "TILEWISE_TARGET is ", text, ", which this machine cannot run; it can run: ",
-          names(available_targets()), "; unset it to use the highest");
+    check(target <= highest(), Error::Kind::unsupported, "TILEWISE_TARGET is ", text,
+          ", which this machine cannot run; it can run: ", names(available_targets()), "; unset it to use the highest");
     return target;
   }
-  fail(Error::Kind::value, "TILEWISE_TARGET is \"", text, "\", takes one of: ", names(kTargets), "; unset it to use the highest that this machine runs");
+  fail(Error::Kind::value, "TILEWISE_TARGET is \"", text, "\", takes one of: ", names(kTargets),
+       "; unset it to use the highest that this machine runs");
 }
 
 std::string processor_name() {
