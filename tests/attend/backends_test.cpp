@@ -2,6 +2,7 @@
 // Every backend but the reference, on every target that this machine has, against the reference over random plans and problems.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <string>
 
@@ -96,8 +97,8 @@ TEST(AttendBackends, PoisonOutsideOfARowChangesNothing) {
     options.plan.has_rows = false;
     options.has_out = options.has_lse = true;
     const ForwardProblem problem = make_problem(rng, options);
-    std::vector<int64_t> poisoned;
-    for (int i = 0; i < 6; ++i) poisoned.push_back(uniform(rng, 0, options.plan.seqlen_k - 1));
+    std::array<int64_t, 6> poisoned{};
+    for (int64_t& key : poisoned) key = uniform(rng, 0, options.plan.seqlen_k - 1);
     on_every_target([&](const std::string& target) {
       for (const Backend& backend : backends()) {
         if (backend.is_forced_only || backend.forward == nullptr || backend.forward_refusal(problem.params())) continue;

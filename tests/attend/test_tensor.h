@@ -75,9 +75,9 @@ class HostTensor {
     }
     const size_t bytes = static_cast<size_t>(step + kGuard * 2) * size_of(dtype);
     memory_ = std::make_shared<std::vector<unsigned char>>(bytes + 64, kPattern);
-    auto address = reinterpret_cast<uintptr_t>(memory_->data());
-    address = (address + 63) / 64 * 64 + static_cast<size_t>(kGuard) * size_of(dtype);
-    view = TensorView(reinterpret_cast<void*>(address), dtype, shape, strides);
+    const size_t past_line = reinterpret_cast<uintptr_t>(memory_->data()) % 64;
+    unsigned char* const first = memory_->data() + (past_line == 0 ? 0 : 64 - past_line) + static_cast<size_t>(kGuard) * size_of(dtype);
+    view = TensorView(first, dtype, shape, strides);
   }
 
   /// Whether every byte that is not an element still holds the pattern.

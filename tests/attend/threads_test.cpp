@@ -68,6 +68,7 @@ TEST(AttendThreads, SixteenCallersShareOnePlanAndOnePool) {
     const auto pool = make_thread_pool(4);
     std::atomic<int> wrong{0};
     std::vector<std::thread> callers;
+    callers.reserve(16);
     for (int caller = 0; caller < 16; ++caller) {
       callers.emplace_back([&, caller] {
         Context context;
