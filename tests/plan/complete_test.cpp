@@ -200,7 +200,8 @@ TEST(Complete, RefusesUntestedPairsThatTheMaskForbids) {
   int64_t begin[] = {0};
   int32_t count[] = {1}, start[] = {0}, stop[] = {64};
   plan->by_query.tile = 64;
-  plan->by_query.whole = {TensorView::of(begin, {1, 1, 1}), TensorView::of(count, {1, 1, 1}), TensorView::of(start, {1}), TensorView::of(stop, {1}), {}, 1};
+  plan->by_query.whole = {
+      TensorView::of(begin, {1, 1, 1}), TensorView::of(count, {1, 1, 1}), TensorView::of(start, {1}), TensorView::of(stop, {1}), {}, 1};
   EXPECT_THROW(complete(plan, context), Error);
 }
 

@@ -142,17 +142,20 @@ TEST(PlanFile, TrustsNothing) {
          extra.back().fill_zero();
          t.push_back({"extra", extra.back().view});
        }},
-      {"has 2 axes, takes 1", [&](auto& t, auto&, auto& extra) {
+      {"has 2 axes, takes 1",
+       [&](auto& t, auto&, auto& extra) {
          extra.emplace_back(host_memory(), Dtype::i32, Shape{2, 2});
          extra.back().fill_zero();
          find(t, "by_query.edge") = extra.back().view;
        }},
-      {"is f32, takes i32", [&](auto& t, auto&, auto& extra) {
+      {"is f32, takes i32",
+       [&](auto& t, auto&, auto& extra) {
          extra.emplace_back(host_memory(), Dtype::f32, Shape{4});
          extra.back().fill_zero();
          find(t, "by_query.edge") = extra.back().view;
        }},
-      {"without count or start", [](auto& t, auto&, auto&) { std::erase_if(t, [](const NamedTensor& x) { return x.name == "by_query.masked.count"; }); }},
+      {"without count or start",
+       [](auto& t, auto&, auto&) { std::erase_if(t, [](const NamedTensor& x) { return x.name == "by_query.masked.count"; }); }},
       {"is not valid", [&](auto& t, auto&, auto&) { find(t, "by_query.masked.stop").template data<int32_t>()[0] = 1000; }},
       {"is not valid", [&](auto& t, auto&, auto&) { find(t, "by_query.masked.begin").template data<int64_t>()[0] = int64_t{1} << 62; }},
       {"is not valid", [&](auto& t, auto&, auto&) { find(t, "order_k.token").template data<int32_t>()[0] = 1; }},

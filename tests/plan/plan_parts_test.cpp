@@ -123,11 +123,13 @@ TEST(DensePlan, ReadsWhatEachRowCanSee) {
     int64_t seqlen_q, seqlen_k;
     int tile;
   };
-  const std::vector<Case> cases{{{}, 200, 333, 64},        {{Mask::kAll, 0, 0}, 200, 200, 64}, {{Mask::kAll, 0, 0}, 150, 333, 128},
-                                {{99, 0, 0}, 300, 300, 64}, {{99, 0, 20}, 300, 300, 64},       {{30, 10, 70}, 190, 250, 32},
-                                {{Mask::kAll, 0, 0}, 200, 90, 64}, {{0, 0, 0}, 65, 65, 16},    {{-5, 30, 3}, 100, 140, 64}, {{4, -2, 9}, 100, 100, 16}};
+  const std::vector<Case> cases{
+      {{}, 200, 333, 64},          {{Mask::kAll, 0, 0}, 200, 200, 64}, {{Mask::kAll, 0, 0}, 150, 333, 128}, {{99, 0, 0}, 300, 300, 64},
+      {{99, 0, 20}, 300, 300, 64}, {{30, 10, 70}, 190, 250, 32},       {{Mask::kAll, 0, 0}, 200, 90, 64},   {{0, 0, 0}, 65, 65, 16},
+      {{-5, 30, 3}, 100, 140, 64}, {{4, -2, 9}, 100, 100, 16}};
   for (const Case& c : cases) {
-    const Plan plan = dense_plan({.seqlen_q = c.seqlen_q, .seqlen_k = c.seqlen_k, .tile = c.tile, .mask = {.bands = {c.band}}, .batch = 2, .heads_q = 3});
+    const Plan plan =
+        dense_plan({.seqlen_q = c.seqlen_q, .seqlen_k = c.seqlen_k, .tile = c.tile, .mask = {.bands = {c.band}}, .batch = 2, .heads_q = 3});
     EXPECT_FALSE(find_fault(plan, plan->mask).has_value()) << *find_fault(plan, plan->mask);
     EXPECT_DOUBLE_EQ(density(plan), 1.0);
     int64_t allowed = 0, dense = 0;
@@ -305,11 +307,14 @@ TEST(ContentHash, SeesMeaningNotLayout) {
   const std::shared_ptr<PlanData> past = clone(plan);  // bits past the row's 36 slots say nothing
   past->by_query.masked.rows.at<uint64_t>(0, 0) |= uint64_t{1} << 50;
   EXPECT_EQ(content_hash(plan), content_hash(past));
-  const std::vector<std::function<void(PlanData&)>> changes{
-      [](PlanData& d) { d.mask = Mask::causal(); },           [](PlanData& d) { d.dense_reads += 1; },
-      [](PlanData& d) { d.pools = {2}; },                     [](PlanData& d) { d.mask.bands[0].sink = 1; },
-      [](PlanData& d) { d.batch = 2; },                       [](PlanData& d) { d.by_query.masked.rows.at<uint64_t>(0, 0) = 0x7f; },
-      [](PlanData& d) { d.by_query.masked = d.by_query.whole; }, [](PlanData& d) { d.seqlen_k = 201; }};
+  const std::vector<std::function<void(PlanData&)>> changes{[](PlanData& d) { d.mask = Mask::causal(); },
+                                                            [](PlanData& d) { d.dense_reads += 1; },
+                                                            [](PlanData& d) { d.pools = {2}; },
+                                                            [](PlanData& d) { d.mask.bands[0].sink = 1; },
+                                                            [](PlanData& d) { d.batch = 2; },
+                                                            [](PlanData& d) { d.by_query.masked.rows.at<uint64_t>(0, 0) = 0x7f; },
+                                                            [](PlanData& d) { d.by_query.masked = d.by_query.whole; },
+                                                            [](PlanData& d) { d.seqlen_k = 201; }};
   for (const auto& change : changes) {
     const std::shared_ptr<PlanData> data = clone(plan);
     change(*data);

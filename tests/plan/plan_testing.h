@@ -14,7 +14,8 @@ inline std::shared_ptr<PlanData> clone(const Plan& plan) {
   const auto copy = [&](const TensorView& view) {
     if (!view.has_value()) return TensorView{};
     Tensor tensor(host_memory(), view.dtype(), view.shape());
-    if (view.numel() > 0) std::memcpy(tensor.view.raw(), view.raw(), static_cast<size_t>(view.numel()) * size_of(view.dtype()));  // all are contiguous here
+    if (view.numel() > 0)
+      std::memcpy(tensor.view.raw(), view.raw(), static_cast<size_t>(view.numel()) * size_of(view.dtype()));  // all are contiguous here
     data->memory.push_back(std::move(tensor.buffer));
     return tensor.view;
   };

@@ -129,7 +129,11 @@ TEST(Validate, NamesEveryCorruption) {
       {"by_query.picked row 1", [](PlanData& d) { d.by_query.picked.begin.at<int64_t>(0, 0, 1) = -1; }},
       {"by_query.whole row 3", [](PlanData& d) { d.by_query.whole.count.at<int32_t>(0, 1, 3) = -2; }},
       {"before the end of the run ahead", [](PlanData& d) { d.by_query.whole.count.at<int32_t>(0, 0, 1) = 3; }},
-      {"overlap at", [](PlanData& d) { d.by_query.picked.count.at<int32_t>(0, 0, 1) = 1; d.by_query.picked.begin.at<int64_t>(0, 1, 1) = 0; }},
+      {"overlap at",
+       [](PlanData& d) {
+         d.by_query.picked.count.at<int32_t>(0, 0, 1) = 1;
+         d.by_query.picked.begin.at<int64_t>(0, 1, 1) = 0;
+       }},
       {"starts at -4", [&](PlanData& d) { at(d.by_query.whole.start, 0) = -4; }},
       {"starts at 200", [&](PlanData& d) { at(d.by_query.whole.start, 1) = 200; }},
       {"before the end of the run ahead", [&](PlanData& d) { at(d.by_query.whole.start, 1) = 20; }},
@@ -162,16 +166,19 @@ TEST(Validate, NamesEveryCorruption) {
       {"stride of 1 to window", [](PlanData& d) { d.mask = {.bands = {}, .spans = {}, .grids = {{{200, 3, 4, 1, false}}}}; }},
       {"window x dilation", [](PlanData& d) { d.mask = {.bands = {}, .spans = {}, .grids = {{{200, 101, 1, 2, false}}}}; }},
       {"the grid takes tokens [5, 205)", [](PlanData& d) { d.mask = {.bands = {}, .spans = {}, .grids = {{{200, 3, 1, 1, false}}}, .first = 5}; }},
-      {"takes spans within", [](PlanData& d) {
+      {"takes spans within",
+       [](PlanData& d) {
          set_mask_spans(d);
          d.mask.spans.at<int32_t>(0, 0, 7, 1) = 201;
        }},
-      {"mask.spans is", [](PlanData& d) {
+      {"mask.spans is",
+       [](PlanData& d) {
          set_mask_spans(d);
          d.mask.spans = d.mask.spans.slice(2, 0, 100);
        }},
       {"a pool has groups of 1", [](PlanData& d) { d.pools = {1}; }},
-      {"passes the border of a pool", [](PlanData& d) {
+      {"passes the border of a pool",
+       [](PlanData& d) {
          d.pools = {4};
          d.by_key.edge = {};
          d.by_key.tile = 64;
@@ -179,7 +186,8 @@ TEST(Validate, NamesEveryCorruption) {
          d.by_key.whole = d.by_query.whole;
        }},
       {"has arrays but no begin", [](PlanData& d) { d.by_query.picked.begin = {}; }},
-      {"status reports fault 3", [](PlanData& d) {
+      {"status reports fault 3",
+       [](PlanData& d) {
          const std::vector<int32_t> status{0, 3};
          d.by_query.status = plan::own(status.data(), {2}, host_memory(), d);
        }},
@@ -191,7 +199,9 @@ TEST(Validate, NamesEveryCorruption) {
       {"a second time", [&](PlanData& d) { at(d.order_q.token, 1) = at(d.order_q.token, 0); }},
       {"holds 59 of 60 tokens", [&](PlanData& d) { at(d.order_q.token, 0) = -1; }},
       {"order_k.token is", [](PlanData& d) { d.order_k.token = d.order_k.token.slice(2, 0, 59); }},
-      {"holds a padding slot", [&](PlanData& d) { d.by_query.masked.grain = 1;
+      {"holds a padding slot",
+       [&](PlanData& d) {
+         d.by_query.masked.grain = 1;
          at(d.by_query.whole.stop, 0) = 24;
          at(d.by_query.masked.start, 0) = 24;
        }},

@@ -24,8 +24,8 @@ class RunCollector {
   void add(int64_t row, Kind kind, int64_t start, int64_t stop, std::span<const uint64_t> bits, bool may_join = true);
 
  private:
-  friend Lists pack(std::span<const RunCollector> groups, int64_t batch, int tile, const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory,
-                    PlanData& plan);
+  friend Lists pack(std::span<const RunCollector> groups, int64_t batch, int tile, const std::vector<int32_t>& edge,
+                    const std::shared_ptr<Memory>& memory, PlanData& plan);
   struct Entry {
     int64_t row;
     int32_t start, stop;

@@ -32,7 +32,9 @@ uint64_t hash_list(const PlanData& data, const Lists& lists, const RunList& list
   for (int64_t row = 0; row < plan::num_rows(lists, slots); ++row) {
     const int64_t length = plan::row_last(lists, row, slots) - plan::row_first(lists, row);
     const plan::Runs runs = plan::runs_of(list, b, head, data.heads_q, row);
-    const auto stop_of = [&](int i) { return plan::run_stop(runs, i, list.grain, is_by_query ? plan::part_end(data, runs.start[i]) : plan::slots_q(data)); };
+    const auto stop_of = [&](int i) {
+      return plan::run_stop(runs, i, list.grain, is_by_query ? plan::part_end(data, runs.start[i]) : plan::slots_q(data));
+    };
     for (int i = 0; i < runs.count;) {
       const plan::RowBits bits = plan::moved_bits(runs, i, 0, length, 0);
       const int64_t start = runs.start[i];
@@ -87,7 +89,8 @@ uint64_t content_hash(const Plan& plan) {
   const bool is_by_query = data.by_query.has_runs() || !data.by_key.has_runs();
   const Lists& lists = is_by_query ? data.by_query : data.by_key;
   Hash hash;
-  for (const int64_t value : {data.seqlen_q, data.seqlen_k, data.dense_reads, data.batch, int64_t{data.heads_q}, int64_t{is_by_query}, int64_t{lists.tile}}) {
+  for (const int64_t value :
+       {data.seqlen_q, data.seqlen_k, data.dense_reads, data.batch, int64_t{data.heads_q}, int64_t{is_by_query}, int64_t{lists.tile}}) {
     hash.add_signed(value);
   }
   const int64_t slots = is_by_query ? plan::slots_q(data) : plan::slots_k_with_pools(data);
@@ -128,7 +131,8 @@ uint64_t content_hash(const Plan& plan) {
         if (is_new && order->token.has_value()) {
           Hash tokens;
           for (int64_t slot = 0; slot < order->token.dim(2); ++slot) {
-            tokens.add_signed(order->token.at<int32_t>(plan::batch_index(order->token, b), plan::group_index(order->token, head, data.heads_q), slot));
+            tokens.add_signed(
+                order->token.at<int32_t>(plan::batch_index(order->token, b), plan::group_index(order->token, head, data.heads_q), slot));
           }
           at->second = tokens.value();
         }

@@ -12,7 +12,8 @@ struct Fault {
 
 template <class... Parts>
 void require(bool holds, const Parts&... parts) {
-  if (holds) [[likely]] return;
+  if (holds) [[likely]]
+    return;
   std::ostringstream text;
   (text << ... << parts);
   throw Fault{text.str()};

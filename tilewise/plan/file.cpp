@@ -152,7 +152,8 @@ class Reader {
     order.boxes.emplace();
     const std::array<std::vector<int>*, 3> parts{&order.boxes->grid, &order.boxes->box, &order.boxes->dilation};
     for (size_t part = 0; part < 3; ++part) {
-      for (int64_t axis = 0; axis < shape[1]; ++axis) parts[part]->push_back(static_cast<int>(boxes[part * static_cast<size_t>(shape[1]) + static_cast<size_t>(axis)]));
+      for (int64_t axis = 0; axis < shape[1]; ++axis)
+        parts[part]->push_back(static_cast<int>(boxes[part * static_cast<size_t>(shape[1]) + static_cast<size_t>(axis)]));
     }
     return order;
   }
@@ -210,7 +211,8 @@ void save_plan(const Plan& plan, const std::string& path) {
     for (const Mask::Axis& axis : grid) grids.insert(grids.end(), {axis.length, axis.window, axis.stride, axis.dilation, axis.is_causal ? 1 : 0});
   }
   if (!grids.empty()) writer.add("mask.grids", std::move(grids), {length(data.mask.grids), length(data.mask.grids[0]), 5});
-  if (!data.mask.head_class.empty()) writer.add("mask.head_class", {data.mask.head_class.begin(), data.mask.head_class.end()}, {length(data.mask.head_class)});
+  if (!data.mask.head_class.empty())
+    writer.add("mask.head_class", {data.mask.head_class.begin(), data.mask.head_class.end()}, {length(data.mask.head_class)});
 
   SafetensorsMetadata metadata;
   metadata["format"] = kFormat;
@@ -236,7 +238,8 @@ Plan load_plan(const std::string& path, const std::shared_ptr<Memory>& memory) {
   data->dense_reads = reader.number("dense_reads");
   data->batch = reader.number("batch");
   const int64_t heads_q = reader.number("heads_q");
-  reader.require(data->seqlen_q >= 0 && data->seqlen_k >= 0 && data->batch >= 1 && heads_q >= 1 && heads_q <= (1 << 24) && data->batch <= (1 << 24) && data->batch * heads_q <= (1 << 24),
+  reader.require(data->seqlen_q >= 0 && data->seqlen_k >= 0 && data->batch >= 1 && heads_q >= 1 && heads_q <= (1 << 24) && data->batch <= (1 << 24) &&
+                     data->batch * heads_q <= (1 << 24),
                  "its sizes are out of range: batch ", data->batch, ", heads_q ", heads_q, ", lengths ", data->seqlen_q, " and ", data->seqlen_k);
   data->heads_q = static_cast<int>(heads_q);
   data->by_query = reader.lists("by_query", *data);
@@ -251,7 +254,8 @@ Plan load_plan(const std::string& path, const std::shared_ptr<Memory>& memory) {
   const auto fault = find_fault(plan);
   reader.require(!fault.has_value(), "its plan is not valid: ", fault.value_or(""));
   const std::string hash = reader.text("hash");
-  reader.require(hash == content_hash_text(plan), "its contents have the hash ", content_hash_text(plan), ", it says ", hash, "; the file is damaged");
+  reader.require(hash == content_hash_text(plan), "its contents have the hash ", content_hash_text(plan), ", it says ", hash,
+                 "; the file is damaged");
   return plan;
 }
 

@@ -32,13 +32,13 @@ void check_parts(std::span<const Plan> plans, std::span<const int> plan_of_head)
   check(static_cast<int>(plan_of_head.size()) == first.heads_q, Error::Kind::value, "combine_heads: plan_of_head names ", plan_of_head.size(),
         " heads, the plans have ", first.heads_q);
   for (size_t head = 0; head < plan_of_head.size(); ++head) {
-    check(plan_of_head[head] >= 0 && plan_of_head[head] < static_cast<int>(plans.size()), Error::Kind::value, "combine_heads: head ", head, " takes plan ",
-          plan_of_head[head], " of ", plans.size());
+    check(plan_of_head[head] >= 0 && plan_of_head[head] < static_cast<int>(plans.size()), Error::Kind::value, "combine_heads: head ", head,
+          " takes plan ", plan_of_head[head], " of ", plans.size());
   }
   for (const Plan& plan : plans) {
     check(plan->seqlen_q == first.seqlen_q && plan->seqlen_k == first.seqlen_k && plan->batch == first.batch && plan->heads_q == first.heads_q,
-          Error::Kind::value, "combine_heads: plans differ in size: ", plan->batch, " x ", plan->heads_q, " heads, ", plan->seqlen_q, " x ", plan->seqlen_k,
-          " tokens beside ", first.batch, " x ", first.heads_q, ", ", first.seqlen_q, " x ", first.seqlen_k);
+          Error::Kind::value, "combine_heads: plans differ in size: ", plan->batch, " x ", plan->heads_q, " heads, ", plan->seqlen_q, " x ",
+          plan->seqlen_k, " tokens beside ", first.batch, " x ", first.heads_q, ", ", first.seqlen_q, " x ", first.seqlen_k);
     check(!plan->mask.bands.empty(), Error::Kind::unsupported, "combine_heads: only plans whose mask is made of bands can be combined");
     check(plan->pools == first.pools && are_equal(plan->order_q.token, first.order_q.token) && are_equal(plan->order_k.token, first.order_k.token),
           Error::Kind::unsupported, "combine_heads: the plans differ in orders or pools; one launch has one of each");
@@ -46,7 +46,8 @@ void check_parts(std::span<const Plan> plans, std::span<const int> plan_of_head)
 }
 
 /// One list of one direction, put together head by head.
-RunList join(std::span<const Plan> plans, std::span<const int> plan_of_head, RunList Lists::* member, int64_t num_rows, Context& context, PlanData& out) {
+RunList join(std::span<const Plan> plans, std::span<const int> plan_of_head, RunList Lists::* member, int64_t num_rows, Context& context,
+             PlanData& out) {
   const PlanData& first = *plans[0];
   const int heads = first.heads_q;
   const int64_t batch = first.batch;
@@ -109,7 +110,8 @@ Plan combine_heads(std::span<const Plan> plans, std::span<const int> plan_of_hea
   check_parts(plans, plan_of_head);
   int tile = plans[0]->by_query.tile;
   for (const Plan& plan : plans) {
-    check(plan->by_query.has_runs() || !plan->by_key.has_runs(), Error::Kind::unsupported, "combine_heads: a plan has by_key alone; complete() it first");
+    check(plan->by_query.has_runs() || !plan->by_key.has_runs(), Error::Kind::unsupported,
+          "combine_heads: a plan has by_key alone; complete() it first");
     tile = std::min(tile, plan->by_query.tile);
   }
   std::vector<Plan> fine;

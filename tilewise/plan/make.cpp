@@ -28,8 +28,10 @@ DenseRow dense_row(const Mask::Band& band, int64_t first, int64_t last, int64_t 
   DenseRow row;
   const auto append = [](std::vector<Run>& runs, int64_t start, int64_t stop) {
     if (start >= stop) return;
-    if (!runs.empty() && runs.back().stop == start) runs.back().stop = static_cast<int32_t>(stop);
-    else runs.push_back({static_cast<int32_t>(start), static_cast<int32_t>(stop), {}});
+    if (!runs.empty() && runs.back().stop == start)
+      runs.back().stop = static_cast<int32_t>(stop);
+    else
+      runs.push_back({static_cast<int32_t>(start), static_cast<int32_t>(stop), {}});
   };
   std::vector<Run> whole;
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
@@ -37,8 +39,10 @@ DenseRow dense_row(const Mask::Band& band, int64_t first, int64_t last, int64_t 
     if (start == stop) continue;
     const bool is_all = start < sink_all || (start >= low(last) && start < high(first));
     const bool is_any = start < sink_any || (start >= low(first) && start < high(last));
-    if (is_all) append(whole, start, stop);
-    else if (is_any) append(row.runs.masked, start, stop);
+    if (is_all)
+      append(whole, start, stop);
+    else if (is_any)
+      append(row.runs.masked, start, stop);
     row.keys += is_any ? stop - start : 0;
   }
   for (const Run& run : whole) {
@@ -76,7 +80,8 @@ Plan dense_plan(const DensePlanParams& params, const std::shared_ptr<Memory>& me
   const int64_t rows = (params.seqlen_q + params.tile - 1) / params.tile;
   std::vector<int> first_head_of(16, -1);  // of each class
   bool is_one_class = true;
-  for (int head = 0; head < params.heads_q; ++head) is_one_class = is_one_class && plan::head_class(data.mask, head) == plan::head_class(data.mask, 0);
+  for (int head = 0; head < params.heads_q; ++head)
+    is_one_class = is_one_class && plan::head_class(data.mask, head) == plan::head_class(data.mask, 0);
   const int groups = is_one_class ? 1 : params.heads_q;
   ListsBuilder builder(params.tile, 1, groups, rows);
   std::vector<int64_t> reads_of(16, 0);

@@ -22,7 +22,8 @@ std::string text(const Parts&... parts) {
 std::array<int32_t, 4> span_of(const Mask& mask, int head, int64_t b, int64_t q) {
   const int64_t bi = mask.spans.dim(1) == 1 ? 0 : b;
   const int c = head_class(mask, head);
-  return {mask.spans.at<int32_t>(c, bi, q, 0), mask.spans.at<int32_t>(c, bi, q, 1), mask.spans.at<int32_t>(c, bi, q, 2), mask.spans.at<int32_t>(c, bi, q, 3)};
+  return {mask.spans.at<int32_t>(c, bi, q, 0), mask.spans.at<int32_t>(c, bi, q, 1), mask.spans.at<int32_t>(c, bi, q, 2),
+          mask.spans.at<int32_t>(c, bi, q, 3)};
 }
 
 int64_t cells(const std::vector<Mask::Axis>& grid) {
@@ -124,7 +125,8 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
   if (forms != 1) return text("the mask has ", forms, " forms, takes one of bands, spans and grids");
   if (mask.spans.has_value()) {
     const TensorView& spans = mask.spans;
-    if (spans.dtype() != Dtype::i32 || spans.rank() != 4 || (spans.dim(1) != 1 && spans.dim(1) != batch) || spans.dim(2) != seqlen_q || spans.dim(3) != 4) {
+    if (spans.dtype() != Dtype::i32 || spans.rank() != 4 || (spans.dim(1) != 1 && spans.dim(1) != batch) || spans.dim(2) != seqlen_q ||
+        spans.dim(3) != 4) {
       return text("mask.spans is ", spans.dtype(), " ", spans.shape(), ", takes i32 [C, 1 or ", batch, ", ", seqlen_q, ", 4]");
     }
   }
@@ -139,7 +141,8 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
   for (const Mask::Band& band : mask.bands) {
     const auto is_side = [](int64_t side) { return side == Mask::kAll || (side >= -kLimit && side <= kLimit); };
     if (!is_side(band.left) || !is_side(band.right) || band.sink < 0 || band.sink > kLimit) {
-      return text("a band has left ", band.left, ", right ", band.right, ", sink ", band.sink, ", takes sides of at most 2^40 (or Mask::kAll) and a sink of 0 to 2^40");
+      return text("a band has left ", band.left, ", right ", band.right, ", sink ", band.sink,
+                  ", takes sides of at most 2^40 (or Mask::kAll) and a sink of 0 to 2^40");
     }
   }
   if (mask.spans.has_value()) {
@@ -148,14 +151,16 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
         for (int64_t q = 0; q < seqlen_q; ++q) {
           for (int64_t part = 0; part < 4; part += 2) {
             const int64_t start = mask.spans.at<int32_t>(c, b, q, part), stop = mask.spans.at<int32_t>(c, b, q, part + 1);
-            if (start < 0 || start > stop || stop > seqlen_k) return text("query ", q, " has the span [", start, ", ", stop, "), takes spans within [0, ", seqlen_k, ")");
+            if (start < 0 || start > stop || stop > seqlen_k)
+              return text("query ", q, " has the span [", start, ", ", stop, "), takes spans within [0, ", seqlen_k, ")");
           }
         }
       }
     }
   }
   for (const std::vector<Mask::Axis>& grid : mask.grids) {
-    if (grid.empty() || grid.size() > 4 || grid.size() != mask.grids[0].size()) return text("a grid has ", grid.size(), " axes, takes 1 to 4, the same in every class");
+    if (grid.empty() || grid.size() > 4 || grid.size() != mask.grids[0].size())
+      return text("a grid has ", grid.size(), " axes, takes 1 to 4, the same in every class");
     int64_t total = 1;
     for (const Mask::Axis& axis : grid) {
       const bool is_axis = axis.length >= 1 && axis.dilation >= 1 && axis.window >= 1 && axis.stride >= 1 && axis.stride <= axis.window &&
@@ -167,7 +172,8 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
       total *= axis.length;
       if (total > seqlen_k) break;
     }
-    if (mask.first < 0 || mask.first + total > seqlen_k) return text("the grid takes tokens [", mask.first, ", ", mask.first + total, "), there are ", seqlen_k);
+    if (mask.first < 0 || mask.first + total > seqlen_k)
+      return text("the grid takes tokens [", mask.first, ", ", mask.first + total, "), there are ", seqlen_k);
   }
   return std::nullopt;
 }

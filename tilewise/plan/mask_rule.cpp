@@ -19,8 +19,8 @@ MaskRule::MaskRule(const PlanData& plan, int64_t b, std::vector<int> heads) : pl
 }
 
 void MaskRule::check_tokens(int head, int64_t q0, int64_t q1, int64_t k0, int64_t k1) const {
-  check(sees_all(plan_, b_, head, q0, q1, k0, k1), Error::Kind::value, "plan: head ", head, " reads keys [", k0, ", ", k1, ") for queries [", q0, ", ", q1,
-        ") without a test, but the plan's own mask forbids a pair of them; put the run into `masked` or widen the mask");
+  check(sees_all(plan_, b_, head, q0, q1, k0, k1), Error::Kind::value, "plan: head ", head, " reads keys [", k0, ", ", k1, ") for queries [", q0,
+        ", ", q1, ") without a test, but the plan's own mask forbids a pair of them; put the run into `masked` or widen the mask");
 }
 
 void MaskRule::check_rectangle(const Axis& queries, int64_t q0, int64_t q1, const uint64_t* bits, const Axis& keys, int64_t k0, int64_t k1) const {
@@ -43,7 +43,8 @@ void MaskRule::check_rectangle(const Axis& queries, int64_t q0, int64_t q1, cons
   }
 }
 
-void MaskRule::check_rectangle_by_key(const Axis& queries, int64_t q0, int64_t q1, const Axis& keys, int64_t k0, int64_t k1, const uint64_t* bits) const {
+void MaskRule::check_rectangle_by_key(const Axis& queries, int64_t q0, int64_t q1, const Axis& keys, int64_t k0, int64_t k1,
+                                      const uint64_t* bits) const {
   if (bits == nullptr) {
     check_rectangle(queries, q0, q1, nullptr, keys, k0, k1);
     return;

@@ -72,7 +72,8 @@ void Packer::add(Kind kind, int64_t index, int64_t slots, std::vector<PackedRun>
       for (int32_t slot = start; slot < stop; ++slot) append(slot, slot + 1, bits);
       continue;
     }
-    while (joins_touching && i < runs.size() && runs[i].start == stop && !std::binary_search(ends_.begin(), ends_.end(), stop) && real_bits(runs[i]) == bits) {
+    while (joins_touching && i < runs.size() && runs[i].start == stop && !std::binary_search(ends_.begin(), ends_.end(), stop) &&
+           real_bits(runs[i]) == bits) {
       stop = runs[i++].stop;
     }
     append(start, stop, bits);

@@ -229,7 +229,8 @@ class Retiler {
   }
 
   /// Untested pairs that become tested ones must pass the test.
-  void check_moved(const Piece& piece, const NewRow& row, int64_t start, int64_t stop, const MaskRule& rule, const Axis& queries, const Axis& keys) const {
+  void check_moved(const Piece& piece, const NewRow& row, int64_t start, int64_t stop, const MaskRule& rule, const Axis& queries,
+                   const Axis& keys) const {
     const int64_t first = row.first + piece.offset, last = first + piece.length;
     if (is_by_query_) {
       rule.check_rectangle(queries, first, last, piece.bits, keys, start, stop);
@@ -266,13 +267,15 @@ Plan retile(const Plan& plan, Context& context, int tile_q, int tile_k) {
 
 Plan refine(const Plan& plan, Context& context, int tile) {
   check(plan != nullptr, Error::Kind::value, "refine: the plan is null; make one with a method or load one");
-  check(tile <= plan->by_query.tile, Error::Kind::value, "refine: tile ", tile, " is above the plan's ", plan->by_query.tile, "; coarsen() makes taller rows");
+  check(tile <= plan->by_query.tile, Error::Kind::value, "refine: tile ", tile, " is above the plan's ", plan->by_query.tile,
+        "; coarsen() makes taller rows");
   return retile(plan, context, tile);
 }
 
 Plan coarsen(const Plan& plan, Context& context, int tile) {
   check(plan != nullptr, Error::Kind::value, "coarsen: the plan is null; make one with a method or load one");
-  check(tile >= plan->by_query.tile, Error::Kind::value, "coarsen: tile ", tile, " is below the plan's ", plan->by_query.tile, "; refine() makes finer rows");
+  check(tile >= plan->by_query.tile, Error::Kind::value, "coarsen: tile ", tile, " is below the plan's ", plan->by_query.tile,
+        "; refine() makes finer rows");
   return retile(plan, context, tile);
 }
 

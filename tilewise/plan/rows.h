@@ -63,9 +63,7 @@ inline int64_t part_end(const PlanData& plan, int64_t slot) {
 inline int64_t num_rows(const Lists& lists, int64_t slots) {
   return lists.edge.has_value() ? lists.edge.dim(0) - 1 : (slots + lists.tile - 1) / lists.tile;
 }
-inline int64_t row_first(const Lists& lists, int64_t row) {
-  return lists.edge.has_value() ? lists.edge.at<int32_t>(row) : row * lists.tile;
-}
+inline int64_t row_first(const Lists& lists, int64_t row) { return lists.edge.has_value() ? lists.edge.at<int32_t>(row) : row * lists.tile; }
 inline int64_t row_last(const Lists& lists, int64_t row, int64_t slots) {  // first slot past the row
   return lists.edge.has_value() ? lists.edge.at<int32_t>(row + 1) : std::min<int64_t>(slots, (row + 1) * lists.tile);
 }

@@ -26,9 +26,11 @@ void require_order(const char* name, const Order& order, const PlanData& data, i
     return;
   }
   const TensorView& token = order.token;
-  require(token.device().type == Device::Type::cpu && token.dtype() == Dtype::i32 && token.rank() == 3 && (token.dim(0) == 1 || token.dim(0) == data.batch) &&
-              token.dim(1) >= 1 && data.heads_q % token.dim(1) == 0 && token.dim(2) >= seqlen && token.dim(2) <= INT32_MAX,
-          name, ".token is ", token.dtype(), " ", token.shape(), ", takes i32 [1 or ", data.batch, ", a divisor of ", data.heads_q, ", at least ", seqlen, "]");
+  require(token.device().type == Device::Type::cpu && token.dtype() == Dtype::i32 && token.rank() == 3 &&
+              (token.dim(0) == 1 || token.dim(0) == data.batch) && token.dim(1) >= 1 && data.heads_q % token.dim(1) == 0 && token.dim(2) >= seqlen &&
+              token.dim(2) <= INT32_MAX,
+          name, ".token is ", token.dtype(), " ", token.shape(), ", takes i32 [1 or ", data.batch, ", a divisor of ", data.heads_q, ", at least ",
+          seqlen, "]");
   std::vector<uint8_t> is_held;
   for (int64_t b = 0; b < token.dim(0); ++b) {
     for (int64_t g = 0; g < token.dim(1); ++g) {
@@ -47,19 +49,19 @@ void require_order(const char* name, const Order& order, const PlanData& data, i
   }
   if (!order.boxes.has_value()) return;
   const BoxOrder& boxes = *order.boxes;
-  require(!boxes.grid.empty() && boxes.box.size() == boxes.grid.size() && boxes.dilation.size() == boxes.grid.size(), name, ".boxes has ", boxes.grid.size(),
-          " axes of grid, ", boxes.box.size(), " of box, ", boxes.dilation.size(), " of dilation; takes as many of each");
+  require(!boxes.grid.empty() && boxes.box.size() == boxes.grid.size() && boxes.dilation.size() == boxes.grid.size(), name, ".boxes has ",
+          boxes.grid.size(), " axes of grid, ", boxes.box.size(), " of box, ", boxes.dilation.size(), " of dilation; takes as many of each");
   for (size_t axis = 0; axis < boxes.grid.size(); ++axis) {
-    require(boxes.grid[axis] >= 1 && boxes.box[axis] >= 1 && boxes.dilation[axis] >= 1, name, ".boxes axis ", axis, " has grid ", boxes.grid[axis], ", box ",
-            boxes.box[axis], ", dilation ", boxes.dilation[axis], "; takes at least 1");
+    require(boxes.grid[axis] >= 1 && boxes.box[axis] >= 1 && boxes.dilation[axis] >= 1, name, ".boxes axis ", axis, " has grid ", boxes.grid[axis],
+            ", box ", boxes.box[axis], ", dilation ", boxes.dilation[axis], "; takes at least 1");
   }
 }
 
 void require_structure(const PlanData& data) {
-  require(data.seqlen_q >= 0 && data.seqlen_k >= 0 && data.seqlen_q <= INT32_MAX && data.seqlen_k <= INT32_MAX, "seqlen_q is ", data.seqlen_q, " and seqlen_k ",
-          data.seqlen_k, ", takes 0 to 2^31 - 1");
-  require(data.batch >= 1 && data.heads_q >= 1 && data.dense_reads >= 0, "batch is ", data.batch, ", heads_q ", data.heads_q, ", dense_reads ", data.dense_reads,
-          "; takes at least 1, 1 and 0");
+  require(data.seqlen_q >= 0 && data.seqlen_k >= 0 && data.seqlen_q <= INT32_MAX && data.seqlen_k <= INT32_MAX, "seqlen_q is ", data.seqlen_q,
+          " and seqlen_k ", data.seqlen_k, ", takes 0 to 2^31 - 1");
+  require(data.batch >= 1 && data.heads_q >= 1 && data.dense_reads >= 0, "batch is ", data.batch, ", heads_q ", data.heads_q, ", dense_reads ",
+          data.dense_reads, "; takes at least 1, 1 and 0");
   require_order("order_q", data.order_q, data, data.seqlen_q);
   require_order("order_k", data.order_k, data, data.seqlen_k);
   for (const int group : data.pools) require(group >= 2, "a pool has groups of ", group, " slots, takes at least 2");
@@ -121,8 +123,10 @@ class PairsCheck {
           const int64_t stop = plan::run_stop(runs, i, list->grain, end);
           for (int64_t slot = first; slot < last; ++slot) {
             if (rows.token(slot) < 0 || !plan::reads(runs, i, slot - first)) continue;
-            if (is_by_query_) require_keys(mask, whose, slot, runs.start[i], stop, is_tested);
-            else require_queries(mask, whose, slot, runs.start[i], stop, is_tested);
+            if (is_by_query_)
+              require_keys(mask, whose, slot, runs.start[i], stop, is_tested);
+            else
+              require_queries(mask, whose, slot, runs.start[i], stop, is_tested);
           }
         }
       }
@@ -158,8 +162,8 @@ class PairsCheck {
     const int64_t query = queries_.token(query_slot), key = keys_.token(key_slot);
     if (query < 0 || key < 0) return;
     if (is_tested && !plan::allows(data_.mask, head_, b_, query, key, shift_)) return;
-    require(plan::allows(mask, head_, b_, query, key, shift_), is_by_query_ ? "by_query" : "by_key", " lets query ", query, " of head ", head_, " read key ", key,
-            ", which ", whose, " forbids");
+    require(plan::allows(mask, head_, b_, query, key, shift_), is_by_query_ ? "by_query" : "by_key", " lets query ", query, " of head ", head_,
+            " read key ", key, ", which ", whose, " forbids");
   }
 
   const PlanData& data_;
@@ -193,7 +197,8 @@ const PlanData& data_of(const Plan& plan) {
   check(plan != nullptr, Error::Kind::value, "validate: the plan is null; make one with a method or load one");
   for (const TensorView* view : {&plan->by_query.whole.begin, &plan->by_query.masked.begin, &plan->by_query.picked.begin, &plan->by_key.whole.begin,
                                  &plan->by_key.masked.begin, &plan->by_key.picked.begin}) {
-    check(view->device().type == Device::Type::cpu, Error::Kind::unsupported, "validate: the plan lies on ", view->device(), ", takes one on the host");
+    check(view->device().type == Device::Type::cpu, Error::Kind::unsupported, "validate: the plan lies on ", view->device(),
+          ", takes one on the host");
   }
   return *plan;
 }

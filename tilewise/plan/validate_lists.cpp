@@ -58,36 +58,38 @@ class ListsCheck {
   void require_edge() {
     if (lists_.edge.has_value()) {
       const TensorView& edge = lists_.edge;
-      require(edge.device().type == Device::Type::cpu && edge.dtype() == Dtype::i32 && edge.rank() == 1 && edge.dim(0) >= 1 && edge.is_contiguous(), name(),
-              ".edge is ", edge.dtype(), " ", edge.shape(), ", takes contiguous i32 [T + 1]");
+      require(edge.device().type == Device::Type::cpu && edge.dtype() == Dtype::i32 && edge.rank() == 1 && edge.dim(0) >= 1 && edge.is_contiguous(),
+              name(), ".edge is ", edge.dtype(), " ", edge.shape(), ", takes contiguous i32 [T + 1]");
       require(edge.at<int32_t>(0) == 0 && edge.at<int32_t>(edge.dim(0) - 1) == slots_, name(), ".edge goes from ", edge.at<int32_t>(0), " to ",
               edge.at<int32_t>(edge.dim(0) - 1), ", takes 0 to ", slots_, " slots");
     }
     num_rows_ = num_rows(lists_, slots_);
     for (int64_t row = 0; row < num_rows_; ++row) {
       const int64_t first = row_first(lists_, row), last = row_last(lists_, row, slots_);
-      require(first < last && last - first <= lists_.tile && last <= slots_, name(), " row ", row, " is [", first, ", ", last, "), takes 1 to ", lists_.tile,
-              " slots within [0, ", slots_, ")");
-      require(is_by_query_ || part_end(plan_, first) >= last, name(), " row ", row, " is [", first, ", ", last, "), which passes the border of a pool at ",
-              part_end(plan_, first), "; cut it there by an edge");
+      require(first < last && last - first <= lists_.tile && last <= slots_, name(), " row ", row, " is [", first, ", ", last, "), takes 1 to ",
+              lists_.tile, " slots within [0, ", slots_, ")");
+      require(is_by_query_ || part_end(plan_, first) >= last, name(), " row ", row, " is [", first, ", ", last,
+              "), which passes the border of a pool at ", part_end(plan_, first), "; cut it there by an edge");
     }
   }
 
   void require_arrays(size_t kind) const {
     const RunList& list = *lists()[kind];
     for (const auto& [view, dtype, what] : {std::tuple{&list.begin, Dtype::i64, "begin"}, std::tuple{&list.count, Dtype::i32, "count"}}) {
-      require(view->device().type == Device::Type::cpu && view->dtype() == dtype && view->rank() == 3 && (view->dim(0) == 1 || view->dim(0) == plan_.batch) &&
-                  view->dim(1) >= 1 && plan_.heads_q % view->dim(1) == 0 && view->dim(2) == num_rows_,
-              of(kind), ".", what, " is ", view->dtype(), " ", view->shape(), ", takes ", dtype, " [1 or ", plan_.batch, ", a divisor of ", plan_.heads_q, ", ",
-              num_rows_, "]");
+      require(view->device().type == Device::Type::cpu && view->dtype() == dtype && view->rank() == 3 &&
+                  (view->dim(0) == 1 || view->dim(0) == plan_.batch) && view->dim(1) >= 1 && plan_.heads_q % view->dim(1) == 0 &&
+                  view->dim(2) == num_rows_,
+              of(kind), ".", what, " is ", view->dtype(), " ", view->shape(), ", takes ", dtype, " [1 or ", plan_.batch, ", a divisor of ",
+              plan_.heads_q, ", ", num_rows_, "]");
     }
     const auto is_array = [](const TensorView& view, Dtype dtype, int rank) {
       return view.device().type == Device::Type::cpu && view.dtype() == dtype && view.rank() == rank && view.is_contiguous();
     };
-    require(is_array(list.start, Dtype::i32, 1), of(kind), ".start is ", list.start.dtype(), " ", list.start.shape(), ", takes contiguous i32 [capacity]");
+    require(is_array(list.start, Dtype::i32, 1), of(kind), ".start is ", list.start.dtype(), " ", list.start.shape(),
+            ", takes contiguous i32 [capacity]");
     if (list.stop.has_value()) {
-      require(is_array(list.stop, Dtype::i32, 1) && list.stop.dim(0) == list.start.dim(0), of(kind), ".stop is ", list.stop.dtype(), " ", list.stop.shape(),
-              ", takes i32 ", list.start.shape(), " like start");
+      require(is_array(list.stop, Dtype::i32, 1) && list.stop.dim(0) == list.start.dim(0), of(kind), ".stop is ", list.stop.dtype(), " ",
+              list.stop.shape(), ", takes i32 ", list.start.shape(), " like start");
     }
     if (list.rows.has_value()) {
       require(kind != 0, of(kind), " has rows: whole runs are read by every slot of their row; put them into masked");
@@ -111,8 +113,8 @@ class ListsCheck {
         for (int64_t row = 0; row < num_rows_; ++row) {
           const int64_t begin = list.begin.at<int64_t>(batch_index(list.begin, b), group_index(list.begin, head, plan_.heads_q), row);
           const int64_t count = list.count.at<int32_t>(batch_index(list.count, b), group_index(list.count, head, plan_.heads_q), row);
-          require(count >= 0 && begin >= 0 && begin <= list.start.dim(0) - count, of(kind), " row ", row, " of head ", head, " has runs [", begin, ", ",
-                  begin + count, "), the capacity is ", list.start.dim(0));
+          require(count >= 0 && begin >= 0 && begin <= list.start.dim(0) - count, of(kind), " row ", row, " of head ", head, " has runs [", begin,
+                  ", ", begin + count, "), the capacity is ", list.start.dim(0));
           if (count > 0 && (ranges.empty() || ranges.back() != std::pair{begin, count})) ranges.emplace_back(begin, count);
         }
       }
@@ -134,12 +136,14 @@ class ListsCheck {
     for (int64_t i = begin; i < begin + count; ++i) {
       const int64_t start = starts[i];
       require(start >= 0 && start < run_slots_, of(kind), " run ", i, " starts at ", start, ", takes 0 to ", run_slots_ - 1);
-      require(start >= before, of(kind), " run ", i, " starts at ", start, ", before the end of the run ahead of it (", before, "); runs ascend and are apart");
+      require(start >= before, of(kind), " run ", i, " starts at ", start, ", before the end of the run ahead of it (", before,
+              "); runs ascend and are apart");
       const int64_t end = end_of(start);
       const int64_t stop = stops != nullptr ? stops[i] : std::min<int64_t>(end, start + list.grain);
       require(stop > start && stop <= end, of(kind), " run ", i, " is [", start, ", ", stop, "), takes at least one slot, up to ", end,
               " (the end of the axis or of a pool)");
-      require((stop - start) % list.grain == 0 || stop == end, of(kind), " run ", i, " is [", start, ", ", stop, "), no multiple of its grain ", list.grain);
+      require((stop - start) % list.grain == 0 || stop == end, of(kind), " run ", i, " is [", start, ", ", stop, "), no multiple of its grain ",
+              list.grain);
       before = stop;
     }
   }
@@ -182,7 +186,8 @@ class ListsCheck {
     const RowBits all = bits_between(0, length);
     for (int i = 0; i < runs.count; ++i) {
       bool has_bit = false;
-      for (int word = 0; word < runs.words; ++word) has_bit = has_bit || (runs.rows[static_cast<int64_t>(i) * runs.words + word] & all[static_cast<size_t>(word)]) != 0;
+      for (int word = 0; word < runs.words; ++word)
+        has_bit = has_bit || (runs.rows[static_cast<int64_t>(i) * runs.words + word] & all[static_cast<size_t>(word)]) != 0;
       require(has_bit, of(kind), " row ", row, ": no slot of the row reads its run at ", runs.start[i], " (rows has no bit)");
     }
   }
@@ -217,8 +222,8 @@ class ListsCheck {
           last_start = runs.start;
           for (int i = 0; i < runs.count; ++i) {
             const int64_t stop = run_stop(runs, i, lists()[kind]->grain, end_of(runs.start[i]));
-            require(keys.real(runs.start[i], stop) == stop - runs.start[i], of(kind), " row ", row, " of head ", reader.head, ": the run [", runs.start[i],
-                    ", ", stop, ") holds a padding slot; put it into masked");
+            require(keys.real(runs.start[i], stop) == stop - runs.start[i], of(kind), " row ", row, " of head ", reader.head, ": the run [",
+                    runs.start[i], ", ", stop, ") holds a padding slot; put it into masked");
           }
         }
       }

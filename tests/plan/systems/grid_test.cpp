@@ -149,7 +149,8 @@ void check_grid(const Problem& problem) {
     }
     return runs;
   });
-  check_system({problem.name, make_plan(std::move(data)), [=](int64_t, int h, int64_t q, int64_t k) { return h == 3 ? sees_wide(q, k) : sees(q, k); }});
+  check_system(
+      {problem.name, make_plan(std::move(data)), [=](int64_t, int h, int64_t q, int64_t k) { return h == 3 ? sees_wide(q, k) : sees(q, k); }});
 }
 
 TEST(SystemsGrid, GnaStridedVideoWithText) {

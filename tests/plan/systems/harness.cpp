@@ -51,7 +51,8 @@ Pairs pairs_of(const Plan& plan, int64_t b, int h) {
   for (int64_t item = 0; item < walker.items(); ++item) {
     walker.for_each_query(item, [&](int64_t slot, std::span<const attend::reference::Pair> found) {
       for (const auto& pair : found) {
-        const int64_t key = pair.key_slot < keys.slots_k ? keys.token[static_cast<size_t>(pair.key_slot)] : plan->seqlen_k + pair.key_slot - keys.slots_k;
+        const int64_t key =
+            pair.key_slot < keys.slots_k ? keys.token[static_cast<size_t>(pair.key_slot)] : plan->seqlen_k + pair.key_slot - keys.slots_k;
         ++pairs[static_cast<size_t>(tokens_q[static_cast<size_t>(slot)])][static_cast<size_t>(key)];
       }
     });
@@ -118,8 +119,10 @@ Tensor random_tensor(std::mt19937_64& rng, Dtype dtype, const Shape& shape) {
   Tensor tensor(host_memory(), dtype, shape);
   std::normal_distribution<double> normal;
   for (int64_t i = 0; i < shape.numel(); ++i) {
-    if (dtype == Dtype::f64) static_cast<double*>(tensor.view.raw())[i] = normal(rng);
-    else static_cast<float*>(tensor.view.raw())[i] = static_cast<float>(normal(rng));
+    if (dtype == Dtype::f64)
+      static_cast<double*>(tensor.view.raw())[i] = normal(rng);
+    else
+      static_cast<float*>(tensor.view.raw())[i] = static_cast<float>(normal(rng));
   }
   return tensor;
 }
@@ -200,7 +203,8 @@ constexpr double kOutBound = 1e-12, kLseBound = 2e-6, kGradientBound = 2e-5;
 
 void expect_near(const std::vector<double>& want, const TensorView& got, double bound, const std::string& what) {
   for (int64_t i = 0; i < got.numel(); ++i) {
-    const double value = got.dtype() == Dtype::f64 ? static_cast<const double*>(got.raw())[i] : static_cast<double>(static_cast<const float*>(got.raw())[i]);
+    const double value =
+        got.dtype() == Dtype::f64 ? static_cast<const double*>(got.raw())[i] : static_cast<double>(static_cast<const float*>(got.raw())[i]);
     const double expected = want[static_cast<size_t>(i)];
     if (std::isinf(expected)) {
       ASSERT_EQ(value, expected) << what << " " << i;
@@ -220,7 +224,8 @@ void expect_attention(const System& system, const Dense& dense, const Plan& plan
   expect_near(dense.lse, lse.view, kLseBound, name + " lse");
   Tensor dq(host_memory(), Dtype::f64, dense.q.view.shape()), dk(host_memory(), Dtype::f64, dense.k.view.shape());
   Tensor dv(host_memory(), Dtype::f64, dense.v.view.shape());
-  attend::reference::backward({.forward = params, .dout = dense.dout.view, .dlse = dense.dlse.view, .dq = dq.view, .dk = dk.view, .dv = dv.view}, context);
+  attend::reference::backward({.forward = params, .dout = dense.dout.view, .dlse = dense.dlse.view, .dq = dq.view, .dk = dk.view, .dv = dv.view},
+                              context);
   expect_near(dense.dq, dq.view, kGradientBound, name + " dq");
   expect_near(dense.dk, dk.view, kGradientBound, name + " dk");
   expect_near(dense.dv, dv.view, kGradientBound, name + " dv");

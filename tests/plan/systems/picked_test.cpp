@@ -33,8 +33,10 @@ TEST(SystemsPicked, MInferenceVerticalSlash) {
       if (stop <= 0) continue;
       stop = std::max(stop, start + tile);
       stop = std::min(stop, n);
-      if (!result.empty() && start <= result.back().second) result.back().second = std::max(result.back().second, stop);
-      else result.emplace_back(start, stop);
+      if (!result.empty() && start <= result.back().second)
+        result.back().second = std::max(result.back().second, stop);
+      else
+        result.emplace_back(start, stop);
     }
     return result;
   };
@@ -111,7 +113,8 @@ TEST(SystemsPicked, AxFormer) {
   const auto keeps = [=](int h, int64_t q, int64_t k) {
     if (k >= real) return false;
     int64_t before = 0;
-    for (int64_t other = 0; other < real; ++other) before += score(h, q, other) > score(h, q, k) || (score(h, q, other) == score(h, q, k) && other < k) ? 1 : 0;
+    for (int64_t other = 0; other < real; ++other)
+      before += score(h, q, other) > score(h, q, k) || (score(h, q, other) == score(h, q, k) && other < k) ? 1 : 0;
     return before < best;
   };
   PlanData data = plan_data(n, n, Mask::full());
@@ -186,7 +189,8 @@ TEST(SystemsPicked, SmoeGot) {
     add_run(runs.masked, start_of(first), last);
     return runs;
   });
-  check_system({"smoe_got documents", make_plan(std::move(documents)), [=](int64_t, int, int64_t q, int64_t k) { return k <= q && k >= start_of(q); }});
+  check_system(
+      {"smoe_got documents", make_plan(std::move(documents)), [=](int64_t, int, int64_t q, int64_t k) { return k <= q && k >= start_of(q); }});
 }
 
 TEST(SystemsPicked, HyperSigmaRounded) {
@@ -220,23 +224,28 @@ TEST(SystemsPicked, VMoba) {
   const int64_t n = 331, blocks = 5;
   std::vector<int32_t> tokens(static_cast<size_t>(n));
   std::iota(tokens.begin(), tokens.end(), 0);
-  std::sort(tokens.begin(), tokens.end(), [](int32_t a, int32_t c) { return std::pair{draw(5000, {a, 113}), a} < std::pair{draw(5000, {c, 113}), c}; });
+  std::sort(tokens.begin(), tokens.end(),
+            [](int32_t a, int32_t c) { return std::pair{draw(5000, {a, 113}), a} < std::pair{draw(5000, {c, 113}), c}; });
   const auto block_of = [=](int64_t slot) { return std::upper_bound(block_first.begin(), block_first.end(), slot) - block_first.begin() - 1; };
-  const auto chooses = [=](int h, int64_t query_slot, int64_t block) { return block_of(query_slot) == block || draw_one_in(3, {h, query_slot, block, 127}); };
+  const auto chooses = [=](int h, int64_t query_slot, int64_t block) {
+    return block_of(query_slot) == block || draw_one_in(3, {h, query_slot, block, 127});
+  };
 
   PlanData data = plan_data(n, n, Mask::full());
   data.order_q = make_order(data, tokens);
   data.order_k = data.order_q;
   std::vector<int32_t> edge{0};
   for (int64_t block = 0; block < blocks; ++block) {
-    while (edge.back() < block_first[static_cast<size_t>(block) + 1]) edge.push_back(std::min(edge.back() + 64, block_first[static_cast<size_t>(block) + 1]));
+    while (edge.back() < block_first[static_cast<size_t>(block) + 1])
+      edge.push_back(std::min(edge.back() + 64, block_first[static_cast<size_t>(block) + 1]));
   }
   ListsBuilder builder(64, 1, kHeadsQ, static_cast<int64_t>(edge.size()) - 1, edge);
   for (int h = 0; h < kHeadsQ; ++h) {
     for (size_t row = 0; row + 1 < edge.size(); ++row) {
       const int64_t block = block_of(edge[row]);
       if (row > 0 && block_of(edge[row - 1]) == block) {  // pieces of a block share one list
-        builder.share(0, h, static_cast<int64_t>(row), static_cast<int64_t>(std::lower_bound(edge.begin(), edge.end(), block_first[static_cast<size_t>(block)]) - edge.begin()));
+        builder.share(0, h, static_cast<int64_t>(row),
+                      static_cast<int64_t>(std::lower_bound(edge.begin(), edge.end(), block_first[static_cast<size_t>(block)]) - edge.begin()));
         continue;
       }
       RowRuns runs;

@@ -13,7 +13,8 @@ namespace {
 std::vector<int32_t> shuffled(int64_t n, int64_t seed) {
   std::vector<int32_t> tokens(static_cast<size_t>(n));
   std::iota(tokens.begin(), tokens.end(), 0);
-  std::sort(tokens.begin(), tokens.end(), [&](int32_t a, int32_t c) { return std::pair{draw(9000, {a, seed}), a} < std::pair{draw(9000, {c, seed}), c}; });
+  std::sort(tokens.begin(), tokens.end(),
+            [&](int32_t a, int32_t c) { return std::pair{draw(9000, {a, seed}), a} < std::pair{draw(9000, {c, seed}), c}; });
   return tokens;
 }
 
@@ -56,7 +57,8 @@ TEST(SystemsPooled, Psa) {
       std::vector<int32_t> plain(333);
       std::iota(plain.begin(), plain.end(), 0);
       return plain;
-    }() : shuffled(n, 131);
+    }()
+                                                  : shuffled(n, 131);
     const auto level_of = [=](int h, int64_t row, int64_t j) -> int64_t {
       if (is_causal && (j + 1) * block > row * tile) return 1;  // at the diagonal
       const int64_t choice = draw(5, {h, row, j, 137});
@@ -107,7 +109,9 @@ TEST(SystemsPooled, Llsa) {
   tokens.resize(static_cast<size_t>(slots), -1);
   // Level 2 is read whole; a parent chooses level-2 keys whose children it reads at level 1; each query block chooses fine blocks.
   const auto chooses1 = [=](int h, int64_t parent, int64_t key2) { return key2 == parent || draw_one_in(3, {h, parent, key2, 149}); };
-  const auto chooses0 = [=](int h, int64_t query_block, int64_t key_block) { return key_block == query_block || draw_one_in(6, {h, query_block, key_block, 151}); };
+  const auto chooses0 = [=](int h, int64_t query_block, int64_t key_block) {
+    return key_block == query_block || draw_one_in(6, {h, query_block, key_block, 151});
+  };
   PlanData data = plan_data(n, n, Mask::full());
   data.pools = pools;
   data.order_q = make_order(data, tokens);
@@ -153,7 +157,8 @@ TEST(SystemsPooled, LlsaCausal) {
       std::vector<uint64_t> bits = bits_where(16, last - first, [&](int64_t slot) { return reads((first + slot) / base); });
       if (!is_zero(bits)) add_run(runs.masked, start, stop, std::move(bits));
     };
-    for (int64_t b = 0; b * base < last; ++b) add(b * base, std::min(b * base + base, n), [&](int64_t query_block) { return chooses0(g, query_block, b); });
+    for (int64_t b = 0; b * base < last; ++b)
+      add(b * base, std::min(b * base + base, n), [&](int64_t query_block) { return chooses0(g, query_block, b); });
     for (int64_t key1 = 0; key1 < keys1; ++key1) {
       if (!chooses1(g, row, key1 / base)) continue;
       add(n + key1, n + key1 + 1, [&](int64_t query_block) { return is_past(query_block, 4, key1); });

@@ -28,11 +28,13 @@ RowRuns band_row(int64_t first, int64_t last, int64_t left, int64_t sink, int64_
 TEST(SystemsStatic, FlashAttentionCausalWindowAndFull) {
   const int64_t seqlen_q = 150, seqlen_k = 333, shift = seqlen_k - seqlen_q;
   PlanData causal = plan_data(seqlen_q, seqlen_k, Mask::causal());
-  make_by_query(causal, 64, 1, [&](int64_t, int, int64_t, int64_t first, int64_t last) { return band_row(first + shift, last + shift, kAll, 0, seqlen_k); });
+  make_by_query(causal, 64, 1,
+                [&](int64_t, int, int64_t, int64_t first, int64_t last) { return band_row(first + shift, last + shift, kAll, 0, seqlen_k); });
   check_system({"flashattention causal", make_plan(std::move(causal)), [&](int64_t, int, int64_t q, int64_t k) { return k <= q + shift; }});
 
   PlanData window = plan_data(seqlen_q, seqlen_k, {.bands = {{100, 0, 0}}});
-  make_by_query(window, 64, 1, [&](int64_t, int, int64_t, int64_t first, int64_t last) { return band_row(first + shift, last + shift, 100, 0, seqlen_k); });
+  make_by_query(window, 64, 1,
+                [&](int64_t, int, int64_t, int64_t first, int64_t last) { return band_row(first + shift, last + shift, 100, 0, seqlen_k); });
   check_system({"flashattention window", make_plan(std::move(window)),
                 [&](int64_t, int, int64_t q, int64_t k) { return k <= q + shift && k >= q + shift - 100; }});
 
@@ -41,7 +43,8 @@ TEST(SystemsStatic, FlashAttentionCausalWindowAndFull) {
   check_system({"flashattention full", make_plan(std::move(full)), [](int64_t, int, int64_t, int64_t) { return true; }});
 
   // More queries than keys: the first ones see nothing.
-  check_system({"flashattention Sq > Sk", dense_plan({.seqlen_q = 200, .seqlen_k = 90, .tile = 64, .mask = Mask::causal(), .batch = 1, .heads_q = kHeadsQ}),
+  check_system({"flashattention Sq > Sk",
+                dense_plan({.seqlen_q = 200, .seqlen_k = 90, .tile = 64, .mask = Mask::causal(), .batch = 1, .heads_q = kHeadsQ}),
                 [](int64_t, int, int64_t q, int64_t k) { return k <= q - 110; }});
 }
 
@@ -104,9 +107,8 @@ TEST(SystemsStatic, Hmar) {
           return runs;
         },
         edge);
-    check_system({is_causal ? "hmar block-causal" : "hmar block-diagonal", make_plan(std::move(data)), [&](int64_t, int, int64_t q, int64_t k) {
-                    return is_causal ? scale_of(k) <= scale_of(q) : scale_of(k) == scale_of(q);
-                  }});
+    check_system({is_causal ? "hmar block-causal" : "hmar block-diagonal", make_plan(std::move(data)),
+                  [&](int64_t, int, int64_t q, int64_t k) { return is_causal ? scale_of(k) <= scale_of(q) : scale_of(k) == scale_of(q); }});
   }
 }
 
@@ -142,8 +144,10 @@ TEST(SystemsStatic, BlockRank) {
     for (int32_t q = 0; q < n; ++q) {
       const Token& token = tokens[static_cast<size_t>(q)];
       const bool is_document = token.block != 0 && token.is_last == 0;
-      if (is_document) spans.insert(spans.end(), {token.sample_first, token.sample_first + token.sample_instruction, token.block_first, q + 1});
-      else spans.insert(spans.end(), {token.sample_first, q + 1, 0, 0});
+      if (is_document)
+        spans.insert(spans.end(), {token.sample_first, token.sample_first + token.sample_instruction, token.block_first, q + 1});
+      else
+        spans.insert(spans.end(), {token.sample_first, q + 1, 0, 0});
     }
     make_spans(data, spans);
     make_by_query(
@@ -211,9 +215,8 @@ TEST(SystemsStatic, LongGenPatternB) {
     }
     return runs;
   });
-  check_system({"longgen B", make_plan(std::move(data)), [=](int64_t, int h, int64_t q, int64_t k) {
-                  return k <= q && keeps(h * kHeadsKv / kHeadsQ, q / block, k / block);
-                }});
+  check_system({"longgen B", make_plan(std::move(data)),
+                [=](int64_t, int h, int64_t q, int64_t k) { return k <= q && keeps(h * kHeadsKv / kHeadsQ, q / block, k / block); }});
 }
 
 TEST(SystemsStatic, LServePrefillAndDecode) {
@@ -233,9 +236,8 @@ TEST(SystemsStatic, LServePrefillAndDecode) {
     add_run(runs.masked, a, last);
     return runs;
   });
-  check_system({"lserve prefill", make_plan(std::move(data)), [=](int64_t, int h, int64_t q, int64_t k) {
-                  return k <= q && (h < 2 || k < sink || q - k < local);
-                }});
+  check_system({"lserve prefill", make_plan(std::move(data)),
+                [=](int64_t, int h, int64_t q, int64_t k) { return k <= q && (h < 2 || k < sink || q - k < local); }});
 
   const int64_t seqlen_k = 391, page = 64;
   const auto keeps = [](int g, int64_t p) { return p == 0 || p == 6 || draw_one_in(2, {g, p}); };

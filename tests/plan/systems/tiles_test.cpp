@@ -24,10 +24,10 @@ void check_tiles(const std::string& name, int64_t n, int tile, int64_t block, bo
   PlanData data = plan_data(n, n, is_causal ? Mask::causal() : Mask::full(), batch);
   make_by_query(
       data, tile, kHeadsQ,
-      [&](int64_t b, int g, int64_t row, int64_t first, int64_t last) { return tile_row(keeps, b, g, row, first, last, block, n, is_causal); }, {}, batch);
-  check_system({name, make_plan(std::move(data)), [=](int64_t b, int h, int64_t q, int64_t k) {
-                  return (!is_causal || k <= q) && keeps(b, h, q / tile, k / block);
-                }});
+      [&](int64_t b, int g, int64_t row, int64_t first, int64_t last) { return tile_row(keeps, b, g, row, first, last, block, n, is_causal); }, {},
+      batch);
+  check_system({name, make_plan(std::move(data)),
+                [=](int64_t b, int h, int64_t q, int64_t k) { return (!is_causal || k <= q) && keeps(b, h, q / tile, k / block); }});
 }
 
 TEST(SystemsTiles, AdaSpa) {
@@ -63,9 +63,8 @@ TEST(SystemsTiles, XAttentionChunk) {
         return runs;
       },
       edge);
-  check_system({"xattention chunk", make_plan(std::move(data)), [=](int64_t, int h, int64_t q, int64_t k) {
-                  return k <= q + shift && keeps(h, (q + shift) / tile, k / tile);
-                }});
+  check_system({"xattention chunk", make_plan(std::move(data)),
+                [=](int64_t, int h, int64_t q, int64_t k) { return k <= q + shift && keeps(h, (q + shift) / tile, k / tile); }});
 }
 
 TEST(SystemsTiles, XAttentionVideoWithText) {
@@ -76,8 +75,10 @@ TEST(SystemsTiles, XAttentionVideoWithText) {
   PlanData data = plan_data(n, n, {});
   std::vector<int32_t> spans;
   for (int64_t q = 0; q < n; ++q) {
-    if (q < visual) spans.insert(spans.end(), {0, visual, 0, 0});
-    else spans.insert(spans.end(), {visual, n, 0, 0});
+    if (q < visual)
+      spans.insert(spans.end(), {0, visual, 0, 0});
+    else
+      spans.insert(spans.end(), {visual, n, 0, 0});
   }
   make_spans(data, spans);
   make_by_query(
@@ -122,7 +123,9 @@ TEST(SystemsTiles, ProxyAttn) {
   // One order of key tiles for a group of heads, cut where each head's budget ends: nested lists.
   const auto rank = [](int64_t row, int64_t j) {
     int64_t before = 0;
-    for (int64_t other = 0; other <= row; ++other) before += draw(1000, {row, other, 41}) < draw(1000, {row, j, 41}) || (draw(1000, {row, other, 41}) == draw(1000, {row, j, 41}) && other < j) ? 1 : 0;
+    for (int64_t other = 0; other <= row; ++other)
+      before +=
+          draw(1000, {row, other, 41}) < draw(1000, {row, j, 41}) || (draw(1000, {row, other, 41}) == draw(1000, {row, j, 41}) && other < j) ? 1 : 0;
     return before;
   };
   const Keeps keeps = [rank](int64_t, int h, int64_t row, int64_t j) { return j == row || (j < row && rank(row, j) < 1 + h); };
@@ -152,9 +155,8 @@ TEST(SystemsTiles, SeerAttentionPrefillAndDecode) {
 
 TEST(SystemsTiles, Sale) {
   // 64 queries by 32 keys: a sink tile, chosen candidates, local tiles; the two tiles at the diagonal are masked.
-  check_tiles("sale", 333, 64, 32, true, [](int64_t, int h, int64_t row, int64_t j) {
-    return j == 0 || j >= row * 2 - 2 || draw_one_in(4, {h, row, j, 53});
-  });
+  check_tiles("sale", 333, 64, 32, true,
+              [](int64_t, int h, int64_t row, int64_t j) { return j == 0 || j >= row * 2 - 2 || draw_one_in(4, {h, row, j, 53}); });
 }
 
 TEST(SystemsTiles, Dhsa) {
@@ -174,7 +176,8 @@ TEST(SystemsTiles, Dhsa) {
     edge.push_back(static_cast<int32_t>(n - instruction));
     edge.push_back(static_cast<int32_t>(n));
     const auto keeps = [&](int64_t row, int64_t k) {
-      return row + 2 == static_cast<int64_t>(edge.size()) || k < 8 || k >= edge[static_cast<size_t>(row)] - 20 || draw_one_in(3, {row, chunk_of[static_cast<size_t>(k)], 61});
+      return row + 2 == static_cast<int64_t>(edge.size()) || k < 8 || k >= edge[static_cast<size_t>(row)] - 20 ||
+             draw_one_in(3, {row, chunk_of[static_cast<size_t>(k)], 61});
     };
     PlanData data = plan_data(n, n, {.bands = {{left, 0, 0}}});
     make_by_query(
@@ -254,9 +257,8 @@ TEST(SystemsTiles, PbsAttn) {
     std::vector<int32_t> order(static_cast<size_t>(n));
     std::iota(order.begin(), order.end(), 0);
     for (int64_t first = 0; first + segment <= n; first += segment) {
-      std::sort(order.begin() + first, order.begin() + first + segment, [&](int32_t a, int32_t c) {
-        return std::pair{draw(1000, {h, a, 71}), a} < std::pair{draw(1000, {h, c, 71}), c};
-      });
+      std::sort(order.begin() + first, order.begin() + first + segment,
+                [&](int32_t a, int32_t c) { return std::pair{draw(1000, {h, a, 71}), a} < std::pair{draw(1000, {h, c, 71}), c}; });
     }
     tokens.insert(tokens.end(), order.begin(), order.end());
   }
