@@ -49,6 +49,17 @@ TEST(Verdict, SaysPlainlyWhenNoneDoes) {
   EXPECT_NE(verdict.text.find("slow holds the bounds at 0.50x"), std::string::npos) << verdict.text;
 }
 
+TEST(Verdict, DenseUnderAnotherNameIsNoAdvice) {
+  Comparison comparison;
+  comparison.methods = {row("all", 0, 1.04)};
+  comparison.methods[0].density = 1;
+  const Verdict verdict = verdict_of(comparison);
+  EXPECT_FALSE(verdict.best.has_value());
+  EXPECT_NE(verdict.text.find("all holds the bounds at 1.04x, but leaves nothing out here"), std::string::npos) << verdict.text;
+  comparison.methods[0].density = .9;
+  EXPECT_TRUE(verdict_of(comparison).best.has_value());
+}
+
 TEST(Verdict, RefusedRowsBaselinesAndMissingFiguresDoNotCount) {
   Comparison comparison;
   comparison.methods = {row("a", 0, 5), row("b", kNoFigure, 9), row("c", 0, kNoFigure), row("d", 0, 7)};

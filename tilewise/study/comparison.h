@@ -102,11 +102,11 @@ struct Comparison {
 /// The one recommendation.
 struct Verdict {
   std::optional<size_t> best;  // index into Comparison::methods; nothing where no method holds the bounds
-  std::string text;            // one line, without a full stop's worth of doubt: says plainly when none does, and why
+  std::string text;            // one line; says plainly when none does, and how near the nearest came
 };
 
-/// The fastest method that is not a baseline (largest speed-up over dense, above 1) whose bits per byte stay within `max_bits` of dense on every text and which answers
-/// at least as many needles as dense does.
+/// The fastest method that is not a baseline and leaves something out (largest speed-up over dense, above 1), whose bits per byte stay within
+/// `max_bits` of dense on every text, and which answers at least as many needles as dense does.
 TILEWISE_API Verdict verdict_of(const Comparison& comparison);
 
 /// docs/formats/compare.md, schema 1, indented by one space, UTF-8 whatever the paths hold.
