@@ -35,12 +35,13 @@ struct ForwardConfig {
 struct StageInfo {
   int key;        // token of the first key (masked stages hold neighbouring keys)
   int fill;       // keys in the stage; the rest are to be masked
-  int is_masked;  // every pair is tested by the mask
   int has_next;   // the row has another stage
+  int is_tested;  // 2: every pair by the mask; 1: keys past `fill`; 0: nothing
 };
 /// What they must know of a row; q_tile < 0: no more rows.
 struct RowInfo {
-  int batch, head, q_tile, has_keys;
+  int head;  // b * Hq + h: one number, since a register too many would spill
+  int q_tile, has_keys;
 };
 
 template <class C>
@@ -76,35 +77,36 @@ __device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, 
   const int head_kv = row.head / args.heads_per_group;
   while (keys.more()) {
     k_place.wait_empty(shared.k_ring);
+    v_place.wait_empty(shared.v_ring);
     uint8_t* const k_tile = shared.k[k_place.stage];
     uint8_t* const v_tile = shared.v[v_place.stage];
     uint64_t* const k_full = &shared.k_ring.full[k_place.stage];
     uint64_t* const v_full = &shared.v_ring.full[v_place.stage];
-    StageInfo info = {keys.key(), 0, keys.is_masked(), 0};
+    const bool is_masked = keys.is_masked();
+    StageInfo info = {keys.key(), 0, 0, 0};
     int k_bytes = C::kTileBytes;
     const bool reads_to_end = keys.key() + keys.left() == args.seqlen_k;  // past the end the copy engine itself fills in zeros
     if (keys.left() >= C::kTileK || reads_to_end) {
-      if (lane == 0) cp_async_bulk_tensor_load(k_tile, &args.k, {0, info.key, 0, head_kv, row.batch}, k_full);
-      v_place.wait_empty(shared.v_ring);
       if (lane == 0) {
+        cp_async_bulk_tensor_load(k_tile, &args.k, {0, info.key, 0, head_kv, row.batch}, k_full);
         cp_async_bulk_tensor_load(v_tile, &args.v, {0, info.key, 0, head_kv, row.batch}, v_full);
       }
       info.fill = min(keys.left(), C::kTileK);
       keys.take(info.fill);
     } else {  // ends of runs: what is skipped is not copied, and runs of `whole` share a stage
-      v_place.wait_empty(shared.v_ring);
       do {
         const int tokens = min(keys.left(), C::kTileK - info.fill);
         copy_pieces<C>(k_tile, args.k_piece, keys.key(), info.fill, tokens, head_kv, row.batch, k_full);
         copy_pieces<C>(v_tile, args.v_piece, keys.key(), info.fill, tokens, head_kv, row.batch, v_full);
         info.fill += tokens;
         keys.take(tokens);
-      } while (info.fill < C::kTileK && !info.is_masked && keys.more());
+      } while (info.fill < C::kTileK && !is_masked && keys.more());
       // 0 * NaN is NaN: the rest of V is zeros, copied from past the end. Scores against the rest of K are masked.
       copy_pieces<C>(v_tile, args.v_piece, args.seqlen_k, info.fill, C::kTileK - info.fill, head_kv, row.batch, v_full);
       k_bytes = info.fill * C::kRowBytes;
     }
     info.has_next = keys.more();
+    info.is_tested = is_masked ? 2 : info.fill < C::kTileK;
     __syncwarp();
     if (lane == 0) {
       shared.stage[k_place.stage] = info;
@@ -124,12 +126,10 @@ __device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& share
   const int head_kv = row.head / args.heads_per_group;
   for (int key = 0; key < args.seqlen_k; key += C::kTileK) {
     k_place.wait_empty(shared.k_ring);
+    v_place.wait_empty(shared.v_ring);
     if (threadIdx.x % 32 == 0) {
       mbarrier_arrive_expect_tx(&shared.k_ring.full[k_place.stage], C::kTileBytes);
       cp_async_bulk_tensor_load(shared.k[k_place.stage], &args.k, {0, key, 0, head_kv, row.batch}, &shared.k_ring.full[k_place.stage]);
-    }
-    v_place.wait_empty(shared.v_ring);
-    if (threadIdx.x % 32 == 0) {
       mbarrier_arrive_expect_tx(&shared.v_ring.full[v_place.stage], C::kTileBytes);
       cp_async_bulk_tensor_load(shared.v[v_place.stage], &args.v, {0, key, 0, head_kv, row.batch}, &shared.v_ring.full[v_place.stage]);
     }
@@ -152,7 +152,7 @@ __device__ void produce(const ForwardArgs& args, Shared<C>& shared) {
     RunCursor keys(args, row, first);
     q_place.wait_empty(shared.q_ring);
     if (lane == 0) {
-      shared.row = {row.batch, row.head, row.q_tile, C::kIsByCounter || keys.more()};
+      shared.row = {row.batch * args.heads_q + row.head, row.q_tile, C::kIsByCounter || keys.more()};
       mbarrier_arrive_expect_tx(&shared.q_ring.full[0], sizeof(shared.q));
       cp_async_bulk_tensor_load(shared.q, &args.q, {0, row.q_tile * C::kTileQ, 0, row.head, row.batch}, &shared.q_ring.full[0]);
     }
@@ -165,7 +165,7 @@ __device__ void produce(const ForwardArgs& args, Shared<C>& shared) {
   }
   q_place.wait_empty(shared.q_ring);
   if (lane == 0) {
-    shared.row = {0, 0, -1, 0};
+    shared.row = {0, -1, 0};
     mbarrier_arrive(&shared.q_ring.full[0]);
   }
   rows.close();
@@ -255,7 +255,7 @@ __device__ void mask(float (&scores)[C::kTileK / 2], const StageInfo& info, cons
   uint32_t seen[2];
   for (int r = 0; r < 2; ++r) {
     seen[r] = below(int64_t{info.key} + info.fill);
-    if (info.is_masked) seen[r] &= below(token + 8 * r + band.right + 1) & (~below(token + 8 * r - band.left) | below(band.sink));
+    if (info.is_tested == 2) seen[r] &= below(token + 8 * r + band.right + 1) & (~below(token + 8 * r - band.left) | below(band.sink));
   }
 #pragma unroll
   for (int i = 0; i < C::kTileK / 2; ++i) {
@@ -265,9 +265,9 @@ __device__ void mask(float (&scores)[C::kTileK / 2], const StageInfo& info, cons
 
 /// A warp's 16 rows, through its own part of shared memory.
 template <class C>
-__device__ void store(const ForwardArgs& args, uint8_t* out, const float (&acc)[C::kHeadDim / 2], const float (&lse)[2], const RowInfo& row,
-                      int first_row) {
-  const int lane = threadIdx.x % 32;
+__device__ void store(const ForwardArgs& args, uint8_t* out, const float (&acc)[C::kHeadDim / 2], const float (&lse)[2], const RowInfo& row) {
+  const int thread = thread_index_again(), lane = thread % 32;
+  const int first_row = (thread - 128) / 32 * 16;
   const int query = row.q_tile * C::kTileQ + first_row;
   uint8_t* const mine = out + first_row * C::kRowBytes;
   if (lane == 0) cp_async_bulk_wait_group_read<0>();  // the row before has left
@@ -283,12 +283,12 @@ __device__ void store(const ForwardArgs& args, uint8_t* out, const float (&acc)[
   fence_proxy_async();
   __syncwarp();
   if (lane == 0 && query < args.seqlen_q) {
-    cp_async_bulk_tensor_store(&args.out, {0, query, 0, row.head, row.batch}, mine);
+    cp_async_bulk_tensor_store(&args.out, {0, query, 0, row.head % args.heads_q, row.head / args.heads_q}, mine);
     cp_async_bulk_commit_group();
   }
   const int mine_query = query + lane / 4 + lane % 2 * 8;  // two lanes of a quad write a row each
   if (args.lse && lane % 4 < 2 && mine_query < args.seqlen_q) {
-    args.lse[(static_cast<int64_t>(row.batch) * args.heads_q + row.head) * args.seqlen_q + mine_query] = lane % 2 ? lse[1] : lse[0];
+    args.lse[static_cast<int64_t>(row.head) * args.seqlen_q + mine_query] = lane % 2 ? lse[1] : lse[0];
   }
 }
 
@@ -296,7 +296,7 @@ __device__ void store(const ForwardArgs& args, uint8_t* out, const float (&acc)[
 template <class C>
 __device__ StageInfo read_stage(const ForwardArgs& args, const Shared<C>& shared, int stage, int step) {
   if constexpr (C::kIsByCounter) {
-    return {step * C::kTileK, C::kTileK, 0, (step + 1) * C::kTileK < args.seqlen_k};
+    return {step * C::kTileK, C::kTileK, (step + 1) * C::kTileK < args.seqlen_k, 0};
   } else {
     return shared.stage[stage];
   }
@@ -305,7 +305,6 @@ __device__ StageInfo read_stage(const ForwardArgs& args, const Shared<C>& shared
 template <class C>
 __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
   const int lane = threadIdx.x % 32;
-  const int first_row = group * 64 + threadIdx.x / 32 % 4 * 16;  // of this warp, in the tile
   const uint8_t* const q_rows = shared.q + group * 64 * 128;
   const Turns<C::kHasTurns> turns = {group};
   RingPlace<1> q_place;
@@ -325,8 +324,9 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
   };
   const auto mask_if_partial = [&](const StageInfo& info, const RowInfo& row) {
     if constexpr (!C::kIsByCounter) {
-      if (info.is_masked || info.fill < C::kTileK) {
-        mask<C>(scores, info, args.band, int64_t{row.q_tile} * C::kTileQ + first_row + lane / 4 + args.seqlen_k - args.seqlen_q);
+      if (info.is_tested) {
+        const int thread = thread_index_again(), query = (thread - 128) / 32 * 16 + thread % 32 / 4;
+        mask<C>(scores, info, args.band, int64_t{row.q_tile} * C::kTileQ + query + args.seqlen_k - args.seqlen_q);
       }
     }
   };
@@ -336,7 +336,7 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
     const RowInfo row = shared.row;
     if (row.q_tile < 0) break;
     if constexpr (C::kHasQInRegisters) {
-      load_q_registers<C>(q, shared.q, first_row);
+      load_q_registers<C>(q, shared.q, group * 64 + thread_index_again() / 32 % 4 * 16);
       __syncwarp();
       release(q_place, shared.q_ring);
     }
@@ -392,7 +392,7 @@ __device__ void consume(const ForwardArgs& args, Shared<C>& shared, int group) {
     }
     if constexpr (!C::kHasQInRegisters) release(q_place, shared.q_ring);
     softmax.finish(acc, lse);
-    store<C>(args, shared.out, acc, lse, row, first_row);
+    store<C>(args, shared.out, acc, lse, row);
   }
   turns.close();
 }

@@ -23,17 +23,16 @@ __device__ inline float quad_sum(float x) {
 struct Softmax {
   float scale_log2, threshold;  // threshold in units of q k^T
   float row_max[2], row_sum[2]; // row_max: the maximum that probabilities are relative to, up to `threshold` below the true one
+  float bias[2];                // -row_max * scale_log2; 0 while the row has seen no key, so that exp2(-inf + bias) is 0 and not NaN
   float alpha[2];               // what the last update did to the scale of row_sum, and has yet to do to acc
 
   __device__ void reset() {
     for (int r = 0; r < 2; ++r) {
       row_max[r] = -INFINITY;
       row_sum[r] = 0;
+      bias[r] = 0;
     }
   }
-
-  /// What exp2's argument is relative to; 0 while the row has seen no key, so that exp2(-inf + bias) is 0 and not NaN.
-  __device__ float bias(int r) const { return row_max[r] == -INFINITY ? 0 : -row_max[r] * scale_log2; }
 
   /// Raises row_max where scores have outgrown it. True (for a whole warp): acc must be multiplied by alpha.
   template <int kScores>
@@ -49,7 +48,8 @@ struct Softmax {
         const float grown = fmaxf(row_max[r], quad_max(top[r]));
         const float before = row_max[r];
         row_max[r] = grown;
-        alpha[r] = machine::sm90::ex2_approx(fmaf(before, scale_log2, bias(r)));
+        bias[r] = grown == -INFINITY ? 0 : -grown * scale_log2;
+        alpha[r] = machine::sm90::ex2_approx(fmaf(before, scale_log2, bias[r]));
         row_sum[r] *= alpha[r];
       }
     }
@@ -59,10 +59,9 @@ struct Softmax {
   /// scores becomes probabilities.
   template <int kScores>
   __device__ void exponentiate(float (&scores)[kScores]) {
-    const float biases[2] = {bias(0), bias(1)};
 #pragma unroll
     for (int i = 0; i < kScores; ++i) {
-      scores[i] = machine::sm90::ex2_approx(fmaf(scores[i], scale_log2, biases[i / 2 % 2]));
+      scores[i] = machine::sm90::ex2_approx(fmaf(scores[i], scale_log2, bias[i / 2 % 2]));
       row_sum[i / 2 % 2] += scores[i];
     }
   }
@@ -80,7 +79,7 @@ struct Softmax {
     for (int r = 0; r < 2; ++r) {
       const float sum = quad_sum(row_sum[r]);
       inverse[r] = sum == 0 ? 0 : 1 / sum;
-      lse[r] = sum == 0 ? -INFINITY : logf(sum) - bias(r) * kLn2;
+      lse[r] = sum == 0 ? -INFINITY : logf(sum) - bias[r] * kLn2;
     }
 #pragma unroll
     for (int i = 0; i < kAcc; ++i) acc[i] *= inverse[i / 2 % 2];

@@ -15,6 +15,13 @@ using f16 = __half;
 
 __device__ inline uint32_t smem_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
 
+/// threadIdx.x, read again: a use far from the others then holds no register in between.
+__device__ inline uint32_t thread_index_again() {
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 // ---- mbarrier: arrivals and bytes of one phase ----
 
 __device__ inline void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
