@@ -33,6 +33,7 @@ TEST(Gemm, MultipliesEveryShape) {
           std::vector<float> packed(static_cast<size_t>(64 * channels)), scores(static_cast<size_t>((count + kRowMultiple) * 64), 0.5f);
           pack_lanes(q.data(), channels + 3, lanes, channels, packed.data());
           std::vector<const float*> rows;
+          rows.reserve(static_cast<size_t>(count));
           for (int i = 0; i < count; ++i) rows.push_back(k.data() + i * channels);
           for (const bool accumulate : {false, true}) {
             multiply(rows.data(), count, channels, packed.data(), scores.data(), accumulate, lanes);
@@ -84,6 +85,7 @@ TEST(Gemm, WidensBf16AndRefusesOthers) {
     const ForcedTarget forced(target);
     for (const int64_t count : {0, 1, 3, 8, 17, 100}) {
       std::vector<bf16> from;
+      from.reserve(static_cast<size_t>(count));
       for (int64_t i = 0; i < count; ++i) from.emplace_back(static_cast<float>(i) - 3.5f);
       std::vector<float> to(static_cast<size_t>(count) + 1, 77.0f);
       to_float(from.data(), Dtype::bf16, count, to.data());

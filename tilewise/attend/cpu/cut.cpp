@@ -142,8 +142,10 @@ std::vector<QueryBlock> cut_blocks(const PlanData& plan, int64_t batch, int head
         }
         row = next;
       }
-      std::stable_sort(blocks.begin() + static_cast<std::ptrdiff_t>(head_begin), blocks.end(),
-                       [](const QueryBlock& x, const QueryBlock& y) { return x.keys * x.lanes > y.keys * y.lanes; });
+      std::sort(blocks.begin() + static_cast<std::ptrdiff_t>(head_begin), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
+        const int64_t work_x = x.keys * x.lanes, work_y = y.keys * y.lanes;
+        return work_x != work_y ? work_x > work_y : x.first < y.first;
+      });
     }
   }
   return blocks;

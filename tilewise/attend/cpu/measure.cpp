@@ -177,7 +177,7 @@ std::vector<std::vector<QueryBlock>> items_of(const Call& call, std::vector<Quer
     for (const QueryBlock& block : blocks) items.push_back({block});
     return items;
   }
-  std::stable_sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
+  std::sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
     return std::array<int64_t, 3>{x.b, x.head, x.first} < std::array<int64_t, 3>{y.b, y.head, y.first};
   });
   for (const QueryBlock& block : blocks) {
@@ -194,8 +194,8 @@ std::vector<std::vector<QueryBlock>> items_of(const Call& call, std::vector<Quer
     for (const QueryBlock& block : item) total += block.keys * block.lanes;
     return total;
   };
-  std::stable_sort(items.begin(), items.end(), [&](const auto& x, const auto& y) {
-    return std::array<int64_t, 3>{x[0].b, x[0].head, -work(x)} < std::array<int64_t, 3>{y[0].b, y[0].head, -work(y)};
+  std::sort(items.begin(), items.end(), [&](const auto& x, const auto& y) {
+    return std::array<int64_t, 4>{x[0].b, x[0].head, -work(x), x[0].first} < std::array<int64_t, 4>{y[0].b, y[0].head, -work(y), y[0].first};
   });
   return items;
 }
@@ -239,7 +239,7 @@ void measure_across(const Call& call, std::vector<Worker>& workers, Context& con
   const int64_t length = before + call.sizes.seqlen_k + kBlockLanes;
   const Tensor parts(context.memory, Dtype::f32, {kParts, 3, length});
   std::vector<QueryBlock> blocks = cut_blocks(call.plan, call.sizes.batch, call.sizes.heads_q);
-  std::stable_sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
+  std::sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
     return std::array<int64_t, 3>{x.b, x.head, x.first} < std::array<int64_t, 3>{y.b, y.head, y.first};
   });
   size_t begin = 0;

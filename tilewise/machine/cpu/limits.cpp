@@ -86,7 +86,7 @@ std::optional<int> quota_threads(const std::string& root, const std::string& pro
       take(smallest(root, path, limit_v2));
       take(smallest(root + "/unified", path, limit_v2));
     } else if (lists_cpu(controllers)) {
-      take(smallest(root + "/" + controllers, path, limit_v1));
+      take(smallest(std::string(root).append("/").append(controllers), path, limit_v1));
       take(smallest(root + "/cpu", path, limit_v1));
     }
   }
