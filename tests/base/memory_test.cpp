@@ -26,9 +26,7 @@ TEST(Memory, CountsBytesAndTheirPeak) {
   EXPECT_EQ(counting->peak_bytes(), 136u);
 }
 
-TEST(Memory, RefusesByteCountsThatOverflow) {
-  EXPECT_THROW(Tensor(host_memory(), Dtype::f32, {INT64_MAX / 2, 8}), Error);
-}
+TEST(Memory, RefusesByteCountsThatOverflow) { EXPECT_THROW(Tensor(host_memory(), Dtype::f32, {INT64_MAX / 2, 8}), Error); }
 
 TEST(Context, ParallelForStopsWhenCancelled) {
   std::stop_source source;

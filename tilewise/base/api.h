@@ -10,8 +10,8 @@
 
 /// Public types and entry points live in `tilewise`, inside this inline namespace, so two versions can be linked side by side.
 #define TILEWISE_BEGIN_PUBLIC \
-  namespace tilewise {        \
+  namespace tilewise { \
   inline namespace v0 {
 #define TILEWISE_END_PUBLIC \
-  }                         \
+  } \
   }

@@ -36,7 +36,8 @@ template <class... Parts>
 /// Throws unless `holds`. Parts are formatted only then, so pass values, not strings made for the occasion.
 template <class... Parts>
 void check(bool holds, Error::Kind kind, const Parts&... parts) {
-  if (!holds) [[unlikely]] fail(kind, parts...);
+  if (!holds) [[unlikely]]
+    fail(kind, parts...);
 }
 
 TILEWISE_END_PUBLIC
