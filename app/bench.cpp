@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "app/bench.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -14,6 +16,9 @@
 #include "app/terminal.h"
 #include "app/version.h"
 #include "bench/attend/cpu/rows.h"
+#include "tilewise/base/file.h"
+#include "tilewise/infer/model.h"
+#include "tilewise/infer/timing.h"
 #include "tilewise/machine/cpu/target.h"
 
 namespace tilewise::app {
@@ -26,6 +31,7 @@ struct BenchOptions {
   int64_t length = 8192;
   std::vector<std::string> targets;
   std::vector<int> head_dims{64, 128};
+  std::string model = "models/reference-lm";
   bool has_bars = false, is_json = false;
 };
 
@@ -137,6 +143,28 @@ class Forced {
   std::string before_;
 };
 
+// A whole dense prefill of 16,384 bytes: the FLOP that attention and linear layers need, over wall time.
+bench::Row model_row(const std::string& directory, Context& context) {
+  constexpr size_t kBytes = 16384;
+  const std::string text = read_file(directory + "/documents/postgresql-wal.txt", size_t{1} << 30);
+  check(text.size() >= kBytes, Error::Kind::value, "bench: ", directory, "/documents/postgresql-wal.txt has ", text.size(), " bytes, takes ", kBytes);
+  auto tokens = std::make_shared<std::vector<int32_t>>();
+  for (size_t i = 0; i < kBytes; ++i) tokens->push_back(static_cast<unsigned char>(text[i]));
+  const auto model = std::make_shared<Model>(Model::load(directory, context));
+  const auto last = std::make_shared<ModelTiming>(time_model(*model, *tokens, 1, context));
+  bench::Row row;
+  row.name = "model prefill";
+  row.shape = "16384 bytes";
+  row.flop = last->flops.total();
+  row.bar = 0.75;
+  row.run = [model, tokens, last, &context] { *last = time_model(*model, *tokens, 1, context); };
+  row.fault = [last]() -> std::string {
+    constexpr double kCard = 0.99407;  // the model card's bits per byte
+    return std::fabs(last->bits_per_token - kCard) <= 1e-4 ? "" : "bits per byte " + std::to_string(last->bits_per_token) + ", the card says 0.99407";
+  };
+  return row;
+}
+
 void run_bench(const BenchOptions& options) {
   Context context = make_context(options.threads);
   const int workers = context.concurrency();
@@ -149,11 +177,18 @@ void run_bench(const BenchOptions& options) {
                                  ",\"date\":" + quoted(today()) + ",\"command\":" + quoted(command_line()) + "}"};
   if (!options.is_json) std::printf("%s, %d threads, commit %s\n", machine::cpu::processor_name().c_str(), workers, commit());
   int passed = 0, all = 0;
-  for (const auto& [target, dtype] : kinds_of(options)) {
+  const auto kinds = kinds_of(options);
+  // The model runs once, under the fastest f32 target.
+  const auto model_kind = std::find_if(kinds.rbegin(), kinds.rend(), [](const auto& kind) { return kind.second == Dtype::f32; });
+  const bool has_model = !options.model.empty() && model_kind != kinds.rend();
+  for (const auto& [target, dtype] : kinds) {
     const Forced forced(target);
     for (const int head_dim : options.head_dims) {
       bench::Group group =
           bench::rows_of(target, dtype, head_dim, {.heads = options.heads, .length = options.length, .long_length = 2 * options.length}, context);
+      if (has_model && target == model_kind->first && dtype == Dtype::f32 && head_dim == options.head_dims.front()) {
+        group.rows.push_back(model_row(options.model, context));
+      }
       ProgressLine progress;
       bench::run(group, options.rounds, context,
                  [&](const std::string& text) { progress.show(std::string(machine::cpu::name(target)) + " " + text); });
@@ -198,6 +233,7 @@ void add_bench_command(CLI::App& app) {
       ->delimiter(',')
       ->check(CLI::IsMember({32, 64, 96, 128, 256}))
       ->capture_default_str();
+  command->add_option("--model", options->model, "directory of the reference model for the prefill row; \"\": leave the row out")->capture_default_str();
   command->add_flag("--bars", options->has_bars, "write bench/results/<date>-cpu-<commit>.json");
   command->add_flag("--json", options->is_json, "one JSON line a row, no table");
   command->callback([options] { run_bench(*options); });
