@@ -233,7 +233,8 @@ void add_bench_command(CLI::App& app) {
       ->delimiter(',')
       ->check(CLI::IsMember({32, 64, 96, 128, 256}))
       ->capture_default_str();
-  command->add_option("--model", options->model, "directory of the reference model for the prefill row; \"\": leave the row out")->capture_default_str();
+  command->add_option("--model", options->model, "directory of the reference model for the prefill row; \"\": leave the row out")
+      ->capture_default_str();
   command->add_flag("--bars", options->has_bars, "write bench/results/<date>-cpu-<commit>.json");
   command->add_flag("--json", options->is_json, "one JSON line a row, no table");
   command->callback([options] { run_bench(*options); });

@@ -38,9 +38,8 @@ inline CUresult make_tensor_map(CUtensorMap& map, const Tensor16& tensor, int to
   const cuuint64_t strides[4] = {bytes(tensor.stride_token), 128, bytes(stride_head), bytes(stride_batch)};
   const cuuint32_t box[5] = {64, static_cast<cuuint32_t>(tokens), static_cast<cuuint32_t>(blocks), 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
-  return encode(&map, tensor.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, tensor.data, sizes, strides,
-                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return encode(&map, tensor.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, tensor.data, sizes, strides, box, steps,
+                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
 }  // namespace tilewise::machine::sm90
