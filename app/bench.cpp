@@ -14,9 +14,9 @@
 
 #include "app/command.h"
 #include "app/terminal.h"
-#include "app/version.h"
 #include "bench/attend/cpu/rows.h"
 #include "tilewise/base/file.h"
+#include "tilewise/base/version.h"
 #include "tilewise/infer/model.h"
 #include "tilewise/infer/timing.h"
 #include "tilewise/machine/cpu/target.h"
@@ -172,10 +172,10 @@ void run_bench(const BenchOptions& options) {
   if (options.has_bars && !std::filesystem::is_directory(folder)) {
     throw UsageError("bench: --bars writes to " + folder + ", which is not here; run it from the root of the repository");
   }
-  std::vector<std::string> lines{"{\"schema\":1,\"version\":" + quoted(version()) + ",\"commit\":" + quoted(commit()) +
+  std::vector<std::string> lines{"{\"schema\":1,\"version\":" + quoted(std::string(version())) + ",\"commit\":" + quoted(std::string(commit())) +
                                  ",\"device\":" + quoted(machine::cpu::processor_name()) + ",\"threads\":" + std::to_string(workers) +
                                  ",\"date\":" + quoted(today()) + ",\"command\":" + quoted(command_line()) + "}"};
-  if (!options.is_json) std::printf("%s, %d threads, commit %s\n", machine::cpu::processor_name().c_str(), workers, commit());
+  if (!options.is_json) std::printf("%s, %d threads, commit %s\n", machine::cpu::processor_name().c_str(), workers, std::string(commit()).c_str());
   int passed = 0, all = 0;
   const auto kinds = kinds_of(options);
   // The model runs once, under the fastest f32 target.
@@ -207,7 +207,7 @@ void run_bench(const BenchOptions& options) {
   if (options.is_json) std::fputs(text.c_str(), stdout);
   if (!options.is_json) std::printf("%d of %d bars pass\n", passed, all);
   if (options.has_bars) {
-    const std::string path = folder + "/" + today() + "-cpu-" + commit() + ".json";
+    const std::string path = folder + "/" + today() + "-cpu-" + std::string(commit()) + ".json";
     write_whole(path, text);
     std::fprintf(stderr, "written: %s\n", path.c_str());
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/study/compare.h"
+#include "tilewise/base/version.h"
 
 #include <chrono>
 #include <cmath>
@@ -15,7 +16,6 @@
 #include "app/report/report.h"
 #include "app/table.h"
 #include "app/terminal.h"
-#include "app/version.h"
 #include "tilewise/base/file.h"
 #include "tilewise/machine/cpu/target.h"
 #include "tilewise/plan/file.h"

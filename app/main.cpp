@@ -7,9 +7,9 @@
 
 #include "app/command.h"
 #include "app/interrupt.h"
-#include "app/version.h"
 #if TILEWISE_HAS_BENCH
 #include "app/bench.h"
+#include "tilewise/base/version.h"
 #endif
 
 namespace tilewise::app {
@@ -27,7 +27,7 @@ int run(int argc, char** argv) {
   install_interrupt();
   CLI::App app("Runs any block-sparse attention from a plan, and tells what it cost.", "tilewise");
   app.require_subcommand(1);
-  app.set_version_flag("--version", std::string("tilewise ") + version() + " (" + commit() + ")");
+  app.set_version_flag("--version", "tilewise " + std::string(version()) + " (" + std::string(commit()) + ")");
   add_compare_command(app);
   add_methods_command(app);
   add_plan_command(app);

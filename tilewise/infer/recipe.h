@@ -85,3 +85,10 @@ TILEWISE_API AttentionFunction recipe_attention(Recipe recipe, LayerObserver obs
 TILEWISE_API AttentionFunction method_attention(std::string_view method, OptionValues options, LayerObserver observer = {}, uint64_t seed = 0);
 
 TILEWISE_END_PUBLIC
+
+namespace tilewise::infer {
+
+/// What a method is asked to plan for in one layer.
+Problem problem_of(const LayerAttention& layer, uint64_t seed);
+
+}  // namespace tilewise::infer

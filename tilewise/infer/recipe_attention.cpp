@@ -17,16 +17,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double ms_since(Clock::time_point start) { return std::chrono::duration<double, std::milli>(Clock::now() - start).count(); }
 
-Problem problem_of(const LayerAttention& layer, uint64_t seed) {
-  Problem problem;
-  problem.q = layer.q;
-  problem.k = layer.k;
-  problem.v = layer.v;
-  problem.layer = layer.layer;
-  problem.seed = seed;
-  return problem;
-}
-
 /// Which query heads use which method, in the order of each method's first head.
 std::vector<std::pair<RecipeMethod, std::vector<int>>> uses_of(const Recipe& recipe, int layer) {
   std::vector<std::pair<RecipeMethod, std::vector<int>>> uses;
@@ -43,6 +33,17 @@ std::vector<std::pair<RecipeMethod, std::vector<int>>> uses_of(const Recipe& rec
 }
 
 }  // namespace
+
+Problem problem_of(const LayerAttention& layer, uint64_t seed) {
+  Problem problem;
+  problem.q = layer.q;
+  problem.k = layer.k;
+  problem.v = layer.v;
+  problem.layer = layer.layer;
+  problem.seed = seed;
+  return problem;
+}
+
 }  // namespace tilewise::infer
 
 TILEWISE_BEGIN_PUBLIC

@@ -17,16 +17,6 @@ namespace {
 /// What a row reads in one layer: a method's plan, or a recipe's with one plan per head for the figures.
 using Planner = std::function<RecipePlan(const Problem& problem, Context& context)>;
 
-Problem problem_of(const LayerAttention& layer, uint64_t seed) {
-  Problem problem;
-  problem.q = layer.q;
-  problem.k = layer.k;
-  problem.v = layer.v;
-  problem.layer = layer.layer;
-  problem.seed = seed;
-  return problem;
-}
-
 std::string backend_name(const Ran& ran) { return ran.target.empty() ? ran.backend : ran.backend + "/" + ran.target; }
 
 Planner planner_of(std::string name, OptionValues options) {
@@ -41,7 +31,7 @@ class DensePlans {
   const Plan& of(const LayerAttention& layer, Context& context) {
     const int64_t seqlen_q = layer.q.dim(2), seqlen_k = layer.k.dim(2);
     if (plan_ == nullptr || plan_->seqlen_q != seqlen_q || plan_->seqlen_k != seqlen_k) {
-      plan_ = plan_with("dense", problem_of(layer, 0), {}, context).plan;
+      plan_ = plan_with("dense", infer::problem_of(layer, 0), {}, context).plan;
     }
     return plan_;
   }
@@ -210,7 +200,7 @@ class Comparer {
       RecipePlan planned;
       const auto run_sparse = [&] {
         const Stopwatch planning;
-        planned = planner(problem_of(layer, request_.seed), context);
+        planned = planner(infer::problem_of(layer, request_.seed), context);
         const double plan_now = planning.ms();
         const Stopwatch attending;
         const Ran ran = attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .lse = lse.view, .plan = planned.plan}, context);
@@ -260,7 +250,7 @@ class Comparer {
     if (!request_.needles.empty()) {
       const auto alone = [&](const LayerAttention& layer, Context& context) {
         progress_.layer(layer.layer);
-        const RecipePlan planned = planner(problem_of(layer, request_.seed), context);
+        const RecipePlan planned = planner(infer::problem_of(layer, request_.seed), context);
         attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .plan = planned.plan}, context);
       };
       row.needle = ask_needles(alone, own);
