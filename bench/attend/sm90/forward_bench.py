@@ -274,10 +274,12 @@ def main():
         if "d64" in wanted: dense(bench, n, ["plan"], head_dim=64)
     if options.out:
         driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
-        json.dump({"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,
-                   "cudnn": torch.backends.cudnn.version(), "commit": options.commit, "date": datetime.date.today().isoformat(),
-                   "protocol": f"sustained: turns of 100 ms, {options.rounds} rounds after one soak round, median; burst: median of 11 single calls after a pause; B=1, inputs N(0,1)",
-                   "rows": bench.rows}, open(options.out, "w"), indent=1)
+        result = {"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,
+                  "cudnn": torch.backends.cudnn.version(), "commit": options.commit, "date": datetime.date.today().isoformat(),
+                  "protocol": f"sustained: turns of 100 ms, {options.rounds} rounds after one soak round, median; burst: median of 11 single calls after a pause; B=1, inputs N(0,1)",
+                   "rows": bench.rows}
+        with open(options.out, "w") as out:
+            out.write(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
