@@ -40,9 +40,9 @@ std::string Table::text() const {
       const std::string space(widths[i] - width(row[i].text), ' ');
       const std::string shown = styled(row[i].text, row[i].style);
       if (i == 0) {
-        out += shown + space;
+        out.append(shown).append(space);
       } else {
-        out += "  " + space + shown;
+        out.append("  ").append(space).append(shown);
       }
     }
     out += "\n";
