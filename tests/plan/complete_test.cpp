@@ -13,7 +13,9 @@
 #include "tilewise/attend/reference/pairs.h"
 #include "tilewise/plan/count.h"
 #include "tilewise/plan/heads.h"
+#include "tilewise/plan/make.h"
 #include "tilewise/plan/rows.h"
+#include "tilewise/plan/validate.h"
 
 namespace tilewise {
 namespace {
@@ -190,6 +192,30 @@ TEST(CombineHeads, RefusesPlansThatDoNotGoTogether) {
   auto unbanded = sized(64);
   unbanded->mask.bands.clear();
   EXPECT_THROW(combine_heads(std::vector<Plan>{sized(64), unbanded}, both, context), Error);
+}
+
+TEST(Complete, TransposesDensePlansIntoAsFewRuns) {
+  const int64_t n = int64_t{1} << 20, rows = n / 128;
+  Context context;
+  // Every key row has the same readers: one run that all rows share.
+  const Plan full = complete(dense_plan({.seqlen_q = n, .seqlen_k = n, .tile = 128, .mask = Mask::full()}), context);
+  EXPECT_FALSE(find_fault(full).has_value());
+  ASSERT_EQ(full->by_key.whole.start.numel(), 1);
+  EXPECT_FALSE(full->by_key.whole.stop.has_value());
+  EXPECT_FALSE(full->by_key.masked.has_runs());
+  EXPECT_EQ(full->by_key.whole.begin.at<int64_t>(0, 0, rows - 1), full->by_key.whole.begin.at<int64_t>(0, 0, 0));
+  EXPECT_EQ(full->by_key.whole.count.at<int32_t>(0, 0, rows - 1), 1);
+
+  // A diagonal tile and one run behind it: no `rows`, and the end of the queries says where the runs stop.
+  const Plan causal = complete(dense_plan({.seqlen_q = n, .seqlen_k = n, .tile = 128}), context);
+  EXPECT_FALSE(find_fault(causal).has_value());
+  EXPECT_EQ(causal->by_key.whole.start.numel(), rows - 1);
+  EXPECT_EQ(causal->by_key.masked.start.numel(), rows);
+  EXPECT_EQ(causal->by_key.masked.grain, 128);
+  for (const RunList* list : {&causal->by_key.whole, &causal->by_key.masked}) {
+    EXPECT_FALSE(list->stop.has_value());
+    EXPECT_FALSE(list->rows.has_value());
+  }
 }
 
 TEST(Complete, RefusesUntestedPairsThatTheMaskForbids) {

@@ -48,8 +48,7 @@ Lists ListsBuilder::build(const std::shared_ptr<Memory>& memory, PlanData& plan,
   const std::vector<int64_t> ends = plan::part_ends(plan, is_by_key ? plan::Direction::by_key : plan::Direction::by_query);
   const int64_t slots = is_by_key ? plan::slots_k_with_pools(plan) : plan::slots_q(plan);
   plan::Packer packer(tile_, batch_, groups_, num_rows_, ends);
-  plan::PackedRow packed, before;
-  int64_t before_index = -1, slots_before = 0;
+  plan::PackedRow packed;
   const int words = (tile_ + 63) / 64;
   for (size_t index = 0; index < rows_.size(); ++index) {
     if (shared_with_[index] >= 0) continue;
@@ -79,19 +78,7 @@ Lists ListsBuilder::build(const std::shared_ptr<Memory>& memory, PlanData& plan,
         packed.lists[kind].push_back({run.start, run.stop, bits});
       }
     }
-    // A list that equals the one of the row before it is stored once: stripes that 16 rows read, blocks longer than a row.
-    for (const plan::Kind kind : {plan::Kind::whole, plan::Kind::masked, plan::Kind::picked}) {
-      std::vector<plan::PackedRun>& runs = packed.list(kind);
-      std::sort(runs.begin(), runs.end(), [](const plan::PackedRun& a, const plan::PackedRun& b) { return a.start < b.start; });
-      if (before_index >= 0 && last - first == slots_before && !runs.empty() && runs == before.list(kind)) {
-        packer.share(kind, static_cast<int64_t>(index), before_index);
-      } else {
-        packer.add(kind, static_cast<int64_t>(index), last - first, runs, joins_touching_);
-      }
-    }
-    std::swap(before, packed);
-    before_index = static_cast<int64_t>(index);
-    slots_before = last - first;
+    packer.add(static_cast<int64_t>(index), last - first, packed, joins_touching_);
   }
   for (size_t index = 0; index < rows_.size(); ++index) {
     int64_t as_index = shared_with_[index];

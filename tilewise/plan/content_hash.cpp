@@ -7,7 +7,6 @@
 
 #include "tilewise/base/hash.h"
 #include "tilewise/plan/axis.h"
-#include "tilewise/plan/collector.h"
 #include "tilewise/plan/pack.h"
 #include "tilewise/plan/rows.h"
 

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "tilewise/plan/collector.h"
 #include "tilewise/plan/complete.h"
+#include "tilewise/plan/pack.h"
 #include "tilewise/plan/rows.h"
 
 TILEWISE_BEGIN_PUBLIC

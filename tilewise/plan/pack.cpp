@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 namespace tilewise::plan {
 
@@ -51,10 +52,7 @@ void Packer::add(Kind kind, int64_t index, int64_t slots, std::vector<PackedRun>
   const size_t begin = list.start.size();
   list.begin[static_cast<size_t>(index)] = static_cast<int64_t>(begin);
   const auto append = [&](int32_t start, int32_t stop, const RowBits& bits) {
-    if (bits != all && !list.has_rows) {
-      list.has_rows = true;
-      list.rows.assign(list.start.size() * static_cast<size_t>(words_), ~uint64_t{0});
-    }
+    if (bits != all) keep_rows(list);
     list.start.push_back(start);
     list.stop.push_back(stop);
     if (list.has_rows) list.rows.insert(list.rows.end(), bits.begin(), bits.begin() + words_);
@@ -78,17 +76,58 @@ void Packer::add(Kind kind, int64_t index, int64_t slots, std::vector<PackedRun>
     }
     append(start, stop, bits);
   }
-  list.count[static_cast<size_t>(index)] = static_cast<int32_t>(list.start.size() - begin);
+  const size_t count = list.start.size() - begin;
+  list.count[static_cast<size_t>(index)] = static_cast<int32_t>(count);
+  // Stripes that 16 rows read, blocks longer than a row: equal lists are neighbours.
+  if (list.last >= 0 && list.last_slots == slots && count > 0 && static_cast<size_t>(list.count[static_cast<size_t>(list.last)]) == count) {
+    const auto before = static_cast<size_t>(list.begin[static_cast<size_t>(list.last)]), words = static_cast<size_t>(words_);
+    const auto is_equal = [&](const auto& values, size_t each) {
+      const auto* at = values.data();
+      return std::equal(at + before * each, at + (before + count) * each, at + begin * each);
+    };
+    if (is_equal(list.start, 1) && is_equal(list.stop, 1) && (!list.has_rows || is_equal(list.rows, words))) {
+      list.begin[static_cast<size_t>(index)] = static_cast<int64_t>(before);
+      list.start.resize(begin);
+      list.stop.resize(begin);
+      if (list.has_rows) list.rows.resize(begin * words);
+    }
+  }
+  list.last = index;
+  list.last_slots = slots;
+}
+
+void Packer::keep_rows(Arrays& list) const {
+  if (list.has_rows) return;
+  list.has_rows = true;
+  list.rows.assign(list.start.size() * static_cast<size_t>(words_), ~uint64_t{0});
 }
 
 void Packer::share(int64_t index, int64_t as_index) {
-  for (const Kind kind : {Kind::whole, Kind::masked, Kind::picked}) share(kind, index, as_index);
+  for (Arrays& list : lists_) {
+    list.begin[static_cast<size_t>(index)] = list.begin[static_cast<size_t>(as_index)];
+    list.count[static_cast<size_t>(index)] = list.count[static_cast<size_t>(as_index)];
+  }
 }
 
-void Packer::share(Kind kind, int64_t index, int64_t as_index) {
-  Arrays& list = lists_[static_cast<size_t>(kind)];
-  list.begin[static_cast<size_t>(index)] = list.begin[static_cast<size_t>(as_index)];
-  list.count[static_cast<size_t>(index)] = list.count[static_cast<size_t>(as_index)];
+void Packer::append(int64_t index, const Packer& rows) {
+  for (size_t kind = 0; kind < 3; ++kind) {
+    Arrays& list = lists_[kind];
+    const Arrays& from = rows.lists_[kind];
+    const auto base = static_cast<int64_t>(list.start.size());
+    for (size_t row = 0; row < from.begin.size(); ++row) {
+      list.begin[static_cast<size_t>(index) + row] = base + from.begin[row];
+      list.count[static_cast<size_t>(index) + row] = from.count[row];
+    }
+    if (from.has_rows) keep_rows(list);
+    list.start.insert(list.start.end(), from.start.begin(), from.start.end());
+    list.stop.insert(list.stop.end(), from.stop.begin(), from.stop.end());
+    if (from.has_rows) {
+      list.rows.insert(list.rows.end(), from.rows.begin(), from.rows.end());
+    } else if (list.has_rows) {
+      list.rows.resize(list.start.size() * static_cast<size_t>(words_), ~uint64_t{0});
+    }
+    list.last = -1;
+  }
 }
 
 Lists Packer::finish(const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory, PlanData& plan) const {
@@ -123,6 +162,29 @@ Lists Packer::finish(const std::vector<int32_t>& edge, const std::shared_ptr<Mem
     if (!is_implied) to.stop = own(list.stop.data(), {capacity}, memory, plan);
   }
   return lists;
+}
+
+PlanData share(const Plan& plan) {
+  PlanData data;
+  data.seqlen_q = plan->seqlen_q;
+  data.seqlen_k = plan->seqlen_k;
+  data.dense_reads = plan->dense_reads;
+  data.batch = plan->batch;
+  data.heads_q = plan->heads_q;
+  data.by_query = plan->by_query;
+  data.by_key = plan->by_key;
+  data.order_q = plan->order_q;
+  data.order_k = plan->order_k;
+  data.pools = plan->pools;
+  data.mask = plan->mask;
+  data.shared = {plan};
+  return data;
+}
+
+TensorView keep(PlanData& plan, Tensor tensor) {
+  const TensorView view = tensor.view;
+  plan.memory.push_back(std::move(tensor.buffer));
+  return view;
 }
 
 }  // namespace tilewise::plan

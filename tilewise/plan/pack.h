@@ -40,7 +40,8 @@ struct PackedRow {
 /// Where runs of one direction may not pass: the ends of the slots and of each pool for by_query, the end of the queries for by_key. Ascending.
 std::vector<int64_t> part_ends(const PlanData& plan, Direction direction);
 
-/// Appends rows one after another and lays them out as the arrays of one direction. Not for several threads.
+/// Appends rows one after another and lays them out as the arrays of one direction. Not for several threads: each fills a Packer of its own, to be
+/// appended. A list that equals the one added just before it (rows of as many slots) is stored once.
 class Packer {
  public:
   /// `ends` as from part_ends(); runs that end there need not be a multiple of the grain, and touching runs do not join across them.
@@ -52,7 +53,8 @@ class Packer {
   void add(Kind kind, int64_t index, int64_t slots, std::vector<PackedRun>& runs, bool joins_touching = true);
   /// The row at `index` has the lists of the row at `as_index`, which was added before.
   void share(int64_t index, int64_t as_index);
-  void share(Kind kind, int64_t index, int64_t as_index);
+  /// Appends the rows of another, of the same tile, from `index` on.
+  void append(int64_t index, const Packer& rows);
   /// Errors: memory. `edge` may be empty.
   Lists finish(const std::vector<int32_t>& edge, const std::shared_ptr<Memory>& memory, PlanData& plan) const;
 
@@ -62,13 +64,21 @@ class Packer {
     std::vector<int32_t> count, start, stop;
     std::vector<uint64_t> rows;  // kept from the first run on that not every slot of its row reads
     bool has_rows = false;
+    int64_t last = -1, last_slots = 0;  // index and slots of the row added last
   };
+  void keep_rows(Arrays& list) const;
 
   int tile_, words_;
   int64_t batch_, groups_, num_rows_;
   std::vector<int64_t> ends_;
   std::array<Arrays, 3> lists_;
 };
+
+/// A plan that reads the arrays of another and can be given other lists: every field is copied, the arrays are shared.
+PlanData share(const Plan& plan);
+
+/// Takes a tensor into the plan's memory.
+TensorView keep(PlanData& plan, Tensor tensor);
 
 /// A copy of `values` in memory that the plan owns; absent when it is empty.
 template <class T>
@@ -77,8 +87,7 @@ TensorView own(const T* values, const Shape& shape, const std::shared_ptr<Memory
   T* to = static_cast<T*>(tensor.view.raw());
   const int64_t numel = shape.numel();
   for (int64_t i = 0; i < numel; ++i) to[i] = values[i];
-  plan.memory.push_back(std::move(tensor.buffer));
-  return tensor.view;
+  return keep(plan, std::move(tensor));
 }
 
 }  // namespace tilewise::plan

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <span>
 #include <utility>
 #include <vector>
 
 #include "tilewise/plan/axis.h"
-#include "tilewise/plan/collector.h"
 #include "tilewise/plan/complete.h"
+#include "tilewise/plan/groups.h"
 #include "tilewise/plan/mask_rule.h"
+#include "tilewise/plan/pack.h"
 #include "tilewise/plan/rows.h"
 
 TILEWISE_BEGIN_PUBLIC
@@ -104,42 +104,47 @@ class Retiler {
   RunList rewrite(const RunList& list, Kind kind, PlanData& out, Context& context) const {
     const TensorView views[] = {list.begin, list.count};
     const Groups groups = common_groups(views, data_.heads_q);
-    const int words = (tile_ + 63) / 64;
-    std::vector<RunCollector> collectors(static_cast<size_t>(groups.batch * groups.groups), RunCollector(static_cast<int64_t>(rows_.size()), words));
-    context.parallel_for(static_cast<int64_t>(collectors.size()), [&](int64_t item, int) {
-      RunCollector& collector = collectors[static_cast<size_t>(item)];
-      const int64_t b = item / groups.groups;
-      const int head = first_head(static_cast<int>(item % groups.groups), groups.groups, data_.heads_q);
-      std::vector<uint64_t> bits(static_cast<size_t>(words));
+    const Packer packer = pack_each(groups, context, [&](int64_t b, int g, Packer& part) {
+      const int head = first_head(g, groups.groups, data_.heads_q);
+      std::vector<PackedRun> made;
       for (size_t row = 0; row < rows_.size(); ++row) {
         const Runs runs = runs_of(list, b, head, data_.heads_q, rows_[row].from);
         const int64_t offset = rows_[row].first - row_first(lists_, rows_[row].from);
         const int64_t length = rows_[row].last - rows_[row].first;
+        made.clear();
         for (int i = 0; i < runs.count; ++i) {
-          std::fill(bits.begin(), bits.end(), 0);
-          int64_t set = 0;
-          for (int64_t slot = 0; slot < length; ++slot) {
-            if (!reads(runs, i, offset + slot)) continue;
-            set_bits(bits, slot, slot + 1);
-            ++set;
-          }
-          if (set == 0) continue;
-          const bool is_full = set == length;
-          const int64_t start = runs.start[i], stop = kind == Kind::picked ? start + 1 : stop_of(runs, i, list.grain);
-          const bool may_join = !is_by_query_ || start == 0 || part_end(data_, start - 1) == part_end(data_, start);
-          collector.add(static_cast<int64_t>(row), kind, start, stop, is_full ? std::span<const uint64_t>{} : bits, may_join);
+          const RowBits bits = moved_bits(runs, i, offset, length, 0);
+          if (bits == RowBits{}) continue;
+          const int64_t stop = kind == Kind::picked ? runs.start[i] + 1 : stop_of(runs, i, list.grain);
+          made.push_back({runs.start[i], static_cast<int32_t>(stop), bits});
         }
+        part.add(kind, static_cast<int64_t>(row), length, made);
       }
     });
-    const Lists packed = pack(collectors, groups.batch, tile_, {}, context.memory, out);
+    const Lists packed = packer.finish({}, context.memory, out);
     return kind == Kind::masked ? packed.masked : packed.picked;
+  }
+
+  /// Fills a Packer for each group of heads, in parallel, and appends them.
+  template <class Fill>
+  Packer pack_each(const Groups& groups, Context& context, const Fill& fill) const {
+    const std::vector<int64_t> ends = part_ends(data_, is_by_query_ ? Direction::by_query : Direction::by_key);
+    const auto count = static_cast<int64_t>(rows_.size());
+    std::vector<Packer> parts(static_cast<size_t>(groups.total()), Packer(tile_, 1, 1, count, ends));
+    context.parallel_for(groups.total(), [&](int64_t item, int) {
+      fill(item / groups.groups, static_cast<int>(item % groups.groups), parts[static_cast<size_t>(item)]);
+    });
+    Packer all(tile_, groups.batch, groups.groups, count, ends);
+    for (size_t item = 0; item < parts.size(); ++item) all.append(static_cast<int64_t>(item) * count, parts[item]);
+    return all;
   }
 
   /// A run of an old row inside a coarser one.
   struct Piece {
     int64_t start, stop;
     int64_t offset, length;  // the old row's place among the new row's slots
-    const uint64_t* bits;
+    const uint64_t* bits;  // slots of the old row that read it; null: all
+    RowBits bits_in_row;   // slots of the new row that do
     Kind kind;
   };
 
@@ -150,23 +155,19 @@ class Retiler {
       views.push_back(list->count);
     }
     const Groups groups = common_groups(views, data_.heads_q);
-    const int words = (tile_ + 63) / 64;
-    std::vector<RunCollector> collectors(static_cast<size_t>(groups.batch * groups.groups), RunCollector(static_cast<int64_t>(rows_.size()), words));
-    context.parallel_for(static_cast<int64_t>(collectors.size()), [&](int64_t item, int) {
-      const int64_t b = item / groups.groups;
-      const int g = static_cast<int>(item % groups.groups);
+    const Packer packer = pack_each(groups, context, [&](int64_t b, int g, Packer& part) {
       const int head = first_head(g, groups.groups, data_.heads_q);
       const MaskRule rule(data_, b, mask_heads(data_, g, groups.groups));
       const Axis queries = Axis::of_queries(data_, b, head), keys = Axis::of_keys(data_, b, head);
       for (size_t row = 0; row < rows_.size(); ++row) {
-        coarsen_row(static_cast<int64_t>(row), b, head, rule, queries, keys, collectors[static_cast<size_t>(item)]);
+        PackedRow made = coarsen_row(rows_[row], b, head, rule, queries, keys);
+        part.add(static_cast<int64_t>(row), rows_[row].last - rows_[row].first, made);
       }
     });
-    return pack(collectors, groups.batch, tile_, edge_, context.memory, out);
+    return packer.finish(edge_, context.memory, out);
   }
 
-  void coarsen_row(int64_t index, int64_t b, int head, const MaskRule& rule, const Axis& queries, const Axis& keys, RunCollector& collector) const {
-    const NewRow& row = rows_[static_cast<size_t>(index)];
+  PackedRow coarsen_row(const NewRow& row, int64_t b, int head, const MaskRule& rule, const Axis& queries, const Axis& keys) const {
     std::vector<Piece> pieces;
     std::vector<int64_t> cuts;
     const std::pair<const RunList*, Kind> kinds[] = {{&lists_.whole, Kind::whole}, {&lists_.masked, Kind::masked}, {&lists_.picked, Kind::picked}};
@@ -177,7 +178,7 @@ class Retiler {
         for (int i = 0; i < runs.count; ++i) {
           const int64_t start = runs.start[i], stop = kind == Kind::picked ? start + 1 : stop_of(runs, i, list->grain);
           const uint64_t* bits = runs.rows == nullptr ? nullptr : runs.rows + static_cast<int64_t>(i) * runs.words;
-          pieces.push_back({start, stop, first - row.first, last - first, bits, kind});
+          pieces.push_back({start, stop, first - row.first, last - first, bits, moved_bits(runs, i, 0, last - first, first - row.first), kind});
           cuts.push_back(start);
           cuts.push_back(stop);
         }
@@ -187,9 +188,8 @@ class Retiler {
     std::sort(cuts.begin(), cuts.end());
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
 
-    const int words = (tile_ + 63) / 64;
-    const std::vector<uint64_t> full = full_words(row.last - row.first, words);
-    std::vector<uint64_t> bits(static_cast<size_t>(words));
+    const RowBits full = bits_between(0, row.last - row.first);
+    PackedRow made;
     std::vector<const Piece*> active;
     size_t next = 0;
     for (size_t cut = 0; cut + 1 < cuts.size(); ++cut) {
@@ -197,35 +197,21 @@ class Retiler {
       std::erase_if(active, [&](const Piece* piece) { return piece->stop <= start; });
       while (next < pieces.size() && pieces[next].start == start) active.push_back(&pieces[next++]);
       if (active.empty()) continue;
-      std::fill(bits.begin(), bits.end(), 0);
+      RowBits bits{};
       bool is_tested = false, is_picked = true;
       for (const Piece* piece : active) {
         is_tested = is_tested || piece->kind == Kind::masked;
         is_picked = is_picked && piece->kind == Kind::picked;
-        if (piece->bits == nullptr) {
-          set_bits(bits, piece->offset, piece->offset + piece->length);
-          continue;
-        }
-        for (int64_t slot = 0; slot < piece->length; ++slot) {
-          if (((piece->bits[slot / 64] >> (slot % 64)) & 1) != 0) set_bits(bits, piece->offset + slot, piece->offset + slot + 1);
-        }
+        for (size_t word = 0; word < kMaxWords; ++word) bits[word] |= piece->bits_in_row[word];
       }
-      const bool is_full = bits == full;
-      const bool may_join = !is_by_query_ || start == 0 || part_end(data_, start - 1) == part_end(data_, start);
-      const std::span<const uint64_t> words_or_none = is_full ? std::span<const uint64_t>{} : bits;
-      if (is_picked) {
-        collector.add(index, Kind::picked, start, stop, words_or_none, may_join);
-        continue;
-      }
-      if (is_full && !is_tested) {
-        collector.add(index, Kind::whole, start, stop, {}, may_join);
-        continue;
-      }
+      const Kind kind = is_picked ? Kind::picked : bits == full && !is_tested ? Kind::whole : Kind::masked;
+      made.list(kind).push_back({static_cast<int32_t>(start), static_cast<int32_t>(stop), bits});
+      if (kind != Kind::masked) continue;
       for (const Piece* piece : active) {
         if (piece->kind != Kind::masked) check_moved(*piece, row, start, stop, rule, queries, keys);
       }
-      collector.add(index, Kind::masked, start, stop, words_or_none, may_join);
     }
+    return made;
   }
 
   /// Untested pairs that become tested ones must pass the test.

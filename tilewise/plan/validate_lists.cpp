@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "tilewise/plan/axis.h"
-#include "tilewise/plan/collector.h"
 #include "tilewise/plan/fault.h"
+#include "tilewise/plan/groups.h"
 #include "tilewise/plan/rows.h"
 
 namespace tilewise::plan {
