@@ -177,7 +177,14 @@ template <class Op, int V>
 void attend_strip(const Block& block, const Strip& strip, const Group& group, float* scores) {
   Vf most[V];
   for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
-  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, most);
+  const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * 4;
+  // The first group fetches the strip's rows for all: the next keys and, as the second product runs down them in slices, the values.
+  score_strip<Op>(strip, units, group.q, scores, most, [&](int i, int step) {
+    if (group.first != 0) return;
+    prefetch_keys(strip, i, step, units);
+    if (value_bytes == 0) return;
+    for (int row = i / Op::kPerUnit; row * Op::kPerUnit < i + step && row * Op::kPerUnit < strip.count; ++row) prefetch(strip.v[row], value_bytes);
+  });
   if (block.softcap != 0) {
     cap_strip<V>(strip, block.scale, block.softcap, scores);
     maximum_of(strip, scores, most);

@@ -161,11 +161,18 @@ TILEWISE_INLINE void score_rows(const Strip& strip, int i, int64_t units, const 
   }
 }
 
-/// S^T = K Q^T for the whole strip.
-template <class Op, int V>
-TILEWISE_INLINE void score_strip(const Strip& strip, int64_t units, const float* q, float* scores, Vf (&most)[V]) {
+/// Asks for the keys that follow rows [i, i + step) of the strip: the processor does not foresee scattered ones.
+TILEWISE_INLINE void prefetch_keys(const Strip& strip, int i, int step, int64_t units) {
+  const int stop = i + step + kRows < strip.count ? i + step + kRows : strip.count;
+  for (int next = i + step; next < stop; ++next) prefetch(strip.k[next], units * 4);
+}
+
+/// S^T = K Q^T for the whole strip. `ahead(i, step)` is called before rows [i, i + step): the place to ask for memory that is read later.
+template <class Op, int V, class Ahead>
+TILEWISE_INLINE void score_strip(const Strip& strip, int64_t units, const float* q, float* scores, Vf (&most)[V], const Ahead& ahead) {
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i);
+    ahead(i, step);
     if (step == kRows) {
       score_rows<Op, kRows>(strip, i, units, q, scores, most);
     } else {
