@@ -105,6 +105,35 @@ TEST_P(EveryTarget, BitsDoNotDependOnThreads) {
   }
 }
 
+// Enough blocks for one thread to run those of a row two at a time, too few for five threads: the bits are the same.
+TEST_P(EveryTarget, BlocksThatShareStripsGiveTheSameBits) {
+  const ForcedTarget forced(GetParam());
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    Rng rng(seed);
+    ProblemOptions o;
+    o.plan.tile = seed % 4 == 0 ? 256 : 128;
+    o.plan.seqlen_q = 64 * 66 + 40;
+    o.plan.seqlen_k = 301;
+    o.plan.density = 0.3;
+    o.plan.longest_run = 90;
+    o.plan.has_rows = seed % 3 == 1;
+    o.has_sink = seed % 5 == 0;
+    o.plan.has_picked = seed % 2 == 0;
+    o.plan.mask = seed % 3 == 0 ? MaskKind::causal : MaskKind::full;
+    o.dtype = seed % 2 == 0 ? Dtype::f32 : Dtype::bf16;
+    o.head_dim = 32;
+    const ForwardProblem problem = make_problem(rng, o);
+    Context one = cpu_context(1), five = cpu_context(5);
+    expect_forward(problem, kForward, one, "seed " + std::to_string(seed));
+    if (HasFailure()) return;
+    cpu::forward(problem.params(), one);
+    const std::vector<std::byte> out = bytes_of(problem.out), lse = bytes_of(problem.lse);
+    cpu::forward(problem.params(), five);
+    EXPECT_EQ(bytes_of(problem.out), out) << "seed " << seed;
+    EXPECT_EQ(bytes_of(problem.lse), lse) << "seed " << seed;
+  }
+}
+
 // Keys that no run of any row names are NaN: nothing changes, bit for bit.
 TEST_P(EveryTarget, SkippedKeysAreNotComputedWith) {
   const ForcedTarget forced(GetParam());

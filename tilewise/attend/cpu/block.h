@@ -8,6 +8,7 @@ namespace tilewise::attend::cpu {
 
 inline constexpr int kBlockLanes = 64;  // queries of one block, one lane each; a word of `rows`
 inline constexpr int kStripKeys = 256;  // keys whose scores are held at once
+inline constexpr int kTogether = 2;     // blocks that may share their strips
 
 /// Neighbouring keys that a block reads. Untested: every query of the block (with its bit in `bits`) reads them.
 struct Segment {
@@ -15,6 +16,8 @@ struct Segment {
   uint64_t bits;        // bit i: lane i reads the segment
   int32_t cell;         // measure: where its values are counted; forward: unused
   bool is_tested;       // by the mask, in every lane
+
+  bool operator==(const Segment&) const = default;
 };
 
 /// The mask of bands as one block sees it: lane i sees keys up to last[i] that are below `sink` or not below first[i].
@@ -46,28 +49,30 @@ struct ForwardBlock {
   int64_t out_stride;
   float* row_max;              // [kBlockLanes] out: maximum of the logits in natural units (softmax_scale and softcap applied)
   float* row_sum;              // [kBlockLanes] out: sum of exp(logit - row_max)
-  std::byte* workspace;        // workspace_bytes(), 64-byte aligned
+  std::byte* workspace;        // workspace_bytes(), 64-byte aligned; of the first of several blocks
 };
 
 /// The forward kernels of one target.
 struct ForwardTable {
   size_t (*workspace_bytes)(int head_dim, int head_dim_v);
-  void (*forward_f32)(const ForwardBlock& block);
-  void (*forward_bf16)(const ForwardBlock& block);
+  /// Runs `count` blocks, 1 to kTogether, that read the same segments of the same k and v and share blocks[0].workspace: finding, pairing and fetching
+  /// keys is paid once for all. Each block's result is what it gives alone, bit for bit.
+  void (*forward_f32)(const ForwardBlock* blocks, int count);
+  void (*forward_bf16)(const ForwardBlock* blocks, int count);
   /// Fills rows [first, last) of a v_pairs array from `seqlen_k` rows of values; null where the target does not read pairs.
   void (*pair_values)(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_dim_v, int64_t first, int64_t last, uint16_t* pairs);
 };
 
 /// What a measuring kernel adds up over.
 enum class MeasureWalk : uint8_t {
-  lanes,    // per lane, over neighbouring keys of one cell
-  keys,     // per key, over lanes
+  lanes,  // per lane, over neighbouring keys of one cell
+  keys,  // per key, over lanes
   offsets,  // per query minus key
 };
 
 struct MeasureBlock {
-  Block block;            // v unused
-  const float* lse;       // [kBlockLanes] or null: values are exp(logit - lse), else logits
+  Block block;  // v unused
+  const float* lse;  // [kBlockLanes] or null: values are exp(logit - lse), else logits
   const float* key_bias;  // [seqlen_k] or null: added to the logit
   MeasureWalk walk;
   /// lanes: called for each stretch of a strip's keys with one cell; arrays hold `lanes` numbers, for the lanes from `first` on.

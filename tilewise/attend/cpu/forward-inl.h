@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward attention of one block of queries, compiled once per target. One query is one lane, so that maxima, sums and masks are plain vectors:
+// Forward attention of one block of queries, or two that read the same keys, compiled once per target. One query is one lane, so that maxima, sums and masks are plain vectors:
 // S^T = K Q^T and O^T += V^T P^T. K and V are broadcast from where they lie; Q is transposed once per block, O back at its end.
 // Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1; the loop over keys follows the plan.
 #include "tilewise/attend/cpu/strip-inl.h"
@@ -9,25 +9,25 @@
 namespace tilewise::attend::cpu::TILEWISE_TARGET {
 namespace {
 
-// What a block holds between strips, carved out of its workspace.
+// What blocks hold between strips, carved out of their workspace: q, acc, max and sum for each of kTogether blocks.
 struct Workspace {
-  float* q;       // [groups][head_dim][kGroupLanes]
-  float* acc;     // [groups][head_dim_v][kGroupLanes]
-  float* max;     // [kBlockLanes]
-  float* sum;     // [kBlockLanes]
+  float* q;  // [groups][head_dim][kGroupLanes]
+  float* acc;  // [groups][head_dim_v][kGroupLanes]
+  float* max;  // [kBlockLanes]
+  float* sum;  // [kBlockLanes]
   float* scores;  // [kStripKeys][kGroupLanes]
-  float* k;       // [kStripKeys][head_dim], where keys are widened
-  float* v;       // [kStripKeys][head_dim_v], widened or paired values
+  float* k;  // [kStripKeys][head_dim], where keys are widened
+  float* v;  // [kStripKeys][head_dim_v], widened or paired values
 
   static constexpr int64_t floats(int64_t head_dim, int64_t head_dim_v) {
-    return kBlockLanes * (head_dim + head_dim_v + 2) + kStripKeys * (kGroupLanes + head_dim + head_dim_v);
+    return kTogether * kBlockLanes * (head_dim + head_dim_v + 2) + kStripKeys * (kGroupLanes + head_dim + head_dim_v);
   }
   Workspace(std::byte* bytes, int64_t head_dim, int64_t head_dim_v) {
     q = reinterpret_cast<float*>(bytes);
-    acc = q + kBlockLanes * head_dim;
-    max = acc + kBlockLanes * head_dim_v;
-    sum = max + kBlockLanes;
-    scores = sum + kBlockLanes;
+    acc = q + kTogether * kBlockLanes * head_dim;
+    max = acc + kTogether * kBlockLanes * head_dim_v;
+    sum = max + kTogether * kBlockLanes;
+    scores = sum + kTogether * kBlockLanes;
     k = scores + kStripKeys * kGroupLanes;
     v = k + kStripKeys * head_dim;
   }
@@ -172,15 +172,15 @@ TILEWISE_INLINE void add_values(const Strip& strip, int head_dim_v, const float*
   }
 }
 
-// One strip for one group of lanes: scores, online softmax, values.
+// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's rows for all: the next keys and, as the second
+// product runs down them in slices, the values.
 template <class Op, int V>
-void attend_strip(const Block& block, const Strip& strip, const Group& group, float* scores) {
+void attend_strip(const Block& block, const Strip& strip, const Group& group, bool is_fetching, float* scores) {
   Vf most[V];
   for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
   const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * 4;
-  // The first group fetches the strip's rows for all: the next keys and, as the second product runs down them in slices, the values.
   score_strip<Op>(strip, units, group.q, scores, most, [&](int i, int step) {
-    if (group.first != 0) return;
+    if (!is_fetching) return;
     prefetch_keys(strip, i, step, units);
     if (value_bytes == 0) return;
     for (int row = i / Op::kPerUnit; row * Op::kPerUnit < i + step && row * Op::kPerUnit < strip.count; ++row) prefetch(strip.v[row], value_bytes);
@@ -243,22 +243,24 @@ TILEWISE_INLINE void write_out(const ForwardBlock& forward, const Group& group) 
   }
 }
 
+// Lanes of block number `index` that run together.
+TILEWISE_INLINE Group group_of(const Block& block, const Workspace& workspace, int index, int g) {
+  const int first = g * kGroupLanes, left = block.lanes - first, place = index * kBlockLanes + first;
+  return Group{.first = first,
+               .lanes = left < kGroupLanes ? left : kGroupLanes,
+               .q = workspace.q + int64_t{place} * block.head_dim,
+               .acc = workspace.acc + int64_t{place} * block.head_dim_v,
+               .max = workspace.max + place,
+               .sum = workspace.sum + place};
+}
+
+TILEWISE_INLINE int groups_of(const Block& block) { return (block.lanes + kGroupLanes - 1) / kGroupLanes; }
+
 template <class Dtype>
-void forward_block(const ForwardBlock& forward) {
+void start_block(const ForwardBlock& forward, const Workspace& workspace, int index) {
   const Block& block = forward.block;
-  const Workspace workspace(forward.workspace, block.head_dim, block.head_dim_v);
-  const int groups = (block.lanes + kGroupLanes - 1) / kGroupLanes;
-  const auto group_of = [&](int g) {
-    const int first = g * kGroupLanes, left = block.lanes - first;
-    return Group{.first = first,
-                 .lanes = left < kGroupLanes ? left : kGroupLanes,
-                 .q = workspace.q + int64_t{first} * block.head_dim,
-                 .acc = workspace.acc + int64_t{first} * block.head_dim_v,
-                 .max = workspace.max + first,
-                 .sum = workspace.sum + first};
-  };
-  for (int g = 0; g < groups; ++g) {
-    const Group group = group_of(g);
+  for (int g = 0; g < groups_of(block); ++g) {
+    const Group group = group_of(block, workspace, index, g);
     pack_queries<Dtype>(block, group, group.lanes <= kWidth ? 1 : kGroupVectors, workspace.k);
     for (int i = 0; i < kGroupLanes; ++i) {
       group.max[i] = forward.start_max;
@@ -266,25 +268,14 @@ void forward_block(const ForwardBlock& forward) {
     }
     for (int64_t i = 0; i < int64_t{block.head_dim_v} * kGroupLanes; i += kWidth) store(group.acc + i, zero());
   }
+}
 
-  const uint64_t all_lanes = lane_bits(block.lanes);
-  Strip strip;
-  for (Cursor cursor; next_keys(block, all_lanes, false, cursor, strip);) {
-    find_keys<Dtype>(block, strip, workspace.k);
-    if (block.head_dim_v != 0) find_values<Dtype>(block, strip, workspace.v);
-    for (int g = 0; g < groups; ++g) {
-      const Group group = group_of(g);
-      if (group.lanes <= kWidth) {
-        attend_strip<typename Dtype::Op, 1>(block, strip, group, workspace.scores);
-      } else {
-        attend_strip<typename Dtype::Op, kGroupVectors>(block, strip, group, workspace.scores);
-      }
-    }
-  }
-
+template <class Dtype>
+void end_block(const ForwardBlock& forward, const Workspace& workspace, int index) {
+  const Block& block = forward.block;
   const float unit = block.softcap != 0 ? 1.0f : block.scale;
-  for (int g = 0; g < groups; ++g) {
-    const Group group = group_of(g);
+  for (int g = 0; g < groups_of(block); ++g) {
+    const Group group = group_of(block, workspace, index, g);
     if (block.head_dim_v != 0) {
       if (group.lanes <= kWidth) {
         write_out<typename Dtype::In, 1>(forward, group);
@@ -299,12 +290,39 @@ void forward_block(const ForwardBlock& forward) {
   }
 }
 
+template <class Dtype>
+void forward_blocks(const ForwardBlock* forwards, int count) {
+  const Block& shared = forwards[0].block;
+  const Workspace workspace(forwards[0].workspace, shared.head_dim, shared.head_dim_v);
+  for (int index = 0; index < count; ++index) start_block<Dtype>(forwards[index], workspace, index);
+
+  const uint64_t all_lanes = lane_bits(shared.lanes);
+  Strip strip;
+  for (Cursor cursor; next_keys(shared, all_lanes, false, cursor, strip);) {
+    find_keys<Dtype>(shared, strip, workspace.k);
+    if (shared.head_dim_v != 0) find_values<Dtype>(shared, strip, workspace.v);
+    for (int index = 0; index < count; ++index) {
+      const Block& block = forwards[index].block;
+      for (int g = 0; g < groups_of(block); ++g) {
+        const Group group = group_of(block, workspace, index, g);
+        const bool is_fetching = index == 0 && g == 0;
+        if (group.lanes <= kWidth) {
+          attend_strip<typename Dtype::Op, 1>(block, strip, group, is_fetching, workspace.scores);
+        } else {
+          attend_strip<typename Dtype::Op, kGroupVectors>(block, strip, group, is_fetching, workspace.scores);
+        }
+      }
+    }
+  }
+  for (int index = 0; index < count; ++index) end_block<Dtype>(forwards[index], workspace, index);
+}
+
 }  // namespace
 
 extern const ForwardTable forward_table;
 const ForwardTable forward_table{.workspace_bytes = &workspace_bytes,
-                                 .forward_f32 = &forward_block<PlainF32>,
-                                 .forward_bf16 = &forward_block<Bf16>,
+                                 .forward_f32 = &forward_blocks<PlainF32>,
+                                 .forward_bf16 = &forward_blocks<Bf16>,
 #if TILEWISE_TARGET_LEVEL >= 3
                                  .pair_values = &pair_values
 #else

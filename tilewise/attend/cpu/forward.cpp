@@ -2,6 +2,7 @@
 #include "tilewise/attend/cpu/forward.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -30,13 +31,46 @@ const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t toke
   return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
 }
 
-// What one worker keeps between blocks.
+// What one worker keeps between items.
 struct Worker {
   Buffer workspace;
-  std::vector<Segment> segments;
-  LaneBand band;
+  std::array<std::vector<Segment>, kTogether> segments;
+  std::array<LaneBand, kTogether> band;
   int64_t pairs_read = 0;
 };
+
+struct Call {
+  const AttendParams& params;
+  const Sizes& sizes;
+  const ForwardTable& table;
+  const TensorView& pairs;
+};
+
+// Neighbours in the list of blocks that may run together.
+struct Item {
+  size_t first;
+  int count;
+};
+
+// Full blocks of one row run together, where there are items enough to keep all threads busy to the end.
+std::vector<Item> items_of(const std::vector<QueryBlock>& blocks, int concurrency) {
+  constexpr size_t kItems = 32;  // of each thread
+  const bool is_many = blocks.size() / kTogether >= kItems * static_cast<size_t>(concurrency);
+  std::vector<Item> items;
+  items.reserve(blocks.size());
+  for (size_t i = 0; i < blocks.size();) {
+    const QueryBlock& block = blocks[i];
+    int count = 1;
+    while (is_many && count < kTogether && i + static_cast<size_t>(count) < blocks.size()) {
+      const QueryBlock& next = blocks[i + static_cast<size_t>(count)];
+      if (next.b != block.b || next.head != block.head || next.row != block.row || next.lanes != block.lanes) break;
+      ++count;
+    }
+    items.push_back({i, count});
+    i += static_cast<size_t>(count);
+  }
+  return items;
+}
 
 // Values of all heads as the dot instruction reads them, made once where blocks read them more often than that costs; else absent.
 Tensor pair_values(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const std::vector<QueryBlock>& blocks,
@@ -58,14 +92,12 @@ Tensor pair_values(const AttendParams& params, const Sizes& sizes, const Forward
   return pairs;
 }
 
-void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const TensorView& pairs, const QueryBlock& query,
-                  Worker& worker) {
-  const PlanData& plan = *params.plan;
-  set_band(plan, query, worker.band);
-  worker.pairs_read += cut_segments(plan, sizes.heads_q, query, worker.band, false, worker.segments);
-
+// The block's problem, but for its workspace. `row_max` and `row_sum`: [kBlockLanes].
+ForwardBlock prepare_block(const Call& call, const QueryBlock& query, LaneBand& band, std::vector<Segment>& segments, float* row_max,
+                           float* row_sum) {
+  const AttendParams& params = call.params;
+  const Sizes& sizes = call.sizes;
   const int64_t kv_head = static_cast<int64_t>(query.head) * sizes.heads_kv / sizes.heads_q;
-  float row_max[kBlockLanes], row_sum[kBlockLanes];
   ForwardBlock forward{};
   Block& block = forward.block;
   block.q = row_at(params.q, query.b, query.head, query.first);
@@ -74,15 +106,15 @@ void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardT
   block.k_stride = params.k.stride(2);
   block.head_dim = static_cast<int>(sizes.head_dim);
   block.lanes = query.lanes;
-  block.segments = worker.segments.data();
-  block.num_segments = static_cast<int64_t>(worker.segments.size());
-  block.band = &worker.band;
+  block.segments = segments.data();
+  block.num_segments = static_cast<int64_t>(segments.size());
+  block.band = &band;
   block.scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
   block.softcap = params.softcap;
   if (params.v.has_value()) {
     const int64_t v_head = sizes.heads_v == 1 ? 0 : kv_head;
     block.v = row_at(params.v, query.b, v_head, 0);
-    if (pairs.has_value()) block.v_pairs = static_cast<const uint16_t*>(pairs.raw()) + pairs.offset(query.b, v_head);
+    if (call.pairs.has_value()) block.v_pairs = static_cast<const uint16_t*>(call.pairs.raw()) + call.pairs.offset(query.b, v_head);
     block.v_stride = params.v.stride(2);
     block.head_dim_v = static_cast<int>(sizes.head_dim_v);
     forward.out = const_cast<void*>(row_at(params.out, query.b, query.head, query.first));
@@ -94,12 +126,36 @@ void attend_block(const AttendParams& params, const Sizes& sizes, const ForwardT
   forward.start_sum = sink == -kInfinity ? 0.0f : 1.0f;
   forward.row_max = row_max;
   forward.row_sum = row_sum;
-  forward.workspace = static_cast<std::byte*>(worker.workspace.data());
-  (params.q.dtype() == Dtype::bf16 ? table.forward_bf16 : table.forward_f32)(forward);
+  return forward;
+}
 
-  if (!params.lse.has_value()) return;
-  for (int i = 0; i < query.lanes; ++i) {
-    params.lse.at<float>(query.b, query.head, query.first + i) = row_sum[i] == 0 ? -kInfinity : row_max[i] + std::log(row_sum[i]);
+void attend_item(const Call& call, const QueryBlock* queries, int count, Worker& worker) {
+  const PlanData& plan = *call.params.plan;
+  float row_max[kTogether][kBlockLanes], row_sum[kTogether][kBlockLanes];
+  std::array<ForwardBlock, kTogether> forwards;
+  bool is_shared = true;
+  for (int i = 0; i < count; ++i) {
+    const auto at = static_cast<size_t>(i);
+    set_band(plan, queries[i], worker.band[at]);
+    worker.pairs_read += cut_segments(plan, call.sizes.heads_q, queries[i], worker.band[at], false, worker.segments[at]);
+    is_shared &= worker.segments[at] == worker.segments[0];
+    forwards[at] = prepare_block(call, queries[i], worker.band[at], worker.segments[at], row_max[i], row_sum[i]);
+    forwards[at].workspace = static_cast<std::byte*>(worker.workspace.data());
+  }
+  const auto run = call.params.q.dtype() == Dtype::bf16 ? call.table.forward_bf16 : call.table.forward_f32;
+  if (is_shared) {
+    run(forwards.data(), count);
+  } else {
+    for (int i = 0; i < count; ++i) run(&forwards[static_cast<size_t>(i)], 1);
+  }
+
+  if (!call.params.lse.has_value()) return;
+  for (int block = 0; block < count; ++block) {
+    const QueryBlock& query = queries[block];
+    for (int i = 0; i < query.lanes; ++i) {
+      const float sum = row_sum[block][i];
+      call.params.lse.at<float>(query.b, query.head, query.first + i) = sum == 0 ? -kInfinity : row_max[block][i] + std::log(sum);
+    }
   }
 }
 
@@ -123,8 +179,11 @@ Ran forward(const AttendParams& params, Context& context) {
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
   const size_t bytes = table.workspace_bytes(static_cast<int>(sizes.head_dim), static_cast<int>(sizes.head_dim_v));
   for (Worker& worker : workers) worker.workspace = Buffer(context.memory, bytes);
-  context.parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t item, int worker) {
-    attend_block(params, sizes, table, pairs.view, blocks[static_cast<size_t>(item)], workers[static_cast<size_t>(worker)]);
+  const Call call{params, sizes, table, pairs.view};
+  const std::vector<Item> items = items_of(blocks, context.concurrency());
+  context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int worker) {
+    const Item& here = items[static_cast<size_t>(item)];
+    attend_item(call, &blocks[here.first], here.count, workers[static_cast<size_t>(worker)]);
   });
   int64_t pairs_read = 0;
   for (const Worker& worker : workers) pairs_read += worker.pairs_read;
