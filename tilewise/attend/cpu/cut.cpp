@@ -185,7 +185,7 @@ int64_t cut_segments(const PlanData& plan, int heads, const QueryBlock& block, c
   };
   const auto take_picked = [&](int i, int32_t cell) {
     const uint64_t bits = bits_of(row.picked, i);
-    pairs += std::popcount(bits);
+    pairs += bits == all ? block.lanes : std::popcount(bits);
     if (bits != 0) cutter.add(row.picked.start[i], int64_t{row.picked.start[i]} + 1, bits, cell, false);
   };
   if (!by_run) {

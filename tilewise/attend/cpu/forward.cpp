@@ -129,11 +129,21 @@ ForwardBlock prepare_block(const Call& call, const QueryBlock& query, LaneBand& 
   return forward;
 }
 
+// Asks for a block's queries while its keys are cut.
+void prefetch_queries(const TensorView& q, const QueryBlock& query) {
+  const auto bytes = q.dim(3) * static_cast<int64_t>(size_of(q.dtype()));
+  for (int i = 0; i < query.lanes; ++i) {
+    const auto* const row = static_cast<const std::byte*>(row_at(q, query.b, query.head, query.first + i));
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  }
+}
+
 void attend_item(const Call& call, const QueryBlock* queries, int count, Worker& worker) {
   const PlanData& plan = *call.params.plan;
   float row_max[kTogether][kBlockLanes], row_sum[kTogether][kBlockLanes];
   std::array<ForwardBlock, kTogether> forwards;
   bool is_shared = true;
+  for (int i = 0; i < count; ++i) prefetch_queries(call.params.q, queries[i]);
   for (int i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
     set_band(plan, queries[i], worker.band[at]);
