@@ -138,7 +138,8 @@ std::vector<QueryBlock> cut_blocks(const PlanData& plan, int64_t batch, int head
                             .first = static_cast<int32_t>(slot),
                             .lanes = static_cast<int32_t>(std::min<int64_t>(kBlockLanes, last - slot)),
                             .offset = static_cast<int32_t>(slot - first),
-                            .keys = keys});
+                            .keys = keys,
+                            .picked = here.picked.count});
         }
         row = next;
       }

@@ -21,6 +21,7 @@ struct QueryBlock {
   int32_t lanes;
   int32_t offset;  // slots of the row before `first`, a multiple of kBlockLanes
   int64_t keys;    // before the mask: the work
+  int64_t picked;  // of these, keys of the picked list
 };
 
 /// What both refusals share: dtype, head dims, and the parts of a plan that no kernel here takes yet.

@@ -77,7 +77,7 @@ Tensor pair_values(const AttendParams& params, const Sizes& sizes, const Forward
                    Context& context) {
   if (params.q.dtype() != Dtype::bf16 || table.pair_values == nullptr || sizes.head_dim_v == 0 || sizes.seqlen_k == 0) return {};
   int64_t reads = 0;
-  for (const QueryBlock& block : blocks) reads += block.keys;
+  for (const QueryBlock& block : blocks) reads += block.keys - block.picked;  // picked keys seldom have their neighbour beside them
   if (reads < 3 * sizes.batch * sizes.heads_v * sizes.seqlen_k) return {};
   const int64_t rows = (sizes.seqlen_k + 1) / 2;
   Tensor pairs(context.memory, Dtype::bf16, {sizes.batch, sizes.heads_v, rows, sizes.head_dim_v, 2});
