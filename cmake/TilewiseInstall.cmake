@@ -21,6 +21,11 @@ install(CODE "
   set(TILEWISE_WITH_INFER ${TILEWISE_WITH_INFER})
   include(\"${PROJECT_SOURCE_DIR}/cmake/install_headers.cmake\")")
 
+# BUILD_SHARED_LIBS may be unset, which would leave nothing to test in the configuration.
+set(infer_is_static ON)
+if(BUILD_SHARED_LIBS)
+  set(infer_is_static OFF)
+endif()
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/tilewiseConfig.cmake.in" "${PROJECT_BINARY_DIR}/package/tilewiseConfig.cmake"
                               INSTALL_DESTINATION "${package_folder}")
 # Before 1.0 a minor version may break its callers (docs/stability.md).

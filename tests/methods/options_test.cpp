@@ -73,7 +73,9 @@ TEST(Options, TakeNumbersAsJsonWritesThem) {
   EXPECT_EQ(format_options("xattention", {{"tile", 64.0}, {"threshold", int64_t{1}}}), "tile=64,threshold=1");
   for (const MethodInfo& info : methods()) {
     for (const OptionInfo& option : info.options) {
-      if (const auto* value = std::get_if<double>(&option.default_value)) EXPECT_LT(method::to_text(*value).size(), 8u) << "prints as it was written";
+      if (const auto* value = std::get_if<double>(&option.default_value)) {
+        EXPECT_LT(method::to_text(*value).size(), 8u) << "prints as it was written";
+      }
     }
   }
 }

@@ -211,7 +211,9 @@ TEST(Random, KeepsForcedTilesAndTheDensity) {
           for (int64_t j = 0; j <= row; ++j) {
             const bool is_kept = bits.at(b, h, row * 16 + 15, j * 16) != 0;
             kept += is_kept ? 1 : 0;
-            if (j == 0 || j == row) ASSERT_TRUE(is_kept);
+            if (j == 0 || j == row) {
+              ASSERT_TRUE(is_kept);
+            }
           }
         }
       }
