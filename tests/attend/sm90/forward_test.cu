@@ -124,8 +124,10 @@ uint16_t from_float(float x, bool is_bf16) {
   uint16_t bits;
   const __nv_bfloat16 b = __float2bfloat16(x);
   const __half h = __float2half(x);
-  if (is_bf16) std::memcpy(&bits, &b, 2);
-  else std::memcpy(&bits, &h, 2);
+  if (is_bf16)
+    std::memcpy(&bits, &b, 2);
+  else
+    std::memcpy(&bits, &h, 2);
   return bits;
 }
 
@@ -213,7 +215,8 @@ bool run_case(const Case& c, std::mt19937& random, int variant, Worst& worst) {
   const float poison = std::nanf("");
   const DeviceArray<float> lse(std::vector<float>(lse_size + 2 * zone, poison));
   const DeviceArray<int64_t> begin_m(masked.begin), begin_w(whole.begin);
-  const DeviceArray<int32_t> count_m(masked.count), start_m(masked.start), stop_m(masked.stop), count_w(whole.count), start_w(whole.start), stop_w(whole.stop);
+  const DeviceArray<int32_t> count_m(masked.count), start_m(masked.start), stop_m(masked.stop), count_w(whole.count), start_w(whole.start),
+      stop_w(whole.stop);
   tq.data = q.data, tk.data = k.data, tv.data = v.data, to.data = out.data + zone;
   ForwardInput input;
   input.q = tq, input.k = tk, input.v = tv, input.out = to;
@@ -274,7 +277,8 @@ bool run_case(const Case& c, std::mt19937& random, int variant, Worst& worst) {
   worst.error = std::max(worst.error, error / bound);
   worst.lse_error = std::max(worst.lse_error, lse_error);
   if (!is_right || !is_repeatable)
-    std::printf("FAIL %s: error %.2e (bound %.0e), lse %.2e%s\n", describe(c).c_str(), error, bound, lse_error, is_repeatable ? "" : ", second run differs");
+    std::printf("FAIL %s: error %.2e (bound %.0e), lse %.2e%s\n", describe(c).c_str(), error, bound, lse_error,
+                is_repeatable ? "" : ", second run differs");
   return is_right && is_repeatable;
 }
 
@@ -319,7 +323,7 @@ int main(int argc, char** argv) {
   for (int variant : variants) {
     if (!run_case(even, random, variant, worst)) std::printf("  (variant %d)\n", variant), ++failed;
   }
-  std::printf("%s: %d cases, seed %d, %d failed; worst error %.2f of its bound, worst lse error %.1e\n", failed ? "FAIL" : "ok", int(list.size()), seed, failed,
-              worst.error, worst.lse_error);
+  std::printf("%s: %d cases, seed %d, %d failed; worst error %.2f of its bound, worst lse error %.1e\n", failed ? "FAIL" : "ok", int(list.size()),
+              seed, failed, worst.error, worst.lse_error);
   return failed != 0;
 }

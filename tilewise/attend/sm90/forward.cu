@@ -9,10 +9,12 @@ namespace {
 
 bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_q, int tile_k) {
   const int blocks = input.q.head_dim / 64;
-  bool is_made = make_tensor_map(args.q, input.q, tile_q, blocks) == CUDA_SUCCESS && make_tensor_map(args.k, input.k, tile_k, blocks) == CUDA_SUCCESS &&
+  bool is_made = make_tensor_map(args.q, input.q, tile_q, blocks) == CUDA_SUCCESS &&
+                 make_tensor_map(args.k, input.k, tile_k, blocks) == CUDA_SUCCESS &&
                  make_tensor_map(args.v, input.v, tile_k, blocks) == CUDA_SUCCESS && make_tensor_map(args.out, input.out, 16, blocks) == CUDA_SUCCESS;
   for (int i = 0; i < ForwardArgs::kPieces && is_made; ++i) {
-    is_made = make_tensor_map(args.k_piece[i], input.k, 1 << i, 1) == CUDA_SUCCESS && make_tensor_map(args.v_piece[i], input.v, 1 << i, 1) == CUDA_SUCCESS;
+    is_made =
+        make_tensor_map(args.k_piece[i], input.k, 1 << i, 1) == CUDA_SUCCESS && make_tensor_map(args.v_piece[i], input.v, 1 << i, 1) == CUDA_SUCCESS;
   }
   args.lse = input.lse;
   args.masked = input.masked;

@@ -121,8 +121,8 @@ __device__ void produce_row_of_plan(const ForwardArgs& args, Shared<C>& shared, 
 
 /// The same by a plain counter, for keys in multiples of kTileK.
 template <class C>
-__device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& shared, RowWalk& rows, const RowHead& row,
-                                       RingPlace<C::kStagesK>& k_place, RingPlace<C::kStagesV>& v_place) {
+__device__ void produce_row_by_counter(const ForwardArgs& args, Shared<C>& shared, RowWalk& rows, const RowHead& row, RingPlace<C::kStagesK>& k_place,
+                                       RingPlace<C::kStagesV>& v_place) {
   const int head_kv = row.head / args.heads_per_group;
   for (int key = 0; key < args.seqlen_k; key += C::kTileK) {
     k_place.wait_empty(shared.k_ring);

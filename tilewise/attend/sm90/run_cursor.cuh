@@ -108,8 +108,7 @@ class RowWalk {
 /// The keys of a row as [key, stop) of its current run.
 class RunCursor {
  public:
-  __device__ RunCursor(const ForwardArgs& args, const RowHead& row, RunChunk first)
-      : args_(args), row_(row), lane_(threadIdx.x % 32), ahead_(first) {
+  __device__ RunCursor(const ForwardArgs& args, const RowHead& row, RunChunk first) : args_(args), row_(row), lane_(threadIdx.x % 32), ahead_(first) {
     next_run();
   }
   __device__ bool more() const { return index_ < row_.num_runs; }
