@@ -5,12 +5,10 @@
 #include <new>
 #include <string>
 
+#include "app/bench.h"
 #include "app/command.h"
 #include "app/interrupt.h"
-#if TILEWISE_HAS_BENCH
-#include "app/bench.h"
 #include "tilewise/base/version.h"
-#endif
 
 namespace tilewise::app {
 namespace {
@@ -32,9 +30,7 @@ int run(int argc, char** argv) {
   add_methods_command(app);
   add_plan_command(app);
   add_doctor_command(app);
-#if TILEWISE_HAS_BENCH
   add_bench_command(app);
-#endif
   try {
     app.parse(argc, argv);
     if (std::fflush(stdout) != 0) return complain("cannot write to standard output", 1);

@@ -4,15 +4,11 @@
 #include <array>
 #include <cstdlib>
 
+#include "tilewise/attend/cpu/forward.h"
+#include "tilewise/attend/cpu/measure.h"
 #include "tilewise/attend/reference/backward.h"
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/reference/measure.h"
-#ifdef TILEWISE_ATTEND_CPU_FORWARD
-#include "tilewise/attend/cpu/forward.h"
-#endif
-#ifdef TILEWISE_ATTEND_CPU_MEASURE
-#include "tilewise/attend/cpu/measure.h"
-#endif
 
 namespace tilewise::attend {
 namespace {
@@ -25,14 +21,10 @@ std::optional<std::string> takes_measure(const MeasureParams&) { return std::nul
 const std::array kBackends{
     Backend{
         .name = "cpu",
-#ifdef TILEWISE_ATTEND_CPU_FORWARD
         .forward_refusal = &cpu::refusal,
         .forward = &cpu::forward,
-#endif
-#ifdef TILEWISE_ATTEND_CPU_MEASURE
         .measure_refusal = &cpu::refusal,
         .measure = &cpu::measure,
-#endif
     },
     Backend{
         .name = "reference",
