@@ -23,7 +23,7 @@ TEST(Linear, EqualsPlainLoopsWithEachEpilogue) {
   for (const auto& [out, in] : {std::pair<int64_t, int64_t>{384, 384}, {1, 1}, {7, 13}, {640, 384}, {33, 1024}, {256, 24}}) {
     const auto weights = random_values(static_cast<size_t>(out * in), 1);
     for (const Epilogue epilogue : {Epilogue::store, Epilogue::add, Epilogue::silu, Epilogue::multiply}) {
-      const Linear linear(weights.data(), out, in, epilogue, host_memory());
+      const Linear linear({.weights = weights.data(), .out = out, .in = in, .epilogue = epilogue}, host_memory());
       EXPECT_EQ(linear.out(), out);
       EXPECT_EQ(linear.in(), in);
       LinearScratch scratch(host_memory());
@@ -56,7 +56,7 @@ TEST(Linear, EqualsPlainLoopsWithEachEpilogue) {
 
 TEST(Linear, ThreadsRunOneLayerAtOnce) {
   const auto weights = random_values(384 * 384, 5), x = random_values(256 * 384, 6);
-  const Linear linear(weights.data(), 384, 384, Epilogue::store, host_memory());
+  const Linear linear({.weights = weights.data(), .out = 384, .in = 384}, host_memory());
   std::vector<std::vector<float>> results(4, std::vector<float>(256 * 384));
   std::vector<std::thread> threads;
   for (auto& result : results) {

@@ -68,12 +68,27 @@ TEST_F(Loading, RefusesEachFaultOfTheConfig) {
   expect_config("1e-5", "0", "io", "rms_norm_eps is 0");
   expect_config("1e-5", "null", "io", "rms_norm_eps is missing");
   expect_config("10000.0", "-1", "io", "rope_theta is -1");
-  expect_config("10000.0", "10000.0, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}", "unsupported", "rope_scaling.type is \"linear\"");
-  expect_config("10000.0", "10000.0, \"rope_scaling\": {\"rope_type\": \"llama3\"}", "unsupported", "only plain rotary positions");
-  expect_config("10000.0", "10000.0, \"rope_parameters\": {\"rope_type\": \"yarn\"}", "unsupported", "rope_parameters.rope_type is \"yarn\"");
+  const auto expect_rope = [&](const std::string& fields, const char* kind, const char* message) {
+    expect_config("10000.0", "10000.0, \"rope_scaling\": {" + fields + "}", kind, message);
+  };
+  expect_rope(R"("type": "linear")", "io", "rope_scaling.factor is missing");
+  expect_rope(R"("type": "linear", "factor": 0.5)", "io", "rope_scaling.factor is 0.5; takes a number from 1");
+  expect_rope(R"("type": "mrope", "factor": 2)", "unsupported", "rope_type \"mrope\" is not known; known are default, linear");
+  expect_rope(R"("rope_type": "llama3", "factor": 8, "high_freq_factor": 4)", "io", "rope_scaling.low_freq_factor is missing");
+  expect_rope(R"("rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4)", "io", "must lie below high_freq_factor 4");
+  expect_rope(R"("rope_type": "longrope", "long_factor": [1, 1, 1, 1])", "io", "short_factor is missing; takes 4 numbers");
+  expect_rope(R"("rope_type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1, 1, 1])", "io", "short_factor is [1,1]; takes 4 numbers");
+  expect_rope(R"("rope_type": "longrope", "short_factor": [1, 1, 0, 1], "long_factor": [1, 1, 1, 1])", "io", "short_factor holds 0");
+  expect_rope(R"("rope_type": "yarn", "factor": 4, "truncate": 1)", "io", "truncate is 1; takes true or false");
+  expect_rope(R"("rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 0)", "io", "original_max_position_embeddings is 0");
+  expect_rope(R"("rope_type": "default", "partial_rotary_factor": 0.5)", "unsupported", "a head is rotated whole");
+  expect_rope(R"("full_attention": {"rope_type": "default"})", "unsupported", "differ between layers");
   expect_config("10000.0", "10000.0, \"rope_scaling\": 3", "io", "takes an object or null");
-  expect_config("10000.0", "10000.0, \"attention_bias\": true", "unsupported", "attention_bias is true");
-  expect_config("10000.0", "10000.0, \"mlp_bias\": true", "unsupported", "no bias");
+  expect_config("10000.0", "10000.0, \"attention_bias\": 1", "io", "attention_bias is 1; takes true or false");
+  expect_config("10000.0", "10000.0, \"layer_types\": [\"full_attention\", \"sliding_attention\"]", "unsupported", "\"sliding_attention\"");
+  expect_config("10000.0", "10000.0, \"layer_types\": \"full_attention\"", "io", "takes a list");
+  expect_config("10000.0", "10000.0, \"eos_token_id\": 50", "io", "takes a token below vocab_size, 50");
+  expect_config("10000.0", "10000.0, \"eos_token_id\": [3, \"x\"]", "io", "or a list of them");
   expect_config("10000.0", "10000.0, \"sliding_window\": 4096", "unsupported", "use a_shape");
   expect_config("10000.0", "10000.0, \"quantization_config\": {\"bits\": 4}", "unsupported", "quantization_config");
   expect_config("\"silu\"", "\"gelu\"", "unsupported", "hidden_act is \"gelu\"");
@@ -85,8 +100,6 @@ TEST_F(Loading, RefusesWeightsThatAreNotThereOrInAnotherForm) {
   EXPECT_NE(load().find("io: " + folder.path() + ": there is no model.safetensors"), std::string::npos) << load();
   TemporaryFolder::write(folder.file("pytorch_model.bin"), "x");
   EXPECT_NE(load().find("unsupported: " + folder.path() + ": the weights are a pickle"), std::string::npos) << load();
-  TemporaryFolder::write(folder.file("model.safetensors.index.json"), "{}");
-  EXPECT_NE(load().find("unsupported: " + folder.path() + ": the checkpoint is in several files"), std::string::npos) << load();
   std::filesystem::remove(folder.file("config.json"));
   EXPECT_NE(load().find("config.json': No such file"), std::string::npos) << load();
 }
@@ -116,6 +129,34 @@ TEST_F(Loading, RefusesTensorsThatDoNotFitTheConfig) {
   };
   EXPECT_EQ(refusal(with_frequencies), "no error");
   EXPECT_EQ(refusal([](auto&) {}), "no error");
+}
+
+TEST_F(Loading, ReadsTheIndexOfSeveralFiles) {
+  const auto index = folder.file("model.safetensors.index.json");
+  std::filesystem::remove(folder.file("model.safetensors"));
+  checkpoint.files = 3;
+  checkpoint.write(folder.path());
+  EXPECT_EQ(load(), "no error");
+  const std::string whole = TemporaryFolder::read(index);
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = whole;
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    TemporaryFolder::write(index, text.replace(at, from.size(), to));
+    return load();
+  };
+  EXPECT_NE(with("{", "").find("io: " + index + " is not an index of weights"), std::string::npos);
+  EXPECT_NE(with("weight_map", "weight_mop").find("is not an index of weights"), std::string::npos);
+  EXPECT_NE(with(checkpoint.part_name(1), "../x.safetensors").find("is not the name of a file beside it"), std::string::npos);
+  EXPECT_NE(with(checkpoint.part_name(1), "gone.safetensors").find("gone.safetensors"), std::string::npos);
+  EXPECT_NE(with(checkpoint.part_name(1), checkpoint.part_name(0)).find("is in " + checkpoint.part_name(0) + "; it is not"), std::string::npos);
+  EXPECT_NE(with("model.norm.weight", "model.norm.other").find("weight_map says that model.norm.other"), std::string::npos);
+  TemporaryFolder::write(index, whole);
+  std::filesystem::copy_file(folder.file(checkpoint.part_name(0)), folder.file(checkpoint.part_name(2)),
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_NE(load().find("is also in"), std::string::npos) << load();
+  TemporaryFolder::write(folder.file(checkpoint.part_name(2)), "short");
+  EXPECT_EQ(load().substr(0, 3), "io:");
 }
 
 TEST_F(Loading, RefusesOtherDtypesAndDamagedFiles) {

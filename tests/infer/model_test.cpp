@@ -75,6 +75,126 @@ TEST(Model, EqualsItsDefinitionForOtherShapesAndDtypes) {
   }
 }
 
+TEST(Model, EqualsItsDefinitionWithBiasesAndNormsOfHeads) {
+  TinyCheckpoint llama;
+  llama.has_qkv_bias = llama.has_output_bias = llama.has_mlp_bias = true;
+  llama.more_config = R"("attention_bias": true, "mlp_bias": true, )";
+  llama.files = 3;
+  llama.make(21);
+  expect_equals_definition(llama, 23);
+  TinyCheckpoint qwen2;
+  qwen2.architecture = "Qwen2ForCausalLM";
+  qwen2.more_config = R"("use_sliding_window": false, "sliding_window": 4096, "layer_types": ["full_attention", "full_attention"], )";
+  qwen2.has_qkv_bias = true;
+  qwen2.make(22);
+  expect_equals_definition(qwen2, 23);
+  TinyCheckpoint qwen3;
+  qwen3.architecture = "Qwen3ForCausalLM";
+  qwen3.has_qk_norm = true;
+  qwen3.make(23);
+  expect_equals_definition(qwen3, 23);
+}
+
+TEST(Model, TurnsByTheFrequenciesOfItsConfig) {
+  TinyCheckpoint linear;
+  linear.more_config = R"("rope_scaling": {"type": "linear", "factor": 2}, )";
+  for (int i = 0; i < 4; ++i) linear.frequencies.push_back(std::pow(1e4, -i / 4.0) / 2);
+  linear.make(24);
+  expect_equals_definition(linear, 37);
+  TinyCheckpoint longrope;  // beyond the original positions, with a factor of cosine and sine
+  longrope.more_config =
+      R"("rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [1, 2, 3, 4], "attention_factor": 1.25,
+          "original_max_position_embeddings": 16}, )";
+  for (int i = 0; i < 4; ++i) longrope.frequencies.push_back(std::pow(1e4, -i / 4.0) / (i + 1));
+  longrope.attention_factor = 1.25;
+  longrope.make(25);
+  expect_equals_definition(longrope, 17);
+}
+
+TEST(Model, ReadsAPromptInChunks) {
+  TinyCheckpoint checkpoint;
+  checkpoint.make(26);
+  TemporaryFolder folder;
+  checkpoint.write(folder.path());
+  Context context;
+  const Model model = Model::load(folder.path(), context);
+  const auto tokens = random_tokens(300, checkpoint.vocab, 27);
+  const auto run = [&](int64_t chunk, std::vector<std::pair<int, int>>* progress = nullptr) {
+    const auto cache = model.make_cache(300, context);
+    const auto note = [&](int done, int of) {
+      if (progress != nullptr) progress->push_back({done, of});
+    };
+    ForwardResult result = model.forward(
+        tokens, *cache, {.attention = plain_attention, .logits_rows = 70, .has_bits = true, .chunk_tokens = chunk, .progress = note}, context);
+    EXPECT_EQ(cache->length(), 300);
+    return result;
+  };
+  const ForwardResult whole = run(0);
+  for (const int64_t chunk : {64, 299, 300, 1000}) {
+    const ForwardResult result = run(chunk);
+    EXPECT_NEAR(result.bits, whole.bits, 1e-3) << chunk;
+    EXPECT_EQ(result.predictions, 299);
+    for (int64_t i = 0; i < whole.logits.view.numel(); ++i)
+      ASSERT_NEAR(result.logits.view.data<float>()[i], whole.logits.view.data<float>()[i], 2e-5) << chunk << " at " << i;
+  }
+  std::vector<std::pair<int, int>> progress;
+  run(150, &progress);
+  EXPECT_EQ(progress, (std::vector<std::pair<int, int>>{{0, 4}, {1, 4}, {2, 4}, {3, 4}, {4, 4}}));
+}
+
+TEST(Model, LeavesTheCacheAsItWasWhenALaterChunkFails) {
+  TinyCheckpoint checkpoint;
+  checkpoint.make(28);
+  TemporaryFolder folder;
+  checkpoint.write(folder.path());
+  Context context;
+  const Model model = Model::load(folder.path(), context);
+  const auto tokens = random_tokens(100, checkpoint.vocab, 29);
+  const auto cache = model.make_cache(100, context);
+  int calls = 0;
+  const auto fails_late = [&](const LayerAttention& layer, Context& inner) {
+    if (++calls == 4) fail(Error::Kind::memory, "no more");
+    plain_attention(layer, inner);
+  };
+  EXPECT_EQ(error_of([&] { model.forward(tokens, *cache, {.attention = fails_late, .chunk_tokens = 40}, context); }), "memory: no more");
+  EXPECT_EQ(cache->length(), 0);
+  EXPECT_EQ(error_of([&] { model.forward(tokens, *cache, {.attention = plain_attention, .chunk_tokens = 40}, context); }), "no error");
+  EXPECT_NE(error_of([&] { model.forward(tokens, *cache, {.chunk_tokens = -1}, context); }).find("value:"), std::string::npos);
+}
+
+TEST(Model, RunsInBf16NearItsDefinition) {
+  TinyCheckpoint checkpoint;
+  checkpoint.hidden = 64, checkpoint.inner = 96;
+  checkpoint.dtype = Dtype::bf16;
+  checkpoint.make(30);
+  TemporaryFolder folder;
+  checkpoint.write(folder.path());
+  Context context;
+  const std::string refusal = error_of([&] { Model::load(folder.path(), context, {.dtype = Dtype::bf16}); });
+  if (refusal != "no error") {  // oneDNN computes in bf16 from AVX-512 on
+    EXPECT_NE(refusal.find("bf16 needs AVX-512"), std::string::npos) << refusal;
+    GTEST_SKIP() << refusal;
+  }
+  const Model model = Model::load(folder.path(), context, {.dtype = Dtype::bf16});
+  EXPECT_EQ(model.dtype(), Dtype::bf16);
+  const auto tokens = random_tokens(300, checkpoint.vocab, 31);
+  const auto cache = model.make_cache(300, context);
+  EXPECT_EQ(cache->dtype(), Dtype::bf16);
+  const ForwardResult result = model.forward(tokens, *cache, {.logits_rows = 300, .has_bits = true}, context);
+  const auto expected = checkpoint.logits(tokens);
+  double error = 0, size = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(result.logits.view.data<float>()[i] - expected[i], 2);
+    size += std::pow(expected[i], 2);
+  }
+  // bf16 keeps 8 bits: each of some ten roundings on the way adds up to 2^-9.
+  EXPECT_LT(std::sqrt(error / size), .03);
+  EXPECT_NEAR(result.bits / 299, bits_of(expected, tokens, checkpoint.vocab) / 299, .05);
+  KvCache other(2, 2, 300, 8, host_memory());
+  EXPECT_NE(error_of([&] { model.forward(tokens, other, {}, context); }).find("the cache keeps f32, the model runs in bf16"), std::string::npos);
+  EXPECT_EQ(error_of([&] { Model::load(folder.path(), context, {.dtype = Dtype::f16}); }).substr(0, 6), "dtype:");
+}
+
 TEST(Model, ReadsChunksBehindItsCache) {
   TinyCheckpoint checkpoint;
   checkpoint.make(4);

@@ -17,6 +17,12 @@ namespace tilewise {
 struct TinyCheckpoint {
   int layers = 2, hidden = 24, inner = 40, heads_q = 6, heads_kv = 2, head_dim = 8, vocab = 50;
   bool is_tied = false;
+  std::string architecture = "LlamaForCausalLM";
+  bool has_qkv_bias = false, has_output_bias = false, has_mlp_bias = false, has_qk_norm = false;
+  int files = 1;                      // above 1: written in several, with an index
+  std::string more_config;            // fields, each followed by a comma
+  std::vector<double> frequencies;    // [head_dim / 2] angle per position; empty: theta^(-2 i / head_dim)
+  double attention_factor = 1;        // of cosine and sine
   Dtype dtype = Dtype::f32;
   double eps = 1e-5, theta = 10'000;
   std::map<std::string, std::vector<int64_t>> shapes;
@@ -37,6 +43,10 @@ struct TinyCheckpoint {
       shapes[p + "mlp.gate_proj.weight"] = {inner, hidden};
       shapes[p + "mlp.up_proj.weight"] = {inner, hidden};
       shapes[p + "mlp.down_proj.weight"] = {hidden, inner};
+      if (has_qkv_bias) shapes[p + "self_attn.q_proj.bias"] = {q}, shapes[p + "self_attn.k_proj.bias"] = shapes[p + "self_attn.v_proj.bias"] = {kv};
+      if (has_output_bias) shapes[p + "self_attn.o_proj.bias"] = {hidden};
+      if (has_mlp_bias) shapes[p + "mlp.gate_proj.bias"] = shapes[p + "mlp.up_proj.bias"] = {inner}, shapes[p + "mlp.down_proj.bias"] = {hidden};
+      if (has_qk_norm) shapes[p + "self_attn.q_norm.weight"] = shapes[p + "self_attn.k_norm.weight"] = {head_dim};
     }
     std::mt19937 random(seed);
     std::normal_distribution<float> normal(0.0f, 0.35f);
@@ -49,9 +59,10 @@ struct TinyCheckpoint {
 
   std::string config() const {
     const auto field = [](const char* name, int value) { return std::string("\"") + name + "\": " + std::to_string(value) + ", "; };
-    return "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_act\": \"silu\", " + field("vocab_size", vocab) + field("hidden_size", hidden) +
-           field("intermediate_size", inner) + field("num_hidden_layers", layers) + field("num_attention_heads", heads_q) +
-           field("num_key_value_heads", heads_kv) + field("head_dim", head_dim) + field("max_position_embeddings", 4096) +
+    return "{\"architectures\": [\"" + architecture + "\"], \"hidden_act\": \"silu\", " + more_config + field("vocab_size", vocab) +
+           field("hidden_size", hidden) + field("intermediate_size", inner) + field("num_hidden_layers", layers) +
+           field("num_attention_heads", heads_q) + field("num_key_value_heads", heads_kv) + field("head_dim", head_dim) +
+           field("max_position_embeddings", 4096) +
            "\"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0, \"tie_word_embeddings\": " + (is_tied ? "true" : "false") + "}";
   }
 
@@ -70,8 +81,22 @@ struct TinyCheckpoint {
       }
       named.push_back({name, tensor.view});
     }
-    write_safetensors(directory + "/model.safetensors", named, {{"format", "pt"}});
+    if (files == 1) {
+      write_safetensors(directory + "/model.safetensors", named, {{"format", "pt"}});
+      return;
+    }
+    std::vector<std::vector<NamedTensor>> parts(static_cast<size_t>(files));
+    std::string map;
+    for (size_t i = 0; i < named.size(); ++i) {
+      const size_t part = i % parts.size();
+      parts[part].push_back(named[i]);
+      map += (map.empty() ? "\"" : ", \"") + named[i].name + "\": \"" + part_name(static_cast<int>(part)) + "\"";
+    }
+    for (int part = 0; part < files; ++part)
+      write_safetensors(directory + "/" + part_name(part), parts[static_cast<size_t>(part)], {{"format", "pt"}});
+    TemporaryFolder::write(directory + "/model.safetensors.index.json", "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {" + map + "}}");
   }
+  std::string part_name(int part) const { return "model-0000" + std::to_string(part + 1) + "-of-0000" + std::to_string(files) + ".safetensors"; }
 
   /// Logits [tokens, vocab] of dense causal attention.
   std::vector<double> logits(const std::vector<int32_t>& tokens) const {
@@ -84,9 +109,9 @@ struct TinyCheckpoint {
       std::vector<std::vector<double>> q(n), k(n), v(n);
       for (size_t t = 0; t < n; ++t) {
         const auto normed = norm(x[t], p + "input_layernorm.weight");
-        q[t] = rotated(times(normed, p + "self_attn.q_proj.weight"), t);
-        k[t] = rotated(times(normed, p + "self_attn.k_proj.weight"), t);
-        v[t] = times(normed, p + "self_attn.v_proj.weight");
+        q[t] = rotated(head_norm(linear(normed, p + "self_attn.q_proj"), p + "self_attn.q_norm.weight"), t);
+        k[t] = rotated(head_norm(linear(normed, p + "self_attn.k_proj"), p + "self_attn.k_norm.weight"), t);
+        v[t] = linear(normed, p + "self_attn.v_proj");
       }
       for (size_t t = 0; t < n; ++t) {
         std::vector<double> out(static_cast<size_t>(heads_q) * d, 0.0);
@@ -102,12 +127,12 @@ struct TinyCheckpoint {
           }
           for (size_t i = 0; i < d; ++i) out[head * d + i] /= sum;
         }
-        add(x[t], times(out, p + "self_attn.o_proj.weight"));
+        add(x[t], linear(out, p + "self_attn.o_proj"));
         const auto normed = norm(x[t], p + "post_attention_layernorm.weight");
-        auto gate = times(normed, p + "mlp.gate_proj.weight");
-        const auto up = times(normed, p + "mlp.up_proj.weight");
+        auto gate = linear(normed, p + "mlp.gate_proj");
+        const auto up = linear(normed, p + "mlp.up_proj");
         for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
-        add(x[t], times(gate, p + "mlp.down_proj.weight"));
+        add(x[t], linear(gate, p + "mlp.down_proj"));
       }
     }
     std::vector<double> result;
@@ -146,14 +171,32 @@ struct TinyCheckpoint {
     }
     return result;
   }
+  std::vector<double> linear(const std::vector<double>& x, const std::string& name) const {
+    std::vector<double> result = times(x, name + ".weight");
+    if (const auto bias = values.find(name + ".bias"); bias != values.end()) {
+      for (size_t i = 0; i < result.size(); ++i) result[i] += static_cast<double>(bias->second[i]);
+    }
+    return result;
+  }
+  std::vector<double> head_norm(std::vector<double> x, const std::string& weight) const {
+    if (!has_qk_norm) return x;
+    const auto d = static_cast<std::ptrdiff_t>(head_dim);
+    for (auto head = x.begin(); head != x.end(); head += d) {
+      const auto normed = norm(std::vector<double>(head, head + d), weight);
+      std::copy(normed.begin(), normed.end(), head);
+    }
+    return x;
+  }
   std::vector<double> rotated(std::vector<double> x, size_t position) const {
     const size_t d = static_cast<size_t>(head_dim), half = d / 2;
     for (size_t head = 0; head < x.size() / d; ++head) {
       for (size_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+        const double plain = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+        const double angle = static_cast<double>(position) * (frequencies.empty() ? plain : frequencies[i]);
+        const double c = std::cos(angle) * attention_factor, s = std::sin(angle) * attention_factor;
         double &a = x[head * d + i], &b = x[head * d + i + half];
-        const double turned = a * std::cos(angle) - b * std::sin(angle);
-        b = b * std::cos(angle) + a * std::sin(angle);
+        const double turned = a * c - b * s;
+        b = b * c + a * s;
         a = turned;
       }
     }

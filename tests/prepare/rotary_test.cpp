@@ -58,7 +58,8 @@ TEST(Rotary, TurnsChannelPairsAsComplexNumbers) {
 
 TEST(Rotary, TableHoldsTheSameAngles) {
   Context context;
-  const prepare::RotaryTable table(8, 10'000, 1000, 300, context);
+  const auto frequencies = prepare::rotary_frequencies(8, 10'000);
+  const prepare::RotaryTable table(frequencies, 1, 1000, 300, context);
   std::vector<float> x = {1, 2, 3, 4, 5, 6, 7, 8}, out(8), direct(8);
   for (const int64_t position : {1000, 1299}) {
     prepare::rotate_half(x.data(), table.row(position), 8, out.data());

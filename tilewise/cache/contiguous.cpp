@@ -5,16 +5,46 @@
 
 #include "tilewise/base/error.h"
 
+namespace tilewise::cache {
+namespace {
+
+template <class To>
+void round_row(const float* from, int64_t size, void* to) {
+  for (int64_t i = 0; i < size; ++i) static_cast<To*>(to)[i] = To(from[i]);
+}
+
+const std::byte* row_of(const TensorView& view, int64_t head, int64_t token) {
+  return static_cast<const std::byte*>(view.raw()) + view.offset(0, head, token) * static_cast<int64_t>(size_of(view.dtype()));
+}
+
+// A row of f32 is rounded to the cache's dtype, one in that dtype is copied.
+void copy_row(const TensorView& from, const TensorView& to, int64_t head, int64_t from_token, int64_t to_token) {
+  const std::byte* const source = row_of(from, head, from_token);
+  auto* const target = const_cast<std::byte*>(row_of(to, head, to_token));
+  const int64_t size = to.dim(3);
+  if (from.dtype() == to.dtype()) {
+    std::memcpy(target, source, static_cast<size_t>(size) * size_of(to.dtype()));
+  } else if (to.dtype() == Dtype::bf16) {
+    round_row<bf16>(reinterpret_cast<const float*>(source), size, target);
+  } else {
+    round_row<f16>(reinterpret_cast<const float*>(source), size, target);
+  }
+}
+
+}  // namespace
+}  // namespace tilewise::cache
+
 TILEWISE_BEGIN_PUBLIC
 
-KvCache::KvCache(int num_layers, int heads_kv, int64_t capacity, int head_dim, const std::shared_ptr<Memory>& memory)
+KvCache::KvCache(int num_layers, int heads_kv, int64_t capacity, int head_dim, const std::shared_ptr<Memory>& memory, Dtype dtype)
     : heads_kv_(heads_kv), head_dim_(head_dim), capacity_(capacity) {
   check(num_layers >= 1 && heads_kv >= 1 && head_dim >= 1 && capacity >= 0, Error::Kind::value,
         "KvCache: layers, heads and head_dim must be at least 1 and the capacity at least 0, got ", num_layers, ", ", heads_kv, ", ", head_dim, ", ",
         capacity);
+  check(dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16, Error::Kind::dtype, "KvCache: keeps f32, bf16 or f16, got ", dtype);
   for (int layer = 0; layer < num_layers; ++layer) {
-    k_.emplace_back(memory, Dtype::f32, Shape{1, heads_kv, capacity, head_dim});
-    v_.emplace_back(memory, Dtype::f32, Shape{1, heads_kv, capacity, head_dim});
+    k_.emplace_back(memory, dtype, Shape{1, heads_kv, capacity, head_dim});
+    v_.emplace_back(memory, dtype, Shape{1, heads_kv, capacity, head_dim});
   }
 }
 
@@ -27,19 +57,18 @@ TensorView KvCache::part(const std::vector<Tensor>& tensors, int layer, int64_t 
 void KvCache::write(int layer, int64_t first, const TensorView& k, const TensorView& v) {
   check(k.rank() == 4 && k.dim(0) == 1 && k.dim(1) == heads_kv_ && k.dim(3) == head_dim_ && v.shape() == k.shape(), Error::Kind::shape,
         "KvCache::write: k and v must be [1, ", heads_kv_, ", n, ", head_dim_, "], got ", k.shape(), " and ", v.shape());
-  check(k.dtype() == Dtype::f32 && v.dtype() == Dtype::f32, Error::Kind::dtype, "KvCache::write: k and v must be f32, got ", k.dtype(), " and ",
-        v.dtype());
+  check(k.dtype() == v.dtype() && (k.dtype() == Dtype::f32 || k.dtype() == dtype()), Error::Kind::dtype,
+        "KvCache::write: k and v must both be f32 or the cache's ", dtype(), ", got ", k.dtype(), " and ", v.dtype());
   check(k.stride(3) == 1 && v.stride(3) == 1, Error::Kind::shape, "KvCache::write: the last axis of k and v must be contiguous");
   const int64_t tokens = k.dim(2);
   check(first >= length_, Error::Kind::value, "KvCache::write: place ", first, " is filled up to ", length_, "; truncate first");
   check(tokens <= capacity_ && first <= capacity_ - tokens, Error::Kind::value, "KvCache::write: tokens [", first, ", ", first + tokens,
         ") are over the capacity ", capacity_);
   const TensorView to_k = part(k_, layer, capacity_), to_v = part(v_, layer, capacity_);
-  const size_t bytes = static_cast<size_t>(head_dim_) * sizeof(float);
   for (int h = 0; h < heads_kv_; ++h) {
     for (int64_t t = 0; t < tokens; ++t) {
-      std::memcpy(&to_k.at<float>(0, h, first + t), &k.at<float>(0, h, t), bytes);
-      std::memcpy(&to_v.at<float>(0, h, first + t), &v.at<float>(0, h, t), bytes);
+      cache::copy_row(k, to_k, h, t, first + t);
+      cache::copy_row(v, to_v, h, t, first + t);
     }
   }
 }

@@ -81,6 +81,8 @@ class Fields {
     fail(Error::Kind::unsupported, path_, ": ", prefix_, name, " is ", shown(*field), ": ", why);
   }
 
+  const std::string& prefix() const { return prefix_; }
+
   static std::string shown(const Json& value) {
     const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
     return text.size() <= 80 ? text : text.substr(0, 77) + "...";
@@ -91,21 +93,131 @@ class Fields {
   std::string path_, prefix_;
 };
 
-/// theta, from where the file's generation keeps it; any scaling of positions is refused.
-double read_rope(const Fields& fields, const Json& object, const std::string& path) {
-  constexpr const char* kWhy =
-      "only plain rotary positions are computed; scaled variants (linear, dynamic, yarn, longrope, llama3) come in a later release";
-  double theta = fields.number("rope_theta", 1, 1e12, 10'000.0);
+constexpr const char* kPartial = "a head is rotated whole";
+
+/// Factors per channel pair.
+std::vector<double> read_factors(const Fields& rope, const char* name, int head_dim, const std::string& path) {
+  const Json* field = rope.find(name);
+  check(field != nullptr && field->is_array() && field->size() == static_cast<size_t>(head_dim / 2), Error::Kind::io, path, ": ", rope.prefix(), name,
+        field == nullptr ? " is missing" : " is " + Fields::shown(*field), "; takes ", head_dim / 2, " numbers, half of head_dim");
+  std::vector<double> factors;
+  for (const Json& factor : *field) {
+    check(factor.is_number() && factor.get<double>() > 0 && factor.get<double>() <= 1e6, Error::Kind::io, path, ": ", rope.prefix(), name, " holds ",
+          Fields::shown(factor), "; takes numbers above 0, at most 1e6");
+    factors.push_back(factor.get<double>());
+  }
+  return factors;
+}
+
+/// What cosine and sine are multiplied by under yarn, where config.json does not say.
+double yarn_attention_factor(const Fields& rope, double factor) {
+  const auto scale = [&](double weight) { return factor <= 1 ? 1.0 : .1 * weight * std::log(factor) + 1; };
+  const double one = rope.number("mscale", 0, 100, 0.0), all = rope.number("mscale_all_dim", 0, 100, 0.0);
+  return one != 0 && all != 0 ? scale(one) / scale(all) : scale(1);
+}
+
+RopeScaling read_scaling(const Fields& rope, const Fields& fields, const std::string& kind, const ModelConfig& config, const std::string& path) {
+  using Kind = RopeScaling::Kind;
+  RopeScaling scaling;
+  if (kind == "default") return scaling;
+  const int64_t positions_above = fields.integer("original_max_position_embeddings", 1, int64_t{1} << 40, config.max_positions);
+  scaling.original_positions = rope.integer("original_max_position_embeddings", 1, int64_t{1} << 40, positions_above);
+  if (kind == "longrope" || kind == "su") {
+    scaling.kind = Kind::longrope;
+    const double reach = static_cast<double>(config.max_positions) / static_cast<double>(scaling.original_positions);
+    scaling.factor = rope.number("factor", 1, 1e6, std::max(reach, 1.0));
+    scaling.short_factors = read_factors(rope, "short_factor", config.head_dim, path);
+    scaling.long_factors = read_factors(rope, "long_factor", config.head_dim, path);
+    const double natural =
+        scaling.factor <= 1 ? 1 : std::sqrt(1 + std::log(scaling.factor) / std::log(std::max(2.0, static_cast<double>(scaling.original_positions))));
+    scaling.attention_factor = rope.number("attention_factor", 1e-6, 1e6, natural);
+    return scaling;
+  }
+  scaling.factor = rope.number("factor", 1, 1e6);
+  if (kind == "linear") {
+    scaling.kind = Kind::linear;
+  } else if (kind == "dynamic") {
+    scaling.kind = Kind::dynamic;
+    scaling.original_positions = rope.integer("original_max_position_embeddings", 1, int64_t{1} << 40, config.max_positions);
+    check(config.head_dim > 2, Error::Kind::io, path, ": head_dim ", config.head_dim,
+          " has one pair of channels, which dynamic scaling cannot stretch");
+  } else if (kind == "llama3") {
+    scaling.kind = Kind::llama3;
+    scaling.low_turns = rope.number("low_freq_factor", 1e-6, 1e6);
+    scaling.high_turns = rope.number("high_freq_factor", 1e-6, 1e6);
+    check(scaling.low_turns < scaling.high_turns, Error::Kind::io, path, ": ", rope.prefix(), "low_freq_factor ", scaling.low_turns,
+          " must lie below high_freq_factor ", scaling.high_turns);
+  } else if (kind == "yarn") {
+    scaling.kind = Kind::yarn;
+    scaling.low_turns = rope.number("beta_slow", 1e-6, 1e6, 1.0);
+    scaling.high_turns = rope.number("beta_fast", 1e-6, 1e6, 32.0);
+    scaling.is_rounded = rope.boolean("truncate", true);
+    scaling.attention_factor = rope.number("attention_factor", 1e-6, 1e6, yarn_attention_factor(rope, scaling.factor));
+    check(config.rope_theta > 1, Error::Kind::io, path, ": yarn needs a rope_theta above 1, it is ", config.rope_theta);
+  } else {
+    fail(Error::Kind::unsupported, path, ": ", rope.prefix(), "rope_type \"", kind,
+         "\" is not known; known are default, linear, dynamic, llama3, yarn and longrope");
+  }
+  return scaling;
+}
+
+/// theta and scaling, from where the file's generation keeps them.
+void read_rope(const Fields& fields, const Json& object, const std::string& path, ModelConfig& config) {
+  config.rope_theta = static_cast<float>(fields.number("rope_theta", 1, 1e12, 10'000.0));
+  fields.refuse_unless("partial_rotary_factor", {1, 1.0}, kPartial);
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
     if (fields.find(name) == nullptr) continue;
     check(object[name].is_object(), Error::Kind::io, path, ": ", name, " is ", Fields::shown(object[name]), "; takes an object or null");
     const Fields rope(object[name], path, std::string(name) + ".");
-    rope.refuse_unless("rope_type", {"default"}, kWhy);
-    rope.refuse_unless("type", {"default"}, kWhy);
-    rope.refuse_unless("partial_rotary_factor", {1, 1.0}, "a head is rotated whole");
-    theta = rope.number("rope_theta", 1, 1e12, theta);
+    rope.refuse_unless("partial_rotary_factor", {1, 1.0}, kPartial);
+    for (const char* kind : {"full_attention", "sliding_attention"})
+      rope.refuse_unless(kind, {}, "rotary positions that differ between layers are not known");
+    config.rope_theta = static_cast<float>(rope.number("rope_theta", 1, 1e12, config.rope_theta));
+    config.rope = read_scaling(rope, fields, rope.string("rope_type", rope.string("type", "default")), config, path);
   }
-  return theta;
+}
+
+std::vector<int32_t> read_stop_tokens(const Fields& fields, const ModelConfig& config, const std::string& path) {
+  const Json* field = fields.find("eos_token_id");
+  if (field == nullptr) return {};
+  std::vector<int32_t> tokens;
+  for (const Json& token : field->is_array() ? *field : Json::array({*field})) {
+    check(token.is_number_integer() && token >= 0 && token < config.vocab_size, Error::Kind::io, path, ": eos_token_id is ", Fields::shown(*field),
+          "; takes a token below vocab_size, ", config.vocab_size, ", or a list of them");
+    tokens.push_back(token.get<int32_t>());
+  }
+  return tokens;
+}
+
+/// What each architecture adds to Llama's layers.
+void read_architecture(const Fields& fields, const std::string& path, ModelConfig& config) {
+  const bool has_bias = fields.boolean("attention_bias", false);
+  const auto refuse_windows = [&] {
+    const Json* layers = fields.find("layer_types");
+    if (layers == nullptr) return;
+    check(layers->is_array(), Error::Kind::io, path, ": layer_types is ", Fields::shown(*layers), "; takes a list");
+    for (const Json& layer : *layers) {
+      check(layer == "full_attention", Error::Kind::unsupported, path, ": layer_types holds ", Fields::shown(layer),
+            "; a window is a method here, not a part of the model: only full_attention is known");
+    }
+  };
+  constexpr const char* kWindow = "a window is a method here, not a part of the model: set it to null and use a_shape";
+  refuse_windows();
+  if (config.architecture == "LlamaForCausalLM" || config.architecture == "MistralForCausalLM") {
+    fields.refuse_unless("sliding_window", {}, kWindow);
+    config.has_qkv_bias = config.has_output_bias = has_bias;
+    config.has_mlp_bias = fields.boolean("mlp_bias", false);
+  } else if (config.architecture == "Qwen2ForCausalLM") {
+    fields.refuse_unless("use_sliding_window", {false}, kWindow);
+    config.has_qkv_bias = true;
+  } else if (config.architecture == "Qwen3ForCausalLM") {
+    fields.refuse_unless("use_sliding_window", {false}, kWindow);
+    config.has_qkv_bias = config.has_output_bias = has_bias;
+    config.has_qk_norm = true;
+  } else {
+    fail(Error::Kind::unsupported, path, ": architecture \"", config.architecture,
+         "\" is not known; known are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM");
+  }
 }
 
 }  // namespace
@@ -126,16 +238,10 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
   check(architectures->is_array() && architectures->size() == 1 && (*architectures)[0].is_string(), Error::Kind::io, path, ": architectures is ",
         Fields::shown(*architectures), "; takes a list of one name");
   config.architecture = (*architectures)[0].get<std::string>();
-  check(config.architecture == "LlamaForCausalLM" || config.architecture == "MistralForCausalLM", Error::Kind::unsupported, path, ": architecture ",
-        Fields::shown((*architectures)[0]), " is not known; known are LlamaForCausalLM and MistralForCausalLM");
+  read_architecture(fields, path, config);
   fields.refuse_unless("hidden_act", {"silu"}, "the feed-forward part is computed with silu only");
-  fields.refuse_unless("attention_bias", {false}, "linear layers have no bias here");
-  fields.refuse_unless("mlp_bias", {false}, "linear layers have no bias here");
-  fields.refuse_unless("sliding_window", {}, "a window is a method here, not a part of the model: set it to null and use a_shape");
-  fields.refuse_unless("layer_types", {Json::array()}, "layers of several kinds are not known");
   fields.refuse_unless("quantization_config", {}, "weights must be f32, bf16 or f16");
   fields.refuse_unless("pretraining_tp", {1}, "slices of a tensor-parallel pretraining are not computed apart");
-  fields.refuse_unless("partial_rotary_factor", {1, 1.0}, "a head is rotated whole");
 
   config.num_layers = static_cast<int>(fields.integer("num_hidden_layers", 1, 1024));
   config.hidden_size = static_cast<int>(fields.integer("hidden_size", 1, 1 << 16));
@@ -154,8 +260,9 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
   config.vocab_size = static_cast<int>(fields.integer("vocab_size", 1, 1 << 22));
   config.max_positions = fields.integer("max_position_embeddings", 1, int64_t{1} << 40);
   config.rms_norm_eps = static_cast<float>(fields.number("rms_norm_eps", 1e-12, 1));
-  config.rope_theta = static_cast<float>(read_rope(fields, object, path));
+  read_rope(fields, object, path, config);
   config.is_tied = fields.boolean("tie_word_embeddings", false);
+  config.stop_tokens = read_stop_tokens(fields, config, path);
   config.hash = hash_of(text);
   return config;
 }
@@ -166,16 +273,6 @@ ModelConfig read_config(const std::string& directory) {
   std::error_code ignored;
   config.reads_bytes = config.vocab_size == 256 && !std::filesystem::exists(directory + "/tokenizer.json", ignored);
   return config;
-}
-
-void refuse_missing_weights(const std::string& directory) {
-  std::error_code ignored;
-  const auto has = [&](const char* name) { return std::filesystem::exists(directory + "/" + name, ignored); };
-  check(!has("model.safetensors.index.json"), Error::Kind::unsupported, directory,
-        ": the checkpoint is in several files (model.safetensors.index.json); only one model.safetensors is read, merge them into it");
-  check(!has("pytorch_model.bin") && !has("pytorch_model.bin.index.json"), Error::Kind::unsupported, directory,
-        ": the weights are a pickle (pytorch_model.bin), which can run code; save the model as safetensors");
-  fail(Error::Kind::io, directory, ": there is no model.safetensors in it");
 }
 
 }  // namespace tilewise::infer

@@ -13,7 +13,4 @@ ModelConfig read_config(const std::string& directory);
 /// The same of a text; `path` is for messages.
 ModelConfig parse_config(const std::string& text, const std::string& path);
 
-/// Why the weights in a directory without model.safetensors cannot be read, or that they are not there. Throws always.
-[[noreturn]] void refuse_missing_weights(const std::string& directory);
-
 }  // namespace tilewise::infer

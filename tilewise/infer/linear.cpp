@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <oneapi/dnnl/dnnl.hpp>
@@ -62,13 +63,25 @@ const dnnl::engine& engine() {
   return cpu;
 }
 
-memory::desc matrix(int64_t rows, int64_t columns, memory::format_tag tag) { return {{rows, columns}, memory::data_type::f32, tag}; }
+using Type = memory::data_type;
+
+memory::desc matrix(int64_t rows, int64_t columns, Type type, memory::format_tag tag) { return {{rows, columns}, type, tag}; }
+
+struct Layer {
+  int64_t out, in;
+  Epilogue epilogue;
+  Type type;  // of x and the weights
+  bool has_bias;
+};
 
 /// The product of `rows` rows with weights in the layout `weights`. The C++ interface of oneDNN 3 has no operation descriptors.
-dnnl::matmul::primitive_desc describe(int64_t rows, int64_t out, int64_t in, const memory::desc& weights, Epilogue epilogue) {
-  const memory::desc x = matrix(rows, in, memory::format_tag::ab), y = matrix(rows, out, memory::format_tag::ab);
+dnnl::matmul::primitive_desc describe(const Layer& layer, int64_t rows, const memory::desc& weights) {
+  constexpr auto kRows = memory::format_tag::ab;
+  const Type result = layer.epilogue == Epilogue::multiply ? layer.type : Type::f32;
+  const memory::desc x = matrix(rows, layer.in, layer.type, kRows), y = matrix(rows, layer.out, result, kRows);
+  const memory::desc bias = layer.has_bias ? matrix(1, layer.out, Type::f32, kRows) : memory::desc();
   dnnl::post_ops post;
-  switch (epilogue) {
+  switch (layer.epilogue) {
     case Epilogue::store: break;
     case Epilogue::add: post.append_sum(1.0f); break;
 #if DNNL_VERSION_MAJOR >= 3
@@ -76,17 +89,25 @@ dnnl::matmul::primitive_desc describe(int64_t rows, int64_t out, int64_t in, con
 #else
     case Epilogue::silu: post.append_eltwise(1.0f, dnnl::algorithm::eltwise_swish, 1.0f, 0.0f); break;
 #endif
-    case Epilogue::multiply: post.append_binary(dnnl::algorithm::binary_mul, y); break;
+    case Epilogue::multiply: post.append_binary(dnnl::algorithm::binary_mul, matrix(rows, layer.out, Type::f32, kRows)); break;
   }
   dnnl::primitive_attr attributes;
   attributes.set_post_ops(post);
   // The library's own scratchpad belongs to the thread that made the primitive; several threads run ours.
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
 #if DNNL_VERSION_MAJOR >= 3
-  return {engine(), x, weights, y, attributes};
+  return layer.has_bias ? dnnl::matmul::primitive_desc(engine(), x, weights, bias, y, attributes)
+                        : dnnl::matmul::primitive_desc(engine(), x, weights, y, attributes);
 #else
-  return {dnnl::matmul::desc(x, weights, y), attributes, engine()};
+  return {layer.has_bias ? dnnl::matmul::desc(x, weights, bias, y) : dnnl::matmul::desc(x, weights, y), attributes, engine()};
 #endif
+}
+
+[[noreturn]] void fail_for(const dnnl::error& error, const Layer& layer, const char* what) {
+  const bool is_bf16 = layer.type == Type::bf16;
+  fail(error.status == dnnl_out_of_memory ? Error::Kind::memory : Error::Kind::unsupported, "infer: oneDNN ", linear_library_version(), " ", what,
+       " a linear layer of [", layer.out, ", ", layer.in, "] in ", is_bf16 ? "bf16" : "f32", ": ", error.what(),
+       is_bf16 ? "; bf16 needs AVX-512, f32 runs anywhere" : "");
 }
 
 }  // namespace
@@ -99,16 +120,15 @@ struct Linear::Impl {
     size_t scratch_bytes = 0;
   };
 
-  int64_t out = 0, in = 0;
-  Epilogue epilogue = Epilogue::store;
+  Layer layer{};
   memory::desc weights_desc;
-  Buffer weights;
+  Buffer weights, bias;
   Product whole;  // kSliceRows rows
   std::mutex ragged_mutex;
   std::map<int64_t, std::unique_ptr<Product>> ragged;
 
   Product make(int64_t rows) const {
-    const auto description = describe(rows, out, in, weights_desc, epilogue);
+    const auto description = describe(layer, rows, weights_desc);
     const memory::desc scratch = description.scratchpad_desc();
     return {dnnl::matmul(description), description.src_desc(), description.dst_desc(), scratch, scratch.get_size()};
   }
@@ -126,49 +146,58 @@ Linear::Linear(Linear&&) noexcept = default;
 Linear& Linear::operator=(Linear&&) noexcept = default;
 Linear::~Linear() = default;
 
-Linear::Linear(const float* weights, int64_t out, int64_t in, Epilogue epilogue, const std::shared_ptr<Memory>& memory_source)
-    : impl_(std::make_unique<Impl>()) {
+Linear::Linear(const LinearParams& params, const std::shared_ptr<Memory>& memory_source) : impl_(std::make_unique<Impl>()) {
+  check(params.compute == Dtype::f32 || params.compute == Dtype::bf16, Error::Kind::dtype, "infer: linear layers compute in f32 or bf16, got ",
+        params.compute);
+  impl_->layer = {params.out, params.in, params.epilogue, params.compute == Dtype::f32 ? Type::f32 : Type::bf16, params.bias != nullptr};
+  const Layer& layer = impl_->layer;
   const OneThread one_thread;
   try {
-    impl_->out = out;
-    impl_->in = in;
-    impl_->epilogue = epilogue;
-    impl_->weights_desc = describe(kSliceRows, out, in, matrix(in, out, memory::format_tag::any), epilogue).weights_desc();
+    impl_->weights_desc = describe(layer, kSliceRows, matrix(layer.in, layer.out, layer.type, memory::format_tag::any)).weights_desc();
     impl_->weights = Buffer(memory_source, impl_->weights_desc.get_size());
-    memory from(matrix(in, out, memory::format_tag::ba), engine(), const_cast<float*>(weights));
+    memory from(matrix(layer.in, layer.out, Type::f32, memory::format_tag::ba), engine(), const_cast<float*>(params.weights));
     memory to(impl_->weights_desc, engine(), impl_->weights.data());
     dnnl::stream stream(engine());
     dnnl::reorder(from, to).execute(stream, from, to);
     stream.wait();
+    if (layer.has_bias) {
+      const size_t bytes = static_cast<size_t>(layer.out) * sizeof(float);
+      impl_->bias = Buffer(memory_source, bytes);
+      std::memcpy(impl_->bias.data(), params.bias, bytes);
+    }
     impl_->whole = impl_->make(kSliceRows);
   } catch (const dnnl::error& error) {
-    fail(error.status == dnnl_out_of_memory ? Error::Kind::memory : Error::Kind::unsupported, "infer: oneDNN ", linear_library_version(),
-         " does not take a linear layer of [", out, ", ", in, "]: ", error.what());
+    fail_for(error, layer, "does not take");
   }
 }
 
-int64_t Linear::out() const { return impl_->out; }
-int64_t Linear::in() const { return impl_->in; }
+int64_t Linear::out() const { return impl_->layer.out; }
+int64_t Linear::in() const { return impl_->layer.in; }
+Dtype Linear::compute() const { return impl_->layer.type == Type::f32 ? Dtype::f32 : Dtype::bf16; }
 
-void Linear::run(const float* x, int64_t rows, float* y, LinearScratch& scratch, const float* other) const {
+void Linear::run(const void* x, int64_t rows, void* y, LinearScratch& scratch, const float* other) const {
   const OneThread one_thread;
+  const Layer& layer = impl_->layer;
   try {
     const Impl::Product& product = impl_->product(rows);
     std::unordered_map<int, memory> arguments = {
-        {DNNL_ARG_SRC, memory(product.x, engine(), const_cast<float*>(x))},
+        {DNNL_ARG_SRC, memory(product.x, engine(), const_cast<void*>(x))},
         {DNNL_ARG_WEIGHTS, memory(impl_->weights_desc, engine(), impl_->weights.data())},
         {DNNL_ARG_DST, memory(product.y, engine(), y)},
         {DNNL_ARG_SCRATCHPAD, memory(product.scratch, engine(), scratch.get(product.scratch_bytes))},
     };
-    if (impl_->epilogue == Epilogue::multiply) {
-      arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, memory(product.y, engine(), const_cast<float*>(other)));
+    if (layer.has_bias) {
+      arguments.emplace(DNNL_ARG_BIAS, memory(matrix(1, layer.out, Type::f32, memory::format_tag::ab), engine(), impl_->bias.data()));
+    }
+    if (layer.epilogue == Epilogue::multiply) {
+      arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1,
+                        memory(matrix(rows, layer.out, Type::f32, memory::format_tag::ab), engine(), const_cast<float*>(other)));
     }
     dnnl::stream stream(engine());
     product.primitive.execute(stream, arguments);
     stream.wait();
   } catch (const dnnl::error& error) {
-    fail(error.status == dnnl_out_of_memory ? Error::Kind::memory : Error::Kind::unsupported, "infer: oneDNN ", linear_library_version(),
-         " fails on ", rows, " rows of a linear layer of [", impl_->out, ", ", impl_->in, "]: ", error.what());
+    fail_for(error, layer, "fails on");
   }
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "tilewise/base/dtype.h"
 #include "tilewise/base/memory.h"
 
 namespace tilewise::infer {
@@ -15,10 +16,18 @@ constexpr int64_t kSliceRows = 256;
 
 /// What a Linear does with its products before they are stored.
 enum class Epilogue {
-  store,     // y = x W^T
-  add,       // y += x W^T
-  silu,      // y = silu(x W^T)
-  multiply,  // y = x W^T * other
+  store,     // y = x W^T + bias
+  add,       // y += x W^T + bias
+  silu,      // y = silu(x W^T + bias)
+  multiply,  // y = (x W^T + bias) * other
+};
+
+struct LinearParams {
+  const float* weights = nullptr;  // [out, in] row-major, not kept
+  const float* bias = nullptr;     // [out], or null; not kept
+  int64_t out = 0, in = 0;
+  Epilogue epilogue = Epilogue::store;
+  Dtype compute = Dtype::f32;  // f32, or bf16: operands are rounded to bf16, sums stay f32
 };
 
 /// Scratch of one thread; grows to what the layers ask for.
@@ -35,22 +44,23 @@ class LinearScratch {
   Buffer buffer_;
 };
 
-/// A matrix W [out, in] in the layout that the library beneath likes, and its product with rows of f32. Only linear.cpp knows oneDNN.
+/// A matrix W [out, in] in the layout that the library beneath likes, and its product with rows. Only linear.cpp knows oneDNN.
 /// `run` may be called by several threads at once; it runs in the calling thread alone.
 class Linear {
  public:
   Linear();
-  /// `weights` is [out, in] row-major and not kept. Errors: memory, unsupported (oneDNN refuses the shape).
-  Linear(const float* weights, int64_t out, int64_t in, Epilogue epilogue, const std::shared_ptr<Memory>& memory);
+  /// Errors: memory, unsupported (oneDNN refuses the shape, or bf16 on a processor without AVX-512).
+  Linear(const LinearParams& params, const std::shared_ptr<Memory>& memory);
   Linear(Linear&&) noexcept;
   Linear& operator=(Linear&&) noexcept;
   ~Linear();
 
   int64_t out() const;
   int64_t in() const;
-  /// x [rows, in], y [rows, out], other [rows, out] (for Epilogue::multiply), all row-major without gaps; 1 to kSliceRows rows.
-  /// y is neither x nor other.
-  void run(const float* x, int64_t rows, float* y, LinearScratch& scratch, const float* other = nullptr) const;
+  Dtype compute() const;
+  /// x [rows, in] in the dtype that is computed in; y [rows, out] f32, for Epilogue::multiply in the dtype of x, since it goes on to the next layer;
+  /// other [rows, out] f32, for Epilogue::multiply. All row-major without gaps; 1 to kSliceRows rows. y is neither x nor other.
+  void run(const void* x, int64_t rows, void* y, LinearScratch& scratch, const float* other = nullptr) const;
 
  private:
   struct Impl;

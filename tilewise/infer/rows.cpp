@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "tilewise/base/dtype.h"
+
 namespace tilewise::infer {
 namespace {
 
@@ -23,12 +25,15 @@ float sum_of_squares(const float* x, int64_t size) {
 
 }  // namespace
 
-void rms_norm(const float* x, const float* weight, int64_t rows, int64_t size, float eps, float* y) {
+template <class To>
+void rms_norm(const float* x, const float* weight, int64_t rows, int64_t size, float eps, To* y) {
   for (int64_t row = 0; row < rows; ++row, x += size, y += size) {
     const float scale = 1.0f / std::sqrt(sum_of_squares(x, size) / static_cast<float>(size) + eps);
-    for (int64_t i = 0; i < size; ++i) y[i] = x[i] * scale * weight[i];
+    for (int64_t i = 0; i < size; ++i) y[i] = static_cast<To>(x[i] * scale * weight[i]);
   }
 }
+template void rms_norm(const float*, const float*, int64_t, int64_t, float, float*);
+template void rms_norm(const float*, const float*, int64_t, int64_t, float, bf16*);
 
 double prediction_bits(const float* logits, int64_t size, int32_t target) {
   const float largest = *std::max_element(logits, logits + size);

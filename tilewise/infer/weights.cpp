@@ -2,13 +2,11 @@
 #include "tilewise/infer/weights.h"
 
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <utility>
 
 #include "tilewise/base/error.h"
-#include "tilewise/base/safetensors.h"
-#include "tilewise/infer/config.h"
+#include "tilewise/infer/checkpoint.h"
 
 namespace tilewise::infer {
 namespace {
@@ -30,6 +28,21 @@ std::map<std::string, std::vector<int64_t>> expected_tensors(const ModelConfig& 
     expected[prefix + "mlp.gate_proj.weight"] = {inner, hidden};
     expected[prefix + "mlp.up_proj.weight"] = {inner, hidden};
     expected[prefix + "mlp.down_proj.weight"] = {hidden, inner};
+    if (c.has_qkv_bias) {
+      expected[prefix + "self_attn.q_proj.bias"] = {q};
+      expected[prefix + "self_attn.k_proj.bias"] = {kv};
+      expected[prefix + "self_attn.v_proj.bias"] = {kv};
+    }
+    if (c.has_output_bias) expected[prefix + "self_attn.o_proj.bias"] = {hidden};
+    if (c.has_mlp_bias) {
+      expected[prefix + "mlp.gate_proj.bias"] = {inner};
+      expected[prefix + "mlp.up_proj.bias"] = {inner};
+      expected[prefix + "mlp.down_proj.bias"] = {hidden};
+    }
+    if (c.has_qk_norm) {
+      expected[prefix + "self_attn.q_norm.weight"] = {c.head_dim};
+      expected[prefix + "self_attn.k_norm.weight"] = {c.head_dim};
+    }
   }
   return expected;
 }
@@ -40,53 +53,69 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-void check_tensors(const SafetensorsFile& file, const ModelConfig& config) {
+void check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
   const auto expected = expected_tensors(config);
   for (const auto& [name, shape] : expected) {
-    const SafetensorsEntry* entry = file.find(name);
-    check(entry != nullptr, Error::Kind::io, file.path(), ": tensor ", name, " is missing; config.json asks for ", shape_text(shape));
-    check(entry->shape == shape, Error::Kind::io, file.path(), ": tensor ", name, " is ", shape_text(entry->shape), ", config.json asks for ",
+    const auto [file, entry] = checkpoint.find(name);
+    check(entry != nullptr, Error::Kind::io, checkpoint.path(), ": tensor ", name, " is missing; config.json asks for ", shape_text(shape));
+    check(entry->shape == shape, Error::Kind::io, file->path(), ": tensor ", name, " is ", shape_text(entry->shape), ", config.json asks for ",
           shape_text(shape));
-    check(entry->dtype == "F32" || entry->dtype == "BF16" || entry->dtype == "F16", Error::Kind::unsupported, file.path(), ": tensor ", name, " is ",
+    check(entry->dtype == "F32" || entry->dtype == "BF16" || entry->dtype == "F16", Error::Kind::unsupported, file->path(), ": tensor ", name, " is ",
           entry->dtype, "; weights must be F32, BF16 or F16");
   }
-  for (const SafetensorsEntry& entry : file.entries()) {
+  for (const auto& [name, place] : checkpoint.tensors()) {
     // Old checkpoints carry the rotary frequencies; a tied head may be stored beside the embedding that it equals.
-    const bool is_known =
-        expected.contains(entry.name) || entry.name.ends_with("rotary_emb.inv_freq") || (config.is_tied && entry.name == "lm_head.weight");
-    check(is_known, Error::Kind::unsupported, file.path(), ": tensor ", entry.name, " is no part of a ", config.architecture, " of ",
-          config.num_layers, " layers without biases; it would be left out of the result");
+    const bool is_known = expected.contains(name) || name.ends_with("rotary_emb.inv_freq") || (config.is_tied && name == "lm_head.weight");
+    check(is_known, Error::Kind::unsupported, place.file->path(), ": tensor ", name, " is no part of a ", config.architecture, " of ",
+          config.num_layers, " layers with this config.json; it would be left out of the result");
   }
 }
 
 /// Reads tensors as f32. Bytes are copied out one by one, so they may lie anywhere in the file.
 class Reader {
  public:
-  Reader(const SafetensorsFile& file, Context& context) : file_(file), context_(context) {}
+  Reader(const Checkpoint& checkpoint, Dtype compute, Context& context) : checkpoint_(checkpoint), compute_(compute), context_(context) {}
 
-  Tensor tensor(const std::string& name, const Shape& shape) const {
-    Tensor result(context_.memory, Dtype::f32, shape);
-    convert(name, result.view.data<float>());
-    return result;
+  Tensor vector(const std::string& name) const { return tensors({name}, Shape{checkpoint_.find(name).entry->shape[0]}); }
+  Tensor matrix(const std::string& name) const {
+    const auto& shape = checkpoint_.find(name).entry->shape;
+    return tensors({name}, Shape{shape[0], shape[1]});
   }
 
-  /// Tensors [out_i, in] one below the other.
-  Linear linear(const std::vector<std::string>& names, int64_t in, Epilogue epilogue) const {
+  /// Weights [out_i, in] one below the other, and their biases behind one another. `names` end before ".weight".
+  Linear linear(const std::vector<std::string>& names, bool has_bias, Epilogue epilogue) const {
     context_.check_cancel();
-    int64_t out = 0;
-    for (const std::string& name : names) out += file_.find(name)->shape[0];
-    const Tensor rows(context_.memory, Dtype::f32, Shape{out, in});
-    float* to = rows.view.data<float>();
+    std::vector<std::string> weights, biases;
+    int64_t out = 0, in = 0;
     for (const std::string& name : names) {
-      convert(name, to);
-      to += file_.find(name)->shape[0] * in;
+      weights.push_back(name + ".weight");
+      biases.push_back(name + ".bias");
+      const auto& shape = checkpoint_.find(weights.back()).entry->shape;
+      out += shape[0];
+      in = shape[1];
     }
-    return Linear(rows.view.data<float>(), out, in, epilogue, context_.memory);
+    const Tensor rows = tensors(weights, Shape{out, in});
+    const Tensor bias = has_bias ? tensors(biases, Shape{out}) : Tensor();
+    return Linear({.weights = rows.view.data<float>(),
+                   .bias = has_bias ? bias.view.data<float>() : nullptr,
+                   .out = out,
+                   .in = in,
+                   .epilogue = epilogue,
+                   .compute = compute_},
+                  context_.memory);
   }
 
  private:
-  void convert(const std::string& name, float* to) const {
-    const Tensor source = file_.load(name, context_.memory);
+  Tensor tensors(const std::vector<std::string>& names, const Shape& shape) const {
+    Tensor result(context_.memory, Dtype::f32, shape);
+    float* to = result.view.data<float>();
+    for (const std::string& name : names) to += convert(name, to);
+    return result;
+  }
+
+  /// Returns how many numbers it wrote.
+  int64_t convert(const std::string& name, float* to) const {
+    const Tensor source = checkpoint_.find(name).file->load(name, context_.memory);
     const int64_t numel = source.view.numel();
     if (source.view.dtype() == Dtype::f32) {
       std::memcpy(to, source.view.raw(), static_cast<size_t>(numel) * sizeof(float));
@@ -97,38 +126,39 @@ class Reader {
       const f16* from = source.view.data<f16>();
       for (int64_t i = 0; i < numel; ++i) to[i] = static_cast<float>(from[i]);
     }
+    return numel;
   }
 
-  const SafetensorsFile& file_;
+  const Checkpoint& checkpoint_;
+  Dtype compute_;
   Context& context_;
 };
 
 }  // namespace
 
-Weights read_weights(const std::string& directory, const ModelConfig& config, Context& context) {
-  const std::string path = directory + "/model.safetensors";
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored)) refuse_missing_weights(directory);
-  const SafetensorsFile file(path);
-  check_tensors(file, config);
+Weights read_weights(const std::string& directory, const ModelConfig& config, Dtype compute, Context& context) {
+  const Checkpoint checkpoint(directory);
+  check_tensors(checkpoint, config);
 
-  const Reader reader(file, context);
-  const int64_t hidden = config.hidden_size;
+  const Reader reader(checkpoint, compute, context);
   Weights weights;
-  weights.embedding = reader.tensor("model.embed_tokens.weight", {config.vocab_size, hidden});
-  weights.final_norm = reader.tensor("model.norm.weight", {hidden});
-  weights.head = reader.linear({config.is_tied ? "model.embed_tokens.weight" : "lm_head.weight"}, hidden, Epilogue::store);
+  weights.embedding = reader.matrix("model.embed_tokens.weight");
+  weights.final_norm = reader.vector("model.norm.weight");
+  weights.head = reader.linear({config.is_tied ? "model.embed_tokens" : "lm_head"}, false, Epilogue::store);
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".", attention = prefix + "self_attn.", mlp = prefix + "mlp.";
     LayerWeights part;
-    part.attention_norm = reader.tensor(prefix + "input_layernorm.weight", {hidden});
-    part.mlp_norm = reader.tensor(prefix + "post_attention_layernorm.weight", {hidden});
-    part.qkv = reader.linear({prefix + "self_attn.q_proj.weight", prefix + "self_attn.k_proj.weight", prefix + "self_attn.v_proj.weight"}, hidden,
-                             Epilogue::store);
-    part.output = reader.linear({prefix + "self_attn.o_proj.weight"}, int64_t{config.heads_q} * config.head_dim, Epilogue::add);
-    part.gate = reader.linear({prefix + "mlp.gate_proj.weight"}, hidden, Epilogue::silu);
-    part.up = reader.linear({prefix + "mlp.up_proj.weight"}, hidden, Epilogue::multiply);
-    part.down = reader.linear({prefix + "mlp.down_proj.weight"}, config.intermediate_size, Epilogue::add);
+    part.attention_norm = reader.vector(prefix + "input_layernorm.weight");
+    part.mlp_norm = reader.vector(prefix + "post_attention_layernorm.weight");
+    if (config.has_qk_norm) {
+      part.q_norm = reader.vector(attention + "q_norm.weight");
+      part.k_norm = reader.vector(attention + "k_norm.weight");
+    }
+    part.qkv = reader.linear({attention + "q_proj", attention + "k_proj", attention + "v_proj"}, config.has_qkv_bias, Epilogue::store);
+    part.output = reader.linear({attention + "o_proj"}, config.has_output_bias, Epilogue::add);
+    part.gate = reader.linear({mlp + "gate_proj"}, config.has_mlp_bias, Epilogue::silu);
+    part.up = reader.linear({mlp + "up_proj"}, config.has_mlp_bias, Epilogue::multiply);
+    part.down = reader.linear({mlp + "down_proj"}, config.has_mlp_bias, Epilogue::add);
     weights.layers.push_back(std::move(part));
   }
   return weights;

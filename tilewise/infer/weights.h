@@ -11,6 +11,7 @@ namespace tilewise::infer {
 
 struct LayerWeights {
   Tensor attention_norm, mlp_norm;  // [hidden] f32
+  Tensor q_norm, k_norm;            // [D] f32, or absent
   Linear qkv;                       // [(Hq + 2 Hkv) D, hidden]: rows of q, then k, then v
   Linear output;                    // [hidden, Hq D], adds to the residual
   Linear gate, up;                  // [intermediate, hidden]; gate applies silu, up multiplies by it
@@ -24,9 +25,10 @@ struct Weights {
   Linear head;        // [vocab, hidden]; made of the embedding when the model is tied
 };
 
-/// Reads DIR/model.safetensors. Names, dtypes (F32, BF16, F16) and shapes of all tensors are checked before the first one is used.
-/// Errors: io (no such file, damaged, a tensor missing or of a wrong shape), unsupported (biases and other tensors that the architecture does
-/// not have, another dtype, a checkpoint in several files), memory, cancelled.
-Weights read_weights(const std::string& directory, const ModelConfig& config, Context& context);
+/// Reads the checkpoint in a folder, for linear layers that compute in `compute` (f32 or bf16). Names, dtypes (F32, BF16, F16) and shapes of all
+/// tensors are checked before the first one is used.
+/// Errors: io (no such file, damaged, a tensor missing or of a wrong shape), unsupported (tensors that the architecture does not have, another
+/// dtype), memory, cancelled.
+Weights read_weights(const std::string& directory, const ModelConfig& config, Dtype compute, Context& context);
 
 }  // namespace tilewise::infer

@@ -12,30 +12,31 @@ namespace {
 
 constexpr int64_t kRowsPerItem = 256;  // a few microseconds of work, so that a long sequence spreads over the workers
 
-/// theta^(-2 i / D) for i < D / 2.
-std::vector<double> frequencies(int64_t head_dim, double theta) {
-  std::vector<double> result(static_cast<size_t>(head_dim / 2));
-  for (size_t i = 0; i < result.size(); ++i) result[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-  return result;
-}
-
-void fill_angles(const std::vector<double>& frequency, int64_t position, float* row) {
+void fill_angles(std::span<const double> frequency, double scale, int64_t position, float* row) {
   for (size_t i = 0; i < frequency.size(); ++i) {
     const double angle = static_cast<double>(position) * frequency[i];
-    row[i] = static_cast<float>(std::cos(angle));
-    row[i + frequency.size()] = static_cast<float>(std::sin(angle));
+    row[i] = static_cast<float>(std::cos(angle) * scale);
+    row[i + frequency.size()] = static_cast<float>(std::sin(angle) * scale);
   }
 }
 
 }  // namespace
 
-RotaryTable::RotaryTable(int head_dim, double theta, int64_t first, int64_t count, Context& context)
-    : head_dim_(head_dim), first_(first), count_(count), table_(context.memory, Dtype::f32, Shape{count, head_dim}) {
-  const std::vector<double> frequency = frequencies(head_dim, theta);
+std::vector<double> rotary_frequencies(int64_t head_dim, double theta) {
+  std::vector<double> result(static_cast<size_t>(head_dim / 2));
+  for (size_t i = 0; i < result.size(); ++i) result[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+  return result;
+}
+
+RotaryTable::RotaryTable(std::span<const double> frequencies, double scale, int64_t first, int64_t count, Context& context)
+    : head_dim_(static_cast<int64_t>(2 * frequencies.size())),
+      first_(first),
+      count_(count),
+      table_(context.memory, Dtype::f32, Shape{count, static_cast<int64_t>(2 * frequencies.size())}) {
   float* table = table_.view.data<float>();
   context.parallel_for((count + kRowsPerItem - 1) / kRowsPerItem, [&](int64_t item, int) {
     const int64_t last = std::min(count, (item + 1) * kRowsPerItem);
-    for (int64_t row = item * kRowsPerItem; row < last; ++row) fill_angles(frequency, first + row, table + row * head_dim);
+    for (int64_t row = item * kRowsPerItem; row < last; ++row) fill_angles(frequencies, scale, first + row, table + row * head_dim_);
   });
 }
 
@@ -69,7 +70,7 @@ void rotary(const RotaryParams& params, Context& context) {
             "rotary: in place, x and out must have the same strides; axis ", axis, " has ", x.stride(axis), " and ", out.stride(axis));
   }
 
-  const auto frequency = prepare::frequencies(head_dim, params.theta);
+  const auto frequency = prepare::rotary_frequencies(head_dim, params.theta);
   const float* from = x.data<float>();
   float* to = out.data<float>();
   const int64_t seqlen = x.dim(2);
@@ -77,7 +78,7 @@ void rotary(const RotaryParams& params, Context& context) {
     std::vector<float> angles(static_cast<size_t>(head_dim));
     const int64_t last = std::min(seqlen, (item + 1) * prepare::kRowsPerItem);
     for (int64_t s = item * prepare::kRowsPerItem; s < last; ++s) {
-      prepare::fill_angles(frequency, params.first_position + s, angles.data());
+      prepare::fill_angles(frequency, 1.0, params.first_position + s, angles.data());
       if (params.is_inverse) {
         for (int64_t i = head_dim / 2; i < head_dim; ++i) angles[static_cast<size_t>(i)] = -angles[static_cast<size_t>(i)];
       }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "tilewise/base/context.h"
 #include "tilewise/base/tensor.h"
@@ -27,10 +29,13 @@ TILEWISE_END_PUBLIC
 
 namespace tilewise::prepare {
 
-/// Cosine and sine of the angles of positions [first, first + count), made once for all layers of a model.
+/// theta^(-2 i / D) for i < D / 2: the angle that a channel pair turns by from one position to the next.
+TILEWISE_API std::vector<double> rotary_frequencies(int64_t head_dim, double theta);
+
+/// Cosine and sine of the angles of positions [first, first + count), both times `scale`, made once for all layers of a model.
 class TILEWISE_API RotaryTable {
  public:
-  RotaryTable(int head_dim, double theta, int64_t first, int64_t count, Context& context);
+  RotaryTable(std::span<const double> frequencies, double scale, int64_t first, int64_t count, Context& context);
   int64_t first() const { return first_; }
   int64_t count() const { return count_; }
   /// D floats: D / 2 cosines, then D / 2 sines. `position` is in [first, first + count).
