@@ -49,6 +49,32 @@ TEST(KvCache, KeepsWhatIsWrittenPerLayerHeadAndToken) {
   EXPECT_EQ(cache.k(1, 4).at<float>(0, 2, 2, 7), all.at<float>(2, 0, 2, 7));
 }
 
+TEST(KvCache, RoundsToItsDtype) {
+  std::vector<float> rows(2 * 3 * 8);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = 1.0f / static_cast<float>(i + 3);
+  const TensorView from = TensorView::of(rows.data(), {1, 2, 3, 8});
+  const auto expect_rounded = [&](auto zero) {
+    using To = decltype(zero);
+    KvCache cache(1, 2, 3, 8, host_memory(), kDtypeOf<To>);
+    EXPECT_EQ(cache.dtype(), kDtypeOf<To>);
+    cache.write(0, 0, from, from);
+    KvCache copy(1, 2, 3, 8, host_memory(), kDtypeOf<To>);
+    copy.write(0, 0, cache.k(0, 3), cache.v(0, 3));
+    for (const KvCache* one : {&cache, &copy}) {
+      for (int64_t i = 0; i < 48; ++i) {
+        EXPECT_EQ(static_cast<float>(one->k(0, 3).at<To>(0, i / 24, i / 8 % 3, i % 8)), static_cast<float>(To(rows[static_cast<size_t>(i)])));
+        EXPECT_EQ(static_cast<float>(one->v(0, 3).at<To>(0, i / 24, i / 8 % 3, i % 8)), static_cast<float>(To(rows[static_cast<size_t>(i)])));
+      }
+    }
+  };
+  expect_rounded(bf16{});
+  expect_rounded(f16{});
+  KvCache cache(1, 2, 3, 8, host_memory());
+  KvCache halves(1, 2, 3, 8, host_memory(), Dtype::bf16);
+  EXPECT_EQ(kind_of([&] { cache.write(0, 0, halves.k(0, 3), halves.v(0, 3)); }), "dtype");
+  EXPECT_EQ(kind_of([] { KvCache(1, 1, 1, 8, host_memory(), Dtype::i32); }), "dtype");
+}
+
 TEST(KvCache, RefusesWhatDoesNotFit) {
   EXPECT_EQ(kind_of([] { KvCache cache(0, 1, 1, 8, host_memory()); }), "value");
   EXPECT_EQ(kind_of([] { KvCache cache(1, 1, -1, 8, host_memory()); }), "value");
