@@ -47,6 +47,7 @@ void check_writable(const std::string& path);
 
 void add_compare_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
+void add_generate_command(CLI::App& app);
 void add_methods_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
 

@@ -27,6 +27,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", "tilewise " + std::string(version()) + " (" + std::string(commit()) + ")");
   add_compare_command(app);
+  add_generate_command(app);
   add_methods_command(app);
   add_plan_command(app);
   add_doctor_command(app);

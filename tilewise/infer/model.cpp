@@ -65,7 +65,8 @@ class Pass {
     residual_ = Tensor(context_.memory, Dtype::f32, {chunk_, config_.hidden_size});
     q_ = Tensor(context_.memory, dtype_, {chunk_, config_.heads_q, config_.head_dim});
     out_ = Tensor(context_.memory, dtype_, {chunk_, config_.heads_q, config_.head_dim});
-    for (int worker = 0; worker < context_.concurrency(); ++worker) scratch_.push_back(std::make_unique<Scratch>(*this));
+    for (int worker = 0; worker < context_.concurrency(); ++worker)
+      scratch_.push_back(std::make_unique<Scratch>(*this, std::min(kSliceRows, chunk_)));
     frequencies_ = rope_frequencies(config_, cache_.length() + num_tokens_);
 
     ForwardResult result;
@@ -83,11 +84,11 @@ class Pass {
  private:
   /// What one worker needs for a slice.
   struct Scratch {
-    explicit Scratch(const Pass& pass)
-        : normed(pass.context_.memory, pass.dtype_, {kSliceRows, pass.config_.hidden_size}),
-          qkv(pass.context_.memory, Dtype::f32, {kSliceRows, pass.width_qkv_}),
-          gate(pass.context_.memory, Dtype::f32, {kSliceRows, pass.config_.intermediate_size}),
-          up(pass.context_.memory, pass.dtype_, {kSliceRows, pass.config_.intermediate_size}),
+    Scratch(const Pass& pass, int64_t rows)
+        : normed(pass.context_.memory, pass.dtype_, {rows, pass.config_.hidden_size}),
+          qkv(pass.context_.memory, Dtype::f32, {rows, pass.width_qkv_}),
+          gate(pass.context_.memory, Dtype::f32, {rows, pass.config_.intermediate_size}),
+          up(pass.context_.memory, pass.dtype_, {rows, pass.config_.intermediate_size}),
           linear(pass.context_.memory) {}
     Tensor normed, qkv, gate, up;
     Tensor logits = {};  // made where logits are read
@@ -213,7 +214,7 @@ class Pass {
     const int64_t first_kept = num_tokens_ - options_.logits_rows - begin_;  // below 0: kept from the chunk's first row on
     const int64_t first_needed = options_.has_bits ? 0 : std::max<int64_t>(first_kept, 0);
     if (first_needed >= rows_) return;
-    const int64_t step = std::clamp<int64_t>(kMaxLogits / vocab, 1, kSliceRows);
+    const int64_t step = std::clamp<int64_t>(kMaxLogits / vocab, 1, std::min(kSliceRows, chunk_));
     std::vector<double> bits(static_cast<size_t>((rows_ + kSliceRows - 1) / kSliceRows), 0.0);
     for_slices([&](int64_t slice_first, int64_t rows, Scratch& scratch) {
       if (!scratch.logits.view.has_value()) scratch.logits = Tensor(context_.memory, Dtype::f32, {step, vocab});
