@@ -5,6 +5,7 @@
 
 #include "tilewise/base/context.h"
 #include "tilewise/base/tensor.h"
+#include "tilewise/plan/plan.h"
 
 namespace tilewise::prepare {
 
@@ -13,5 +14,11 @@ namespace tilewise::prepare {
 /// Edges   a tile without a token is 0.
 /// Errors  shape (rank, a last axis that is not contiguous), dtype; value (tile below 1, edges that do not rise from 0 to S); memory.
 TILEWISE_API Tensor mean_pool(const TensorView& tokens, int tile, std::span<const int32_t> edge, Context& context);
+
+/// The keys of one pool of a plan: pooled[b, j, t] = mean of the slots [t * group, (t + 1) * group) of `slots` [B, J, slots, D] that are not padding in the
+/// order of group j * G / J (an absent order has none). Padding is not read; a group of padding alone gives 0.
+/// Dtypes  f32, bf16 or f16, pooled [B, J, ceil(slots / group), D] alike. Sums are f32 in ascending order, rounded once.
+/// Errors  shape, dtype; value (group below 1).
+TILEWISE_API void pool_slots(const TensorView& slots, int group, const Order& order, const TensorView& pooled, Context& context);
 
 }  // namespace tilewise::prepare
