@@ -171,7 +171,7 @@ inline DenseResult dense_gradients(const RandomPlan& plan, const AttendParams& p
 
 /// Dense attention as a plain f32 implementation computes it on the given dtype: f32 products and sums one after another, probabilities rounded to
 /// the dtype
-/// before they meet v, out rounded once. Its distance from f64 is the yardstick of the bounds in attend_testing.h.
+/// before they meet v, pooled keys rounded to the dtype, out rounded once. Its distance from f64 is the yardstick of the bounds in attend_testing.h.
 inline DenseResult dense_in_dtype(const RandomPlan& plan, const AttendParams& p) {
   DenseResult result;
   const Dtype dtype = p.q.dtype();
@@ -191,7 +191,7 @@ inline DenseResult dense_in_dtype(const RandomPlan& plan, const AttendParams& p)
         for (size_t j = 0; j < s.size(); ++j) {
           if (!plan.has(b, h, i, static_cast<int64_t>(j))) continue;
           float sum = 0;
-          for (size_t d = 0; d < q.size(); ++d) sum += static_cast<float>(q[d]) * static_cast<float>(keys.k[j][d]);
+          for (size_t d = 0; d < q.size(); ++d) sum += static_cast<float>(q[d]) * rounded(static_cast<float>(keys.k[j][d]));
           s[j] = scale * sum;
           if (p.softcap != 0) s[j] = p.softcap * std::tanh(s[j] / p.softcap);
           s[j] += std::log(static_cast<float>(keys.tokens[j].size()));
@@ -204,7 +204,7 @@ inline DenseResult dense_in_dtype(const RandomPlan& plan, const AttendParams& p)
           const float weight = s[j] == minus_infinity ? 0 : std::exp(s[j] - shift);
           if (weight == 0) continue;
           total += weight;
-          for (size_t d = 0; d < out.size(); ++d) out[d] += rounded(weight) * static_cast<float>(keys.v[j][d]);
+          for (size_t d = 0; d < out.size(); ++d) out[d] += rounded(weight) * rounded(static_cast<float>(keys.v[j][d]));
         }
         result.lse.push_back(static_cast<double>(total == 0 ? minus_infinity : shift + std::log(total)));
         for (const float x : out) result.out.push_back(static_cast<double>(rounded(total == 0 ? 0.0f : x / total)));

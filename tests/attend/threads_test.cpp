@@ -44,7 +44,7 @@ struct Work {
 TEST(AttendThreads, SixteenCallersShareOnePlanAndOnePool) {
   Rng rng(41);
   std::vector<ForwardProblem> problems;
-  for (const bool is_plain : {true, false}) {  // the second has orders and pools, which only the reference takes
+  for (const bool is_plain : {true, false}) {  // the second has orders and pools
     ProblemOptions options;
     options.plan = {
         .batch = 2, .seqlen_q = 65, .seqlen_k = 80, .heads_q = 4, .heads_kv = 2, .tile = 16, .groups = 2, .has_picked = true, .has_rows = true};

@@ -188,11 +188,12 @@ void check_order(const Checker& c, const char* name, const Order& order, const S
   if (!order.token.has_value()) return;
   check_broadcast(c, name, "", ".token", order.token, sizes);
   c.require(!has_pools || sizes.heads_kv % order.token.dim(1) == 0, Kind::shape, "plan: ", name, ".token has ", order.token.dim(1),
-            " head groups, takes a divisor of ", sizes.heads_kv, " heads of k, since pooled keys are made once per head of k");
+            " head groups, takes a divisor of ", sizes.heads_kv, " heads of k, since pooled keys and in_slots mean one order per head of k");
   c.require(order.token.dim(2) >= tokens, Kind::shape, "plan: ", name, ".token has ", order.token.dim(2), " slots for ", tokens, " tokens");
 }
 
-void check_mask(const Checker& c, const Mask& mask, const Sizes& sizes) {
+void check_mask(const Checker& c, const PlanData& plan, const Sizes& sizes) {
+  const Mask& mask = plan.mask;
   const int forms = (mask.bands.empty() ? 0 : 1) + (mask.spans.has_value() ? 1 : 0) + (mask.grids.empty() ? 0 : 1);
   c.require(forms == 1, Kind::value, "plan: the mask has ", forms, " of bands, spans and grids, takes exactly one");
   check_array(c, "mask.", "", "spans", mask.spans, Dtype::i32, 4);
@@ -200,8 +201,8 @@ void check_mask(const Checker& c, const Mask& mask, const Sizes& sizes) {
   if (mask.spans.has_value()) {
     const TensorView& spans = mask.spans;
     classes = spans.dim(0);
-    c.require((spans.dim(1) == 1 || spans.dim(1) == sizes.batch) && spans.dim(2) == sizes.seqlen_q && spans.dim(3) == 4, Kind::shape,
-              "plan: mask.spans has shape ", spans.shape(), ", takes [classes, 1 or ", sizes.batch, ", ", sizes.seqlen_q, ", 4]");
+    c.require((spans.dim(1) == 1 || spans.dim(1) == sizes.batch) && spans.dim(2) == plan.seqlen_q && spans.dim(3) == 4, Kind::shape,
+              "plan: mask.spans has shape ", spans.shape(), ", takes [classes, 1 or ", sizes.batch, ", ", plan.seqlen_q, ", 4]");
   }
   c.require(mask.head_class.empty() || static_cast<int64_t>(mask.head_class.size()) == sizes.heads_q, Kind::shape, "plan: mask.head_class has ",
             mask.head_class.size(), " entries, takes none or ", sizes.heads_q, ", one per head of q");
@@ -211,19 +212,26 @@ void check_mask(const Checker& c, const Mask& mask, const Sizes& sizes) {
   c.require(classes >= 1, Kind::value, "plan: the mask has no class, takes one or more");
 }
 
-void check_plan(const Checker& c, const Plan& plan, const Sizes& sizes) {
+void check_plan(const Checker& c, const Plan& plan, const Sizes& sizes, bool in_slots = false) {
   c.require(plan != nullptr, Kind::value, "plan is null, and is needed: make one with plan_with or PlanBuilder; \"dense\" is a method, too");
-  c.require(plan->seqlen_q == sizes.seqlen_q && plan->seqlen_k == sizes.seqlen_k, Kind::shape, "plan is made for ", plan->seqlen_q, " queries and ",
-            plan->seqlen_k, " keys, got q and k with ", sizes.seqlen_q, " and ", sizes.seqlen_k, "; plan for these lengths");
+  if (!in_slots) {
+    c.require(plan->seqlen_q == sizes.seqlen_q && plan->seqlen_k == sizes.seqlen_k, Kind::shape, "plan is made for ", plan->seqlen_q, " queries and ",
+              plan->seqlen_k, " keys, got q and k with ", sizes.seqlen_q, " and ", sizes.seqlen_k, "; plan for these lengths");
+  }
   const bool is_for_batch = plan->batch == sizes.batch || sizes.batch == 0;  // an empty batch asks nothing of a plan
   c.require(is_for_batch && plan->heads_q == sizes.heads_q, Kind::shape, "plan is made for batch ", plan->batch, " and ", plan->heads_q,
             " query heads, got q with batch ", sizes.batch, " and ", sizes.heads_q, " heads; plan for these sizes");
   for (const int group : plan->pools) c.require(group >= 1, Kind::value, "plan: pools has a group of ", group, ", takes 1 or more");
-  check_order(c, "order_q", plan->order_q, sizes, sizes.seqlen_q, false);
-  check_order(c, "order_k", plan->order_k, sizes, sizes.seqlen_k, !plan->pools.empty());
+  check_order(c, "order_q", plan->order_q, sizes, plan->seqlen_q, false);
+  check_order(c, "order_k", plan->order_k, sizes, plan->seqlen_k, !plan->pools.empty() || in_slots);
+  if (in_slots) {
+    c.require(plan::slots_q(*plan) == sizes.seqlen_q && plan::slots_k(*plan) == sizes.seqlen_k, Kind::shape, "in_slots: the plan's orders have ",
+              plan::slots_q(*plan), " query slots and ", plan::slots_k(*plan), " key slots, got q and k with ", sizes.seqlen_q, " and ",
+              sizes.seqlen_k, "; give all slots, padding included");
+  }
   check_lists(c, "by_query.", plan->by_query, sizes, plan::slots_q(*plan));
   check_lists(c, "by_key.", plan->by_key, sizes, plan::slots_k_with_pools(*plan));
-  check_mask(c, plan->mask, sizes);
+  check_mask(c, *plan, sizes);
 }
 
 void check_lse(const Checker& c, const char* name, const TensorView& view, const Sizes& sizes) {
@@ -259,7 +267,7 @@ Sizes check_operands(const Checker& c, const AttendParams& p) {
     c.is_usable("sink_logit", p.sink_logit);
   }
   check_scalars(c, p.softmax_scale, p.softcap);
-  check_plan(c, p.plan, sizes);
+  check_plan(c, p.plan, sizes, p.in_slots);
   return sizes;
 }
 

@@ -39,7 +39,7 @@ TEST_P(EveryTarget, EqualsReferenceOnRandomProblems) {
   Context context = cpu_context(2);
   for (uint64_t seed = 1; seed <= 150; ++seed) {
     Rng rng(seed);
-    const ForwardProblem problem = make_problem(rng, random_options(rng, false));
+    const ForwardProblem problem = make_problem(rng, random_options(rng, seed % 3 != 0));
     expect_forward(problem, kForward, context, "seed " + std::to_string(seed));
     if (HasFailure()) return;
   }
@@ -87,7 +87,7 @@ TEST_P(EveryTarget, BitsDoNotDependOnThreads) {
   const ForcedTarget forced(GetParam());
   for (uint64_t seed = 500; seed < 515; ++seed) {
     Rng rng(seed);
-    ProblemOptions o = random_options(rng, false);
+    ProblemOptions o = random_options(rng, seed % 3 != 0);
     o.has_out = o.has_lse = true;
     const ForwardProblem problem = make_problem(rng, o);
     std::vector<std::byte> out, lse;
@@ -229,25 +229,12 @@ TEST(CpuForwardRefusal, NamesWhatIsNotBuilt) {
   EXPECT_NE(with([](ProblemOptions& o) { o.head_dim = 264; }).find("q has 264 channels, above 256"), std::string::npos);
   EXPECT_NE(with([](ProblemOptions& o) { o.head_dim = 20; }).find("q has 20 channels, not a multiple of 8"), std::string::npos);
   EXPECT_NE(with([](ProblemOptions& o) { o.head_dim_v = 12; }).find("v has 12 channels"), std::string::npos);
-  EXPECT_NE(with([](ProblemOptions& o) { o.plan.mask = MaskKind::spans; }).find("spans"), std::string::npos);
-  EXPECT_NE(with([](ProblemOptions& o) {
-              o.plan.mask = MaskKind::grid;
-              o.plan.seqlen_k = o.plan.seqlen_q;
-            }).find("grid"),
-            std::string::npos);
-  EXPECT_NE(with([](ProblemOptions& o) { o.plan.pools = {4}; }).find("pooled"), std::string::npos);
-  EXPECT_NE(with([](ProblemOptions& o) { o.plan.has_order_k = true; }).find("orders"), std::string::npos);
-  EXPECT_NE(with([](ProblemOptions& o) { o.plan.has_order_q = true; }).find("orders"), std::string::npos);
-  EXPECT_NE(with([](ProblemOptions& o) { o.plan.is_by_key = true; }).find("by_key"), std::string::npos);
-  AttendParams null_plan = make_problem(rng, {}).params();
-  null_plan.plan = nullptr;
-  EXPECT_NE(cpu::refusal(null_plan), std::nullopt);
 }
 
 TEST(CpuForwardRefusal, ARefusedCallWritesNothing) {
   Rng rng(1);
   ProblemOptions o;
-  o.plan.pools = {4};
+  o.head_dim = 20;
   const ForwardProblem problem = make_problem(rng, o);
   problem.out.wipe();
   const std::vector<std::byte> before = bytes_of(problem.out);

@@ -12,7 +12,7 @@ inline constexpr int kTogether = 2;     // blocks that may share their strips
 
 /// Neighbouring keys that a block reads. Untested: every query of the block (with its bit in `bits`) reads them.
 struct Segment {
-  int32_t start, stop;  // key tokens
+  int32_t start, stop;  // key slots, pools included; where keys have no order, tokens
   uint64_t bits;        // bit i: lane i reads the segment
   int32_t cell;         // measure: where its values are counted; forward: unused
   bool is_tested;       // by the mask, in every lane
@@ -38,6 +38,8 @@ struct Block {
   const Segment* segments;
   int64_t num_segments;
   const LaneBand* band;
+  const float* key_bias;  // null, or per key slot: added to the logit after softcap (ln of a pooled key's tokens)
+  int32_t first_biased;   // no slot before it has a bias
   float scale;    // of the product, before softcap
   float softcap;  // 0: none
 };
@@ -73,12 +75,12 @@ enum class MeasureWalk : uint8_t {
 struct MeasureBlock {
   Block block;  // v unused
   const float* lse;  // [kBlockLanes] or null: values are exp(logit - lse), else logits
-  const float* key_bias;  // [seqlen_k] or null: added to the logit
+  const float* key_bias;  // per key slot, or null: added to the logit (that of `block` is not looked at)
   MeasureWalk walk;
   /// lanes: called for each stretch of a strip's keys with one cell; arrays hold `lanes` numbers, for the lanes from `first` on.
   void (*take)(void* state, int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count);
   void* state;
-  /// keys: entry `token`; offsets: entry first_query + lane - token. All three are added to.
+  /// keys: entry `slot`; offsets: entry first_query + lane - slot, where slots are tokens. All three are added to.
   float *sum, *max, *count;
   int64_t first_query;
   std::byte* workspace;  // workspace_bytes(), 64-byte aligned

@@ -80,6 +80,29 @@ TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratc
   }
 }
 
+// Whether a key of the strip has a bias.
+TILEWISE_INLINE bool is_biased(const Block& block, const Strip& strip) {
+  if (block.key_bias == nullptr) return false;
+  int32_t most = strip.token[0];
+  for (int i = 1; i < strip.count; ++i) most = strip.token[i] > most ? strip.token[i] : most;
+  return most >= block.first_biased;
+}
+
+// Adds the keys' bias to their scores, which are in units of `unit` logits; the maximum is taken anew.
+template <int V>
+TILEWISE_INLINE void add_bias(const Block& block, const Strip& strip, float unit, float* scores, Vf (&most)[V]) {
+  for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
+  for (int i = 0; i < strip.count; ++i) {
+    const Vf bias = broadcast(block.key_bias[strip.token[i]] / unit);
+    for (int j = 0; j < V; ++j) {
+      float* const place = scores + (i * V + j) * kWidth;
+      const Vf s = add(load(place), bias);
+      store(place, s);
+      most[j] = max(most[j], s);
+    }
+  }
+}
+
 // Scores of lanes that do not read a key become -infinity; the maximum is taken anew.
 template <int V>
 TILEWISE_INLINE void mask_strip(const Strip& strip, const LaneBand& band, int first, float* scores, Vf (&most)[V]) {
@@ -189,9 +212,11 @@ void attend_strip(const Block& block, const Strip& strip, const Group& group, bo
     cap_strip<V>(strip, block.scale, block.softcap, scores);
     maximum_of(strip, scores, most);
   }
+  const float unit = block.softcap != 0 ? 1.0f : block.scale;
+  if (is_biased(block, strip)) add_bias(block, strip, unit, scores, most);
   if (strip.is_partial) mask_strip(strip, *block.band, group.first, scores, most);
 
-  const float scale_log2 = (block.softcap != 0 ? 1.0f : block.scale) * kLog2E;
+  const float scale_log2 = unit * kLog2E;
   Vf alpha[V], shift[V], sum[V];
   bool has_empty_lane = false;
   for (int j = 0; j < V; ++j) {

@@ -3,13 +3,16 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "tilewise/attend/check.h"
 #include "tilewise/attend/cpu/block.h"
 #include "tilewise/attend/cpu/cut.h"
+#include "tilewise/attend/cpu/slots.h"
 #include "tilewise/machine/cpu/target.h"
 #include "tilewise/plan/rows.h"
 
@@ -34,8 +37,8 @@ const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t toke
 // What one worker keeps between items.
 struct Worker {
   Buffer workspace;
-  std::array<std::vector<Segment>, kTogether> segments;
-  std::array<LaneBand, kTogether> band;
+  Buffer q, out;  // rows of blocks whose queries do not lie one after another
+  std::array<BlockCut, kTogether> cuts;
   int64_t pairs_read = 0;
 };
 
@@ -43,7 +46,15 @@ struct Call {
   const AttendParams& params;
   const Sizes& sizes;
   const ForwardTable& table;
-  const TensorView& pairs;
+  const Cut& cut;
+  const KeySlots& keys;
+  const TensorView& pairs;  // of keys.v
+
+  // Where a lane's query stands in q, out and lse; -1: the lane has none.
+  int64_t place(const QueryBlock& query, const BlockCut& cut_of, int lane) const {
+    const int64_t token = cut_of.token[static_cast<size_t>(lane)];
+    return params.in_slots && token >= 0 ? query.first + lane : token;
+  }
 };
 
 // Neighbours in the list of blocks that may run together.
@@ -73,52 +84,84 @@ std::vector<Item> items_of(const std::vector<QueryBlock>& blocks, int concurrenc
 }
 
 // Values of all heads as the dot instruction reads them, made once where blocks read them more often than that costs; else absent.
-Tensor pair_values(const AttendParams& params, const Sizes& sizes, const ForwardTable& table, const std::vector<QueryBlock>& blocks,
-                   Context& context) {
-  if (params.q.dtype() != Dtype::bf16 || table.pair_values == nullptr || sizes.head_dim_v == 0 || sizes.seqlen_k == 0) return {};
+Tensor pair_values(const TensorView& v, const ForwardTable& table, const std::vector<QueryBlock>& blocks, Context& context) {
+  if (!v.has_value() || v.dtype() != Dtype::bf16 || table.pair_values == nullptr || v.numel() == 0) return {};
+  const int64_t heads = v.dim(1), keys = v.dim(2), channels = v.dim(3);
   int64_t reads = 0;
   for (const QueryBlock& block : blocks) reads += block.keys - block.picked;  // picked keys seldom have their neighbour beside them
-  if (reads < 3 * sizes.batch * sizes.heads_v * sizes.seqlen_k) return {};
-  const int64_t rows = (sizes.seqlen_k + 1) / 2;
-  Tensor pairs(context.memory, Dtype::bf16, {sizes.batch, sizes.heads_v, rows, sizes.head_dim_v, 2});
+  if (reads < 3 * v.dim(0) * heads * keys) return {};
+  const int64_t rows = (keys + 1) / 2;
+  Tensor pairs(context.memory, Dtype::bf16, {v.dim(0), heads, rows, channels, 2});
   constexpr int64_t kRows = 1024;  // of an item
   const int64_t parts = (rows + kRows - 1) / kRows;
-  context.parallel_for(sizes.batch * sizes.heads_v * parts, [&](int64_t item, int) {
-    const int64_t part = item % parts, head = item / parts % sizes.heads_v, b = item / parts / sizes.heads_v;
-    table.pair_values(static_cast<const uint16_t*>(row_at(params.v, b, head, 0)), params.v.stride(2), sizes.seqlen_k,
-                      static_cast<int>(sizes.head_dim_v), part * kRows, std::min(rows, (part + 1) * kRows),
-                      static_cast<uint16_t*>(pairs.view.raw()) + pairs.view.offset(b, head));
+  context.parallel_for(v.dim(0) * heads * parts, [&](int64_t item, int) {
+    const int64_t part = item % parts, head = item / parts % heads, b = item / parts / heads;
+    table.pair_values(static_cast<const uint16_t*>(row_at(v, b, head, 0)), v.stride(2), keys, static_cast<int>(channels), part * kRows,
+                      std::min(rows, (part + 1) * kRows), static_cast<uint16_t*>(pairs.view.raw()) + pairs.view.offset(b, head));
   });
   return pairs;
 }
 
+// Rows of one block in memory of their own, where their places in q and out are not neighbours.
+struct Rows {
+  bool are_copied = false;
+  std::byte *q = nullptr, *out = nullptr;
+};
+
+void copy_queries(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows) {
+  const TensorView& q = call.params.q;
+  const size_t bytes = static_cast<size_t>(q.dim(3)) * size_of(q.dtype());
+  for (int i = 0; i < query.lanes; ++i) {
+    std::byte* const row = rows.q + static_cast<size_t>(i) * bytes;
+    const int64_t place = call.place(query, cut, i);
+    if (place < 0) {
+      std::memset(row, 0, bytes);
+    } else {
+      std::memcpy(row, row_at(q, query.b, query.head, place), bytes);
+    }
+  }
+}
+
+void copy_out(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows) {
+  const TensorView& out = call.params.out;
+  if (!out.has_value()) return;
+  const size_t bytes = static_cast<size_t>(out.dim(3)) * size_of(out.dtype());
+  for (int i = 0; i < query.lanes; ++i) {
+    const int64_t place = call.place(query, cut, i);
+    if (place >= 0) std::memcpy(const_cast<void*>(row_at(out, query.b, query.head, place)), rows.out + static_cast<size_t>(i) * bytes, bytes);
+  }
+}
+
 // The block's problem, but for its workspace. `row_max` and `row_sum`: [kBlockLanes].
-ForwardBlock prepare_block(const Call& call, const QueryBlock& query, LaneBand& band, std::vector<Segment>& segments, float* row_max,
-                           float* row_sum) {
+ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows, float* row_max, float* row_sum) {
   const AttendParams& params = call.params;
   const Sizes& sizes = call.sizes;
-  const int64_t kv_head = static_cast<int64_t>(query.head) * sizes.heads_kv / sizes.heads_q;
+  const TensorView &k = call.keys.k, &v = call.keys.v;
   ForwardBlock forward{};
   Block& block = forward.block;
-  block.q = row_at(params.q, query.b, query.head, query.first);
-  block.k = row_at(params.k, query.b, kv_head, 0);
-  block.q_stride = params.q.stride(2);
-  block.k_stride = params.k.stride(2);
+  block.q = rows.are_copied ? rows.q : row_at(params.q, query.b, query.head, query.first);
+  block.q_stride = rows.are_copied ? sizes.head_dim : params.q.stride(2);
+  block.k = row_at(k, query.b, KeySlots::head_of(k, query.head, sizes.heads_q), 0);
+  block.k_stride = k.stride(2);
   block.head_dim = static_cast<int>(sizes.head_dim);
   block.lanes = query.lanes;
-  block.segments = segments.data();
-  block.num_segments = static_cast<int64_t>(segments.size());
-  block.band = &band;
+  block.segments = cut.segments.data();
+  block.num_segments = static_cast<int64_t>(cut.segments.size());
+  block.band = &cut.band;
   block.scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
   block.softcap = params.softcap;
-  if (params.v.has_value()) {
-    const int64_t v_head = sizes.heads_v == 1 ? 0 : kv_head;
-    block.v = row_at(params.v, query.b, v_head, 0);
+  if (!call.keys.bias.empty()) {
+    block.key_bias = call.keys.bias[call.cut.keys().index(query.b, query.head)].data();
+    block.first_biased = static_cast<int32_t>(plan::slots_k(*params.plan));
+  }
+  if (v.has_value()) {
+    const int64_t v_head = KeySlots::head_of(v, query.head, sizes.heads_q);
+    block.v = row_at(v, query.b, v_head, 0);
     if (call.pairs.has_value()) block.v_pairs = static_cast<const uint16_t*>(call.pairs.raw()) + call.pairs.offset(query.b, v_head);
-    block.v_stride = params.v.stride(2);
+    block.v_stride = v.stride(2);
     block.head_dim_v = static_cast<int>(sizes.head_dim_v);
-    forward.out = const_cast<void*>(row_at(params.out, query.b, query.head, query.first));
-    forward.out_stride = params.out.stride(2);
+    forward.out = rows.are_copied ? rows.out : const_cast<void*>(row_at(params.out, query.b, query.head, query.first));
+    forward.out_stride = rows.are_copied ? sizes.head_dim_v : params.out.stride(2);
   }
   // The sink is a logit that is there from the start, in the units that the kernel takes its maximum in.
   const float sink = params.sink_logit.has_value() ? params.sink_logit.at<float>(query.head) : -kInfinity;
@@ -139,17 +182,27 @@ void prefetch_queries(const TensorView& q, const QueryBlock& query) {
 }
 
 void attend_item(const Call& call, const QueryBlock* queries, int count, Worker& worker) {
-  const PlanData& plan = *call.params.plan;
   float row_max[kTogether][kBlockLanes], row_sum[kTogether][kBlockLanes];
-  std::array<ForwardBlock, kTogether> forwards;
+  std::array<ForwardBlock, kTogether> forwards{};
+  std::array<Rows, kTogether> rows;
   bool is_shared = true;
-  for (int i = 0; i < count; ++i) prefetch_queries(call.params.q, queries[i]);
+  const bool has_order = !call.cut.queries().is_plain();
+  for (int i = 0; i < count && !has_order; ++i) prefetch_queries(call.params.q, queries[i]);
   for (int i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
-    set_band(plan, queries[i], worker.band[at]);
-    worker.pairs_read += cut_segments(plan, call.sizes.heads_q, queries[i], worker.band[at], false, worker.segments[at]);
-    is_shared &= worker.segments[at] == worker.segments[0];
-    forwards[at] = prepare_block(call, queries[i], worker.band[at], worker.segments[at], row_max[i], row_sum[i]);
+    BlockCut& cut = worker.cuts[at];
+    worker.pairs_read += call.cut.cut(queries[i], CutFor::forward, cut);
+    is_shared &= cut.segments == worker.cuts[0].segments;
+    // In slots, rows are neighbours unless some are padding, which must stay as they are.
+    const bool are_copied = has_order && (!call.params.in_slots || std::popcount(cut.real) < queries[i].lanes);
+    rows[at] = {};
+    if (are_copied) {
+      const size_t first = at * kBlockLanes * size_of(call.params.q.dtype());
+      rows[at] = {true, static_cast<std::byte*>(worker.q.data()) + first * static_cast<size_t>(call.sizes.head_dim),
+                  static_cast<std::byte*>(worker.out.data()) + first * static_cast<size_t>(call.sizes.head_dim_v)};
+      copy_queries(call, queries[i], cut, rows[at]);
+    }
+    forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_max[i], row_sum[i]);
     forwards[at].workspace = static_cast<std::byte*>(worker.workspace.data());
   }
   const auto run = call.params.q.dtype() == Dtype::bf16 ? call.table.forward_bf16 : call.table.forward_f32;
@@ -159,12 +212,15 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
     for (int i = 0; i < count; ++i) run(&forwards[static_cast<size_t>(i)], 1);
   }
 
-  if (!call.params.lse.has_value()) return;
-  for (int block = 0; block < count; ++block) {
-    const QueryBlock& query = queries[block];
-    for (int i = 0; i < query.lanes; ++i) {
-      const float sum = row_sum[block][i];
-      call.params.lse.at<float>(query.b, query.head, query.first + i) = sum == 0 ? -kInfinity : row_max[block][i] + std::log(sum);
+  for (int i = 0; i < count; ++i) {
+    const auto at = static_cast<size_t>(i);
+    const QueryBlock& query = queries[i];
+    if (rows[at].are_copied) copy_out(call, query, worker.cuts[at], rows[at]);
+    if (!call.params.lse.has_value()) continue;
+    for (int lane = 0; lane < query.lanes; ++lane) {
+      const int64_t place = call.place(query, worker.cuts[at], lane);
+      const float sum = row_sum[i][lane];
+      if (place >= 0) call.params.lse.at<float>(query.b, query.head, place) = sum == 0 ? -kInfinity : row_max[i][lane] + std::log(sum);
     }
   }
 }
@@ -176,20 +232,29 @@ std::optional<std::string> refusal(const AttendParams& params) {
   if (params.v.has_value()) {
     if (auto reason = refusal_of_operand("v", params.v)) return reason;
   }
-  return refusal_of_plan(params.plan);
+  return std::nullopt;
 }
 
-Ran forward(const AttendParams& params, Context& context) {
-  const Sizes sizes = check_forward(params, context);
-  if (const auto reason = refusal(params)) fail(Error::Kind::unsupported, "attend_forward: cpu: ", *reason);
+Ran forward(const AttendParams& given, Context& context) {
+  const Sizes sizes = check_forward(given, context);
+  if (const auto reason = refusal(given)) fail(Error::Kind::unsupported, "attend_forward: cpu: ", *reason);
+  AttendParams params = given;
+  params.plan = with_by_query(given.plan, context);
   const Target target = machine::cpu::current_target();
   const ForwardTable& table = kTables[target];
-  const std::vector<QueryBlock> blocks = cut_blocks(*params.plan, sizes.batch, sizes.heads_q);
-  const Tensor pairs = pair_values(params, sizes, table, blocks, context);
+  const Cut cut(*params.plan, sizes.heads_q);
+  const KeySlots keys = key_slots(*params.plan, cut.keys(), params.k, params.v, params.in_slots, context);
+  const std::vector<QueryBlock> blocks = cut.blocks(sizes.batch);
+  const Tensor pairs = pair_values(keys.v, table, blocks, context);
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
   const size_t bytes = table.workspace_bytes(static_cast<int>(sizes.head_dim), static_cast<int>(sizes.head_dim_v));
-  for (Worker& worker : workers) worker.workspace = Buffer(context.memory, bytes);
-  const Call call{params, sizes, table, pairs.view};
+  const size_t rows = cut.queries().is_plain() ? 0 : size_t{kTogether * kBlockLanes} * size_of(params.q.dtype());
+  for (Worker& worker : workers) {
+    worker.workspace = Buffer(context.memory, bytes);
+    worker.q = Buffer(context.memory, rows * static_cast<size_t>(sizes.head_dim));
+    worker.out = Buffer(context.memory, rows * static_cast<size_t>(sizes.head_dim_v));
+  }
+  const Call call{params, sizes, table, cut, keys, pairs.view};
   const std::vector<Item> items = items_of(blocks, context.concurrency());
   context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int worker) {
     const Item& here = items[static_cast<size_t>(item)];

@@ -4,14 +4,17 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "tilewise/attend/check.h"
 #include "tilewise/attend/cpu/block.h"
 #include "tilewise/attend/cpu/cut.h"
+#include "tilewise/attend/cpu/slots.h"
 #include "tilewise/machine/cpu/target.h"
 #include "tilewise/plan/rows.h"
+#include "tilewise/prepare/reorder.h"
 
 namespace tilewise::attend::cpu {
 namespace {
@@ -43,22 +46,26 @@ struct Call {
   const PlanData& plan;
   Sizes sizes;
   const MeasureTable& table;
+  const Cut& cut;
+  const KeySlots& keys;
+  const TensorView& key_bias;  // in slots
   int tile_q, tile_k;
 };
 
 // What one worker keeps between blocks.
 struct Worker {
-  Buffer workspace;
-  std::vector<Segment> segments, cut;
-  LaneBand band;
+  Buffer workspace, q;
+  BlockCut cut;
+  std::vector<Segment> pieces;
   std::array<float, kBlockLanes> lse;
   int64_t pairs_read = 0;
 };
 
-// Adds a stretch of keys to the cells of its lanes.
+// Adds a stretch of keys to the cells of its lanes. Tiles count slots, queries are rows by token.
 struct LaneCells {
   const Call& call;
   const QueryBlock& query;
+  const BlockCut& cut;
 
   float* place(const TensorView& view, int64_t row, int64_t cell) const {
     if (!view.has_value()) return nullptr;
@@ -73,7 +80,10 @@ struct LaneCells {
   }
 
   void add_queries(int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) const {
-    for (int i = 0; i < lanes; ++i) add(query.first + first + i, cell, sum[i], max[i], count[i]);
+    for (int i = 0; i < lanes; ++i) {
+      const int64_t token = cut.token[static_cast<size_t>(first + i)];
+      if (token >= 0) add(token, cell, sum[i], max[i], count[i]);
+    }
   }
 
   void add_tiles(int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) const {
@@ -117,8 +127,28 @@ struct LaneCells {
   }
 };
 
-// Cuts segments at multiples of tile_k and numbers the pieces.
-void cut_at_tiles(const std::vector<Segment>& segments, int tile_k, std::vector<Segment>& out) {
+// Adds single keys to the offsets of its lanes: of queries or keys that have an order, whose offsets do not ascend with the lanes.
+struct OffsetCells {
+  const Call& call;
+  const BlockCut& cut;
+  const plan::Axis& keys;
+  float *sum, *max, *count;
+
+  static void take(void* state, int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) {
+    const OffsetCells& cells = *static_cast<const OffsetCells*>(state);
+    const int64_t shift = cells.call.sizes.seqlen_k - cells.call.sizes.seqlen_q - cells.keys.token(cell);
+    for (int i = 0; i < lanes; ++i) {
+      const int64_t offset = cells.cut.token[static_cast<size_t>(first + i)] + shift;
+      if (count[i] == 0 || offset < 0) continue;
+      cells.sum[offset] += sum[i];
+      take_max(cells.max[offset], max[i]);
+      cells.count[offset] += count[i];
+    }
+  }
+};
+
+// Cuts the segments at multiples of tile_k and numbers the pieces.
+void cut_at_tiles(std::vector<Segment>& segments, int tile_k, std::vector<Segment>& out) {
   out.clear();
   for (const Segment& segment : segments) {
     for (int32_t start = segment.start; start < segment.stop;) {
@@ -128,39 +158,54 @@ void cut_at_tiles(const std::vector<Segment>& segments, int tile_k, std::vector<
       start = stop;
     }
   }
+  segments.swap(out);
 }
 
-// The block's problem, for the walk that is filled in by the caller.
-MeasureBlock prepare_block(const Call& call, const QueryBlock& query, Worker& worker) {
+// The block's problem, for the walk that is filled in by the caller. `tile_k`: keys of a cell, 0: as the plan's runs have it.
+MeasureBlock prepare_block(const Call& call, const QueryBlock& query, int tile_k, Worker& worker) {
   const MeasureParams& params = call.params;
-  set_band(call.plan, query, worker.band);
-  const bool is_by_run = params.over == MeasureOver::query_run;
-  worker.pairs_read += cut_segments(call.plan, call.sizes.heads_q, query, worker.band, is_by_run, worker.segments);
-  if (params.over == MeasureOver::tile || params.over == MeasureOver::query_tile) {
-    cut_at_tiles(worker.segments, call.tile_k, worker.cut);
-    worker.segments.swap(worker.cut);
-  }
-  const int64_t kv_head = static_cast<int64_t>(query.head) * call.sizes.heads_kv / call.sizes.heads_q;
+  BlockCut& cut = worker.cut;
+  worker.pairs_read += call.cut.cut(query, params.over == MeasureOver::query_run ? CutFor::measure_runs : CutFor::measure, cut);
+  if (tile_k > 0) cut_at_tiles(cut.segments, tile_k, worker.pieces);
   MeasureBlock measure{};
   Block& block = measure.block;
-  block.q = row_at(params.q, query.b, query.head, query.first);
-  block.k = row_at(params.k, query.b, kv_head, 0);
-  block.q_stride = params.q.stride(2);
-  block.k_stride = params.k.stride(2);
+  if (call.cut.queries().is_plain()) {
+    block.q = row_at(params.q, query.b, query.head, query.first);
+    block.q_stride = params.q.stride(2);
+  } else {
+    const size_t bytes = static_cast<size_t>(params.q.dim(3)) * size_of(params.q.dtype());
+    auto* const rows = static_cast<std::byte*>(worker.q.data());
+    for (size_t i = 0; i < static_cast<size_t>(query.lanes); ++i) {
+      if (cut.token[i] < 0) {
+        std::memset(rows + i * bytes, 0, bytes);
+      } else {
+        std::memcpy(rows + i * bytes, row_at(params.q, query.b, query.head, cut.token[i]), bytes);
+      }
+    }
+    block.q = rows;
+    block.q_stride = params.q.dim(3);
+  }
+  const TensorView& k = call.keys.k;
+  block.k = row_at(k, query.b, KeySlots::head_of(k, query.head, call.sizes.heads_q), 0);
+  block.k_stride = k.stride(2);
   block.head_dim = static_cast<int>(call.sizes.head_dim);
   block.lanes = query.lanes;
-  block.segments = worker.segments.data();
-  block.num_segments = static_cast<int64_t>(worker.segments.size());
-  block.band = &worker.band;
+  block.segments = cut.segments.data();
+  block.num_segments = static_cast<int64_t>(cut.segments.size());
+  block.band = &cut.band;
   block.scale = static_cast<float>(scale_of(params.softmax_scale, call.sizes.head_dim));
   block.softcap = params.softcap;
   if (params.lse.has_value()) {
     worker.lse.fill(0);
-    for (int i = 0; i < query.lanes; ++i) worker.lse[static_cast<size_t>(i)] = params.lse.at<float>(query.b, query.head, query.first + i);
+    for (size_t i = 0; i < static_cast<size_t>(query.lanes); ++i) {
+      if (cut.token[i] >= 0) worker.lse[i] = params.lse.at<float>(query.b, query.head, cut.token[i]);
+    }
     measure.lse = worker.lse.data();
   }
-  if (params.key_bias.has_value() && params.key_bias.numel() > 0) {
-    measure.key_bias = static_cast<const float*>(row_at(params.key_bias, query.b, query.head, 0));
+  if (call.key_bias.has_value() && call.key_bias.numel() > 0) {
+    measure.key_bias = static_cast<const float*>(row_at(call.key_bias, query.b, query.head, 0));
+  } else if (!call.keys.bias.empty()) {  // never both: a bias of single keys is refused beside pools
+    measure.key_bias = call.keys.bias[call.cut.keys().index(query.b, query.head)].data();
   }
   measure.workspace = static_cast<std::byte*>(worker.workspace.data());
   return measure;
@@ -218,11 +263,13 @@ void measure_lanes(const Call& call, std::vector<Worker>& workers, Context& cont
   fill(call.params.sum, 0, context);
   fill(call.params.max, -kInfinity, context);
   fill(call.params.count, 0, context);
-  const auto items = items_of(call, cut_blocks(call.plan, call.sizes.batch, call.sizes.heads_q));
+  const auto items = items_of(call, call.cut.blocks(call.sizes.batch));
+  const bool is_by_tile = call.params.over == MeasureOver::tile || call.params.over == MeasureOver::query_tile;
   context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int worker) {
     for (const QueryBlock& query : items[static_cast<size_t>(item)]) {
-      LaneCells cells{call, query};
-      MeasureBlock measure = prepare_block(call, query, workers[static_cast<size_t>(worker)]);
+      Worker& here = workers[static_cast<size_t>(worker)];
+      LaneCells cells{call, query, here.cut};
+      MeasureBlock measure = prepare_block(call, query, is_by_tile ? call.tile_k : 0, here);
       measure.walk = MeasureWalk::lanes;
       measure.take = call.params.over == MeasureOver::tile ? &LaneCells::take_tiles : &LaneCells::take_queries;
       measure.state = &cells;
@@ -236,9 +283,10 @@ void measure_across(const Call& call, std::vector<Worker>& workers, Context& con
   const bool is_offset = call.params.over == MeasureOver::offset;
   // Offsets run from 1 - Sq; a vector of lanes may reach past either end.
   const int64_t before = is_offset ? call.sizes.seqlen_q + kBlockLanes : 0;
-  const int64_t length = before + call.sizes.seqlen_k + kBlockLanes;
+  const int64_t length = before + call.keys.k.dim(2) + kBlockLanes;
+  const bool is_plain = call.cut.queries().is_plain() && call.cut.keys().is_plain();
   const Tensor parts(context.memory, Dtype::f32, {kParts, 3, length});
-  std::vector<QueryBlock> blocks = cut_blocks(call.plan, call.sizes.batch, call.sizes.heads_q);
+  std::vector<QueryBlock> blocks = call.cut.blocks(call.sizes.batch);
   std::sort(blocks.begin(), blocks.end(), [](const QueryBlock& x, const QueryBlock& y) {
     return std::array<int64_t, 3>{x.b, x.head, x.first} < std::array<int64_t, 3>{y.b, y.head, y.first};
   });
@@ -257,8 +305,13 @@ void measure_across(const Call& call, std::vector<Worker>& workers, Context& con
       std::fill(number, number + length, 0.0f);
       for (int64_t i = count * part / used; i < count * (part + 1) / used; ++i) {
         const QueryBlock& query = blocks[begin + static_cast<size_t>(i)];
-        MeasureBlock measure = prepare_block(call, query, workers[static_cast<size_t>(worker)]);
-        measure.walk = is_offset ? MeasureWalk::offsets : MeasureWalk::keys;
+        Worker& here = workers[static_cast<size_t>(worker)];
+        const bool is_single = is_offset && !is_plain;
+        MeasureBlock measure = prepare_block(call, query, is_single ? 1 : 0, here);
+        OffsetCells cells{call, here.cut, call.cut.keys().of(query.b, query.head), sum + before, max + before, number + before};
+        measure.take = &OffsetCells::take;
+        measure.state = &cells;
+        measure.walk = is_single ? MeasureWalk::lanes : is_offset ? MeasureWalk::offsets : MeasureWalk::keys;
         measure.sum = sum + before;
         measure.max = max + before;
         measure.count = number + before;
@@ -267,16 +320,20 @@ void measure_across(const Call& call, std::vector<Worker>& workers, Context& con
       }
     });
     const int64_t b = head / call.sizes.heads_q, h = head % call.sizes.heads_q;
-    for (int64_t i = 0; i < call.sizes.seqlen_k; ++i) {
+    // Keys were counted by slot, offsets as they are.
+    const plan::Axis& keys = call.cut.keys().of(b, static_cast<int>(h));
+    for (int64_t i = 0; i < (is_offset ? call.sizes.seqlen_k : keys.slots()); ++i) {
+      const int64_t cell = is_offset ? i : keys.token(i);
+      if (cell < 0) continue;
       float sum = 0, max = -kInfinity, number = 0;
       for (int64_t part = 0; part < used; ++part) {
         sum += parts.view.at<float>(part, 0, before + i);
         take_max(max, parts.view.at<float>(part, 1, before + i));
         number += parts.view.at<float>(part, 2, before + i);
       }
-      if (call.params.sum.has_value()) call.params.sum.at<float>(b, h, i) = sum;
-      if (call.params.max.has_value()) call.params.max.at<float>(b, h, i) = max;
-      if (call.params.count.has_value()) call.params.count.at<float>(b, h, i) = number;
+      if (call.params.sum.has_value()) call.params.sum.at<float>(b, h, cell) = sum;
+      if (call.params.max.has_value()) call.params.max.at<float>(b, h, cell) = max;
+      if (call.params.count.has_value()) call.params.count.at<float>(b, h, cell) = number;
     }
     begin = end;
   }
@@ -286,16 +343,27 @@ void measure_across(const Call& call, std::vector<Worker>& workers, Context& con
 
 std::optional<std::string> refusal(const MeasureParams& params) {
   if (auto reason = refusal_of_operand("q", params.q)) return reason;
-  return refusal_of_plan(params.plan);
+  return std::nullopt;
 }
 
-Ran measure(const MeasureParams& params, Context& context) {
-  const Sizes sizes = check_measure(params, context);
-  if (const auto reason = refusal(params)) fail(Error::Kind::unsupported, "measure: cpu: ", *reason);
+Ran measure(const MeasureParams& given, Context& context) {
+  const Sizes sizes = check_measure(given, context);
+  if (const auto reason = refusal(given)) fail(Error::Kind::unsupported, "measure: cpu: ", *reason);
+  MeasureParams params = given;
+  params.plan = with_by_query(given.plan, context);
   const Target target = machine::cpu::current_target();
-  const Call call{params, *params.plan, sizes, kTables[target], measure_tile_q(params), measure_tile_k(params)};
+  const Cut cut(*params.plan, sizes.heads_q);
+  const KeySlots keys = key_slots(*params.plan, cut.keys(), params.k, {}, false, context);
+  const bool is_bias_moved = params.key_bias.has_value() && params.plan->order_k.token.has_value();
+  const Tensor own_bias = is_bias_moved ? prepare::to_slots(params.key_bias, params.plan->order_k, context) : Tensor();
+  const TensorView& key_bias = is_bias_moved ? own_bias.view : params.key_bias;
+  const Call call{params, *params.plan, sizes, kTables[target], cut, keys, key_bias, measure_tile_q(params), measure_tile_k(params)};
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
-  for (Worker& worker : workers) worker.workspace = Buffer(context.memory, call.table.workspace_bytes(static_cast<int>(sizes.head_dim)));
+  const size_t row_bytes = cut.queries().is_plain() ? 0 : static_cast<size_t>(sizes.head_dim) * size_of(params.q.dtype());
+  for (Worker& worker : workers) {
+    worker.workspace = Buffer(context.memory, call.table.workspace_bytes(static_cast<int>(sizes.head_dim)));
+    worker.q = Buffer(context.memory, row_bytes * kBlockLanes);
+  }
   if (params.over == MeasureOver::key || params.over == MeasureOver::offset) {
     measure_across(call, workers, context);
   } else {

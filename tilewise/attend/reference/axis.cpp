@@ -44,13 +44,14 @@ std::vector<int64_t> tokens_of(const Order& order, int64_t seqlen, int64_t b, in
   return tokens;
 }
 
-KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v, int64_t b, int head, int heads_q) {
+KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v, int64_t b, int head, int heads_q, bool in_slots) {
   KeyAxis axis;
   axis.token = tokens_of(plan.order_k, plan.seqlen_k, b, head, heads_q);
   axis.slots_k = axis.slots();
-  for (const int64_t token : axis.token) {
+  const auto place = [&](int64_t slot) { return in_slots ? slot : axis.token[static_cast<size_t>(slot)]; };
+  for (int64_t slot = 0; slot < axis.slots_k; ++slot) {
     axis.members.emplace_back();
-    if (token >= 0) axis.members.back().push_back({token, 1.0});
+    if (axis.token[static_cast<size_t>(slot)] >= 0) axis.members.back().push_back({place(slot), 1.0});
   }
   for (const int group : plan.pools) {
     for (int64_t first = 0; first < axis.slots_k; first += group) {
@@ -59,7 +60,7 @@ KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v,
       for (int64_t slot = first; slot < std::min<int64_t>(first + group, axis.slots_k); ++slot) {
         const int64_t token = axis.token[static_cast<size_t>(slot)];
         if (token < 0) continue;
-        members.push_back({token, 0.0});
+        members.push_back({place(slot), 0.0});
         largest = std::max(largest, token);
       }
       for (KeyAxis::Member& member : members) member.share = 1.0 / static_cast<double>(members.size());
@@ -78,9 +79,9 @@ KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v,
     if (members.size() > 1) axis.bias[slot] = std::log(static_cast<double>(members.size()));
     for (const KeyAxis::Member& member : members) {
       for (int64_t d = 0; d < dim; ++d)
-        axis.k[slot * static_cast<size_t>(dim) + static_cast<size_t>(d)] += member.share * get(k, b, hk, member.token, d);
+        axis.k[slot * static_cast<size_t>(dim) + static_cast<size_t>(d)] += member.share * get(k, b, hk, member.place, d);
       for (int64_t d = 0; d < dim_v; ++d)
-        axis.v[slot * static_cast<size_t>(dim_v) + static_cast<size_t>(d)] += member.share * get(v, b, hv, member.token, d);
+        axis.v[slot * static_cast<size_t>(dim_v) + static_cast<size_t>(d)] += member.share * get(v, b, hv, member.place, d);
     }
   }
   return axis;

@@ -29,21 +29,21 @@ std::vector<int64_t> tokens_of(const Order& order, int64_t seqlen, int64_t b, in
 /// Keys of one head: the slots of k, then every pool. A pooled key is the mean of the real tokens of its group of slots.
 struct KeyAxis {
   struct Member {
-    int64_t token;
-    double share;  // 1 / real tokens: how the key's gradient spreads
+    int64_t place;  // row of k and v: the token, or its slot where they are in slots
+    double share;   // 1 / real tokens: how the key's gradient spreads
   };
 
   int64_t slots_k = 0;                        // slots before the pools
   std::vector<int64_t> token;                 // the token that the mask is asked about: a pooled key's largest; -1: padding
   std::vector<double> bias;                   // ln(real tokens), added to the logit after softcap
   std::vector<double> k, v;                   // [slots, D], [slots, Dv]; padding is zero
-  std::vector<std::vector<Member>> members;   // the tokens that a key is the mean of
+  std::vector<std::vector<Member>> members;   // the rows that a key is the mean of
 
   int64_t slots() const { return static_cast<int64_t>(token.size()); }
 };
 
-/// `v` may be absent.
-KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v, int64_t b, int head, int heads_q);
+/// `v` may be absent. `in_slots`: row s of k and v is slot s, not token s.
+KeyAxis key_axis(const PlanData& plan, const TensorView& k, const TensorView& v, int64_t b, int head, int heads_q, bool in_slots = false);
 
 /// K/V head of a query head, and its head in v, which may broadcast.
 inline int head_kv(int head, int heads_q, int64_t heads_kv) { return static_cast<int>(head * heads_kv / heads_q); }

@@ -25,7 +25,7 @@ int64_t add_head(const AttendBackwardParams& params, const Sizes& sizes, const S
   const AttendParams& f = params.forward;
   const PlanData& plan = *f.plan;
   const std::vector<int64_t> tokens_q = tokens_of(plan.order_q, sizes.seqlen_q, b, head, sizes.heads_q);
-  const KeyAxis keys = key_axis(plan, f.k, f.v, b, head, sizes.heads_q);
+  const KeyAxis keys = key_axis(plan, f.k, f.v, b, head, sizes.heads_q, f.in_slots);
   const HeadPairs pairs(plan, b, head, tokens_q, keys.token);
   const double scale = scale_of(f.softmax_scale, sizes.head_dim), softcap = static_cast<double>(f.softcap);
   const size_t dim = static_cast<size_t>(sizes.head_dim), dim_v = static_cast<size_t>(sizes.head_dim_v);
@@ -35,18 +35,18 @@ int64_t add_head(const AttendBackwardParams& params, const Sizes& sizes, const S
   int64_t pairs_read = 0;
 
   const auto add_query = [&](int64_t slot, std::span<const Pair> of_query) {
-    const int64_t token = tokens_q[static_cast<size_t>(slot)];
-    const double lse = get(f.lse, b, head, token);
+    const int64_t place = f.in_slots ? slot : tokens_q[static_cast<size_t>(slot)];  // row of q, out, lse and their gradients
+    const double lse = get(f.lse, b, head, place);
     // No key and no sink: the outputs are constants.
     if (lse == -std::numeric_limits<double>::infinity()) return;
-    double delta = params.dlse.has_value() ? -get(params.dlse, b, head, token) : 0;
+    double delta = params.dlse.has_value() ? -get(params.dlse, b, head, place) : 0;
     for (size_t d = 0; d < dim_v; ++d) {
-      dout[d] = get(params.dout, b, head, token, static_cast<int64_t>(d));
-      delta += dout[d] * get(f.out, b, head, token, static_cast<int64_t>(d));
+      dout[d] = get(params.dout, b, head, place, static_cast<int64_t>(d));
+      delta += dout[d] * get(f.out, b, head, place, static_cast<int64_t>(d));
     }
     if (f.sink_logit.has_value()) dsink -= std::exp(get(f.sink_logit, head) - lse) * delta;
     for (size_t d = 0; d < dim; ++d) {
-      q[d] = get(f.q, b, head, token, static_cast<int64_t>(d));
+      q[d] = get(f.q, b, head, place, static_cast<int64_t>(d));
       dq[d] = 0;
     }
     for (const Pair& pair : of_query) {
@@ -62,15 +62,15 @@ int64_t add_head(const AttendBackwardParams& params, const Sizes& sizes, const S
       }
       for (size_t d = 0; d < dim_v; ++d) dv[key * dim_v + d] += p * dout[d];
     }
-    for (size_t d = 0; d < dim; ++d) sums.dq.at<double>(b, head, token, static_cast<int64_t>(d)) = dq[d];
+    for (size_t d = 0; d < dim; ++d) sums.dq.at<double>(b, head, place, static_cast<int64_t>(d)) = dq[d];
   };
   for (int64_t item = 0; item < pairs.items(); ++item) pairs_read += pairs.for_each_query(item, add_query);
 
   const int hk = head_kv(head, sizes.heads_q, sizes.heads_kv), hv = head_kv(head, sizes.heads_q, sizes.heads_v);
   for (size_t key = 0; key < keys.token.size(); ++key) {
     for (const KeyAxis::Member& member : keys.members[key]) {
-      for (size_t d = 0; d < dim; ++d) sums.dk.at<double>(b, hk, member.token, static_cast<int64_t>(d)) += member.share * dk[key * dim + d];
-      for (size_t d = 0; d < dim_v; ++d) sums.dv.at<double>(b, hv, member.token, static_cast<int64_t>(d)) += member.share * dv[key * dim_v + d];
+      for (size_t d = 0; d < dim; ++d) sums.dk.at<double>(b, hk, member.place, static_cast<int64_t>(d)) += member.share * dk[key * dim + d];
+      for (size_t d = 0; d < dim_v; ++d) sums.dv.at<double>(b, hv, member.place, static_cast<int64_t>(d)) += member.share * dv[key * dim_v + d];
     }
   }
   sums.dsink[static_cast<size_t>(b * sizes.heads_q + head)] = dsink;

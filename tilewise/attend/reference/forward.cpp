@@ -26,7 +26,7 @@ struct Head {
   int head;
 
   void attend(int64_t query_slot, std::span<const Pair> pairs, std::vector<double>& scratch) const {
-    const int64_t token = tokens_q[static_cast<size_t>(query_slot)];
+    const int64_t place = params.in_slots ? query_slot : tokens_q[static_cast<size_t>(query_slot)];  // row of q, out and lse
     const double scale = scale_of(params.softmax_scale, sizes.head_dim);
     const double softcap = static_cast<double>(params.softcap);
     const size_t dim = static_cast<size_t>(sizes.head_dim), dim_v = static_cast<size_t>(sizes.head_dim_v);
@@ -34,7 +34,7 @@ struct Head {
     double* const q = scratch.data();
     double* const s = q + dim;
     double* const out = s + pairs.size();
-    for (size_t d = 0; d < dim; ++d) q[d] = get(params.q, b, head, token, static_cast<int64_t>(d));
+    for (size_t d = 0; d < dim; ++d) q[d] = get(params.q, b, head, place, static_cast<int64_t>(d));
 
     const bool has_sink = params.sink_logit.has_value();
     double row_max = has_sink ? get(params.sink_logit, head) : -kInfinity;
@@ -53,8 +53,8 @@ struct Head {
       const double* const v = keys.v.data() + static_cast<size_t>(pairs[i].key_slot) * dim_v;
       for (size_t d = 0; d < dim_v; ++d) out[d] += p * v[d];
     }
-    for (size_t d = 0; d < dim_v; ++d) set(params.out, row_sum == 0 ? 0.0 : out[d] / row_sum, b, head, token, static_cast<int64_t>(d));
-    if (params.lse.has_value()) set(params.lse, row_sum == 0 ? -kInfinity : shift + std::log(row_sum), b, head, token);
+    for (size_t d = 0; d < dim_v; ++d) set(params.out, row_sum == 0 ? 0.0 : out[d] / row_sum, b, head, place, static_cast<int64_t>(d));
+    if (params.lse.has_value()) set(params.lse, row_sum == 0 ? -kInfinity : shift + std::log(row_sum), b, head, place);
   }
 };
 
@@ -69,7 +69,7 @@ Ran forward(const AttendParams& params, Context& context) {
   for (int64_t b = 0; b < sizes.batch; ++b) {
     for (int head = 0; head < sizes.heads_q; ++head) {
       const std::vector<int64_t> tokens_q = tokens_of(plan.order_q, sizes.seqlen_q, b, head, sizes.heads_q);
-      const KeyAxis keys = key_axis(plan, params.k, params.v, b, head, sizes.heads_q);
+      const KeyAxis keys = key_axis(plan, params.k, params.v, b, head, sizes.heads_q, params.in_slots);
       const HeadPairs pairs(plan, b, head, tokens_q, keys.token);
       const Head one{params, sizes, tokens_q, keys, b, head};
       context.parallel_for(pairs.items(), [&](int64_t item, int worker) {
