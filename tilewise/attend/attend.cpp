@@ -3,12 +3,13 @@
 
 #include "tilewise/attend/backend.h"
 #include "tilewise/attend/check.h"
+#include "tilewise/attend/decode.h"
 
 namespace tilewise {
 namespace attend {
 namespace {
 
-// How one of the three entry points looks in a Backend.
+// How one of the entry points looks in a Backend.
 template <class Params>
 struct Entry {
   const char* function;
@@ -18,6 +19,7 @@ struct Entry {
 
 constexpr Entry<AttendParams> kForward{"attend_forward", &Backend::forward_refusal, &Backend::forward};
 constexpr Entry<AttendBackwardParams> kBackward{"attend_backward", &Backend::backward_refusal, &Backend::backward};
+constexpr Entry<DecodeProblem> kDecode{"attend_decode", &Backend::decode_refusal, &Backend::decode};
 constexpr Entry<MeasureParams> kMeasure{"measure", &Backend::measure_refusal, &Backend::measure};
 
 // The first backend that takes the problem, or null with one line of reason for each in `reasons`.
@@ -61,6 +63,10 @@ Ran attend_forward(const AttendParams& params, Context& context) {
 Ran attend_backward(const AttendBackwardParams& params, Context& context) {
   attend::check_backward(params, context);
   return attend::dispatch(attend::kBackward, params, context);
+}
+
+Ran attend_decode(const DecodeParams& params, Context& context) {
+  return attend::dispatch(attend::kDecode, attend::check_decode(params, context), context);
 }
 
 Ran measure(const MeasureParams& params, Context& context) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "tilewise/attend/decode_problem.h"
 #include "tilewise/attend/params.h"
 
 namespace tilewise::attend {
@@ -16,6 +17,8 @@ struct Backend {
   Ran (*forward)(const AttendParams&, Context&) = nullptr;
   std::optional<std::string> (*backward_refusal)(const AttendBackwardParams&) = nullptr;
   Ran (*backward)(const AttendBackwardParams&, Context&) = nullptr;
+  std::optional<std::string> (*decode_refusal)(const DecodeProblem&) = nullptr;
+  Ran (*decode)(const DecodeProblem&, Context&) = nullptr;
   std::optional<std::string> (*measure_refusal)(const MeasureParams&) = nullptr;
   Ran (*measure)(const MeasureParams&, Context&) = nullptr;
   bool is_forced_only = false;  // runs only when TILEWISE_BACKEND names it: the reference is hundreds of times slower, so nobody gets it unasked

@@ -8,88 +8,13 @@
 #include <string_view>
 #include <vector>
 
+#include "tilewise/attend/checker.h"
 #include "tilewise/plan/rows.h"
 
 namespace tilewise::attend {
 namespace {
 
 using Kind = Error::Kind;
-
-struct Named {
-  const char* name;
-  const TensorView& view;
-};
-
-// One call's checks: the name of the function and the device that every tensor must share.
-class Checker {
- public:
-  Checker(const char* function, const Context& context) : function_(function), device_(context.device) {}
-
-  template <class... Parts>
-  void require(bool holds, Kind kind, const Parts&... parts) const {
-    check(holds, kind, function_, ": ", parts...);
-  }
-
-  void is_there(const char* name, const TensorView& view, const char* layout) const {
-    require(view.has_value(), Kind::value, name, " is absent, and is needed: a tensor ", layout);
-  }
-
-  // What holds for every tensor, read or written.
-  void is_usable(const char* name, const TensorView& view) const {
-    require(view.device() == device_, Kind::device, name, " is on ", view.device(), ", the context runs on ", device_,
-            "; move the tensor or set Context::device");
-    const int last = view.rank() - 1;
-    require(view.dim(last) <= 1 || view.stride(last) == 1, Kind::shape, name, " has stride ", view.stride(last),
-            " in its last axis, takes 1; copy it so that the last axis is contiguous");
-    if (view.numel() == 0) return;
-    require(view.raw() != nullptr, Kind::value, name, " ", view.shape(), " has a null pointer; give it memory, or leave it absent");
-    const size_t bytes = size_of(view.dtype());
-    require(reinterpret_cast<uintptr_t>(view.raw()) % bytes == 0, Kind::value, name, " lies at an address that is not a multiple of ", bytes,
-            " bytes, the size of ", view.dtype(), "; align it");
-  }
-
-  // An axis of stride 0 would have several elements written to one place.
-  void is_writable(const char* name, const TensorView& view) const {
-    if (view.numel() == 0) return;
-    for (int axis = 0; axis < view.rank(); ++axis) {
-      require(view.dim(axis) <= 1 || view.stride(axis) != 0, Kind::shape, name, " is written, and its axis ", axis, " of size ", view.dim(axis),
-              " has stride 0; give every element its own place");
-    }
-  }
-
-  void has_rank(const char* name, const TensorView& view, int rank, const char* layout) const {
-    require(view.rank() == rank, Kind::shape, name, " has shape ", view.shape(), ", takes ", rank, " axes: ", layout);
-  }
-
-  void has_shape(const char* name, const TensorView& view, const Shape& shape, const char* layout) const {
-    require(view.shape() == shape, Kind::shape, name, " has shape ", view.shape(), ", takes ", shape, ": ", layout);
-  }
-
-  void has_dtype(const char* name, const TensorView& view, Dtype dtype, const char* why) const {
-    require(view.dtype() == dtype, Kind::dtype, name, " is ", view.dtype(), ", takes ", dtype, " (", why, "); convert it first");
-  }
-
-  void is_float(const char* name, const TensorView& view) const {
-    const Dtype d = view.dtype();
-    require(d == Dtype::f32 || d == Dtype::bf16 || d == Dtype::f16 || d == Dtype::f64, Kind::dtype, name, " is ", d,
-            ", takes f32, bf16, f16 or f64; convert it first");
-  }
-
-  void are_apart(const Named& written, std::initializer_list<Named> others) const {
-    if (written.view.numel() == 0) return;
-    for (const Named& other : others) {
-      require(other.view.numel() == 0 || other.view.raw() != written.view.raw(), Kind::value, written.name, " is written and starts where ",
-              other.name, " starts; give it memory of its own");
-    }
-  }
-
-  const char* function() const { return function_; }
-  Device device() const { return device_; }
-
- private:
-  const char* function_;
-  Device device_;
-};
 
 constexpr const char* kLayoutQ = "[B, Hq, Sq, D]";
 constexpr const char* kLayoutK = "[B, Hkv, Sk, D]";
@@ -389,6 +314,28 @@ Sizes check_measure(const MeasureParams& p, const Context& context) {
     }
   }
   return sizes;
+}
+
+void check_decode_parts(const Checker& c, const DecodeParams& p, const Plan& plan, const Sizes& sizes) {
+  if (p.out.has_value()) {
+    c.has_shape("out", p.out, {sizes.batch, sizes.heads_q, sizes.seqlen_q, sizes.head_dim_v}, kLayoutOut);
+    c.has_dtype("out", p.out, p.q.dtype(), "as q");
+    c.is_usable("out", p.out);
+    c.is_writable("out", p.out);
+    c.are_apart({"out", p.out}, {{"q", p.q}, {"sink_logit", p.sink_logit}, {"lse", p.lse}, {"lengths", p.lengths}});
+  }
+  if (p.lse.has_value()) {
+    check_lse(c, "lse", p.lse, sizes);
+    c.is_writable("lse", p.lse);
+    c.are_apart({"lse", p.lse}, {{"q", p.q}, {"sink_logit", p.sink_logit}, {"lengths", p.lengths}});
+  }
+  if (p.sink_logit.has_value()) {
+    c.has_shape("sink_logit", p.sink_logit, {sizes.heads_q}, "[Hq]");
+    c.has_dtype("sink_logit", p.sink_logit, Dtype::f32, "always");
+    c.is_usable("sink_logit", p.sink_logit);
+  }
+  check_scalars(c, p.softmax_scale, p.softcap);
+  check_plan(c, plan, sizes);
 }
 
 double scale_of(const std::optional<float>& softmax_scale, int64_t head_dim) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "tilewise/attend/decode.h"
 #include "tilewise/attend/params.h"
 
 // Every check of arguments that does not depend on the backend. All of them come before the first write, so that a refused call leaves
@@ -22,6 +23,10 @@ struct Sizes {
 Sizes check_forward(const AttendParams& params, const Context& context);
 Sizes check_backward(const AttendBackwardParams& params, const Context& context);
 Sizes check_measure(const MeasureParams& params, const Context& context);
+
+class Checker;
+/// What is left to check of a decode once `sizes` is known (seqlen_k: that of the plan): out, lse, sink_logit, scalars, plan.
+void check_decode_parts(const Checker& c, const DecodeParams& params, const Plan& plan, const Sizes& sizes);
 
 /// The softmax scale in use: the given one, or 1 / sqrt(head_dim).
 double scale_of(const std::optional<float>& softmax_scale, int64_t head_dim);
