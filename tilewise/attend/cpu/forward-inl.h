@@ -2,6 +2,7 @@
 // Forward attention of one block of queries, or two that read the same keys, compiled once per target. One query is one lane, so that maxima, sums and masks are plain vectors:
 // S^T = K Q^T and O^T += V^T P^T. K and V are broadcast from where they lie; Q is transposed once per block, O back at its end.
 // Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1; the loop over keys follows the plan.
+#include "tilewise/attend/cpu/fused-inl.h"
 #include "tilewise/attend/cpu/strip-inl.h"
 #include "tilewise/machine/cpu/product-inl.h"
 #include "tilewise/machine/cpu/simd.h"
@@ -9,25 +10,27 @@
 namespace tilewise::attend::cpu::TILEWISE_TARGET {
 namespace {
 
-// What blocks hold between strips, carved out of their workspace: q, acc, max and sum for each of kTogether blocks.
+// What blocks hold between strips, carved out of their workspace: q, acc, shift, sum and norm for each of kTogether blocks.
 struct Workspace {
   float* q;  // [groups][head_dim][kGroupLanes]
   float* acc;  // [groups][head_dim_v][kGroupLanes]
-  float* max;  // [kBlockLanes]
+  float* shift;  // [kBlockLanes]
   float* sum;  // [kBlockLanes]
+  float* norm;  // [kBlockLanes]
   float* scores;  // [kStripKeys][kGroupLanes]
   float* k;  // [kStripKeys][head_dim], where keys are widened
   float* v;  // [kStripKeys][head_dim_v], widened or paired values
 
   static constexpr int64_t floats(int64_t head_dim, int64_t head_dim_v) {
-    return kTogether * kBlockLanes * (head_dim + head_dim_v + 2) + kStripKeys * (kGroupLanes + head_dim + head_dim_v);
+    return kTogether * kBlockLanes * (head_dim + head_dim_v + 3) + kStripKeys * (kGroupLanes + head_dim + head_dim_v);
   }
   Workspace(std::byte* bytes, int64_t head_dim, int64_t head_dim_v) {
     q = reinterpret_cast<float*>(bytes);
     acc = q + kTogether * kBlockLanes * head_dim;
-    max = acc + kTogether * kBlockLanes * head_dim_v;
-    sum = max + kTogether * kBlockLanes;
-    scores = sum + kTogether * kBlockLanes;
+    shift = acc + kTogether * kBlockLanes * head_dim_v;
+    sum = shift + kTogether * kBlockLanes;
+    norm = sum + kTogether * kBlockLanes;
+    scores = norm + kTogether * kBlockLanes;
     k = scores + kStripKeys * kGroupLanes;
     v = k + kStripKeys * head_dim;
   }
@@ -135,9 +138,9 @@ TILEWISE_INLINE Vf power(Vf x) {
 }
 
 template <class Op, bool IsExact, int V>
-TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const Vf (&shift)[V], float* scores, Vf (&sum)[V]) {
+TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const Vf (&shift)[V], float* scores, Vf (&sum)[V], Vf (&norm)[V]) {
   const Vf scale = broadcast(scale_log2);
-  for (int j = 0; j < V; ++j) sum[j] = zero();
+  for (int j = 0; j < V; ++j) sum[j] = norm[j] = zero();
   if constexpr (Op::kPerUnit == 1) {
     TILEWISE_UNROLL_BY_4
     for (int i = 0; i < strip.count; ++i) {
@@ -149,6 +152,7 @@ TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const V
         sum[j] = add(sum[j], p);
       }
     }
+    for (int j = 0; j < V; ++j) norm[j] = sum[j];
   } else {
 #if TILEWISE_TARGET_LEVEL >= 3
     for (int i = 0; i < strip.count; i += 2) {
@@ -158,56 +162,53 @@ TILEWISE_INLINE void probabilities(const Strip& strip, float scale_log2, const V
         Vf odd = zero();
         if (i + 1 < strip.count) odd = power<IsExact>(fma(load(scores + ((i + 1) * V + j) * kWidth), scale, shift[j]));
         sum[j] = add(sum[j], add(even, odd));
-        store(scores + (i / 2 * V + j) * kWidth, narrow_pairs(even, odd));
+        const Vf pair = narrow_pairs(even, odd);
+        store(scores + (i / 2 * V + j) * kWidth, pair);
+        norm[j] = dot_bf16(norm[j], pair, bf16_ones());
       }
     }
 #endif
   }
 }
 
-// O^T[d .. d + R) = O^T * alpha + V^T P^T. The strip's products start from zero: the two-level sum halves the error of f32.
+// O^T[d .. d + R) = O^T * alpha + V^T P^T; where `is_first` there is no O^T yet. The strip's products start from zero: the two-level sum halves the error of
+// f32.
 template <class Op, int R, int V>
-TILEWISE_INLINE void add_channels(const Strip& strip, int rows, int64_t d, const float* p, const Vf (&alpha)[V], float* acc) {
+TILEWISE_INLINE void add_channels(const Strip& strip, int rows, int64_t d, const float* p, const Vf (&alpha)[V], bool is_first, float* acc) {
   Vf out[R][V];
   clear(out);
   multiply_across<Op>(out, strip.v, d, rows, p);
-  TILEWISE_UNROLL
-  for (int r = 0; r < R; ++r) {
+  float* const place = acc + d * V * kWidth;
+  if (is_first) {
     TILEWISE_UNROLL
-    for (int j = 0; j < V; ++j) {
-      float* const place = acc + ((d + r) * V + j) * kWidth;
-      store(place, fma(load(place), alpha[j], out[r][j]));
-    }
+    for (int i = 0; i < R * V; ++i) store(place + i * kWidth, out[i / V][i % V]);
+  } else {
+    TILEWISE_UNROLL
+    for (int i = 0; i < R * V; ++i) store(place + i * kWidth, fma(load(place + i * kWidth), alpha[i % V], out[i / V][i % V]));
   }
 }
 
 template <class Op, int V>
-TILEWISE_INLINE void add_values(const Strip& strip, int head_dim_v, const float* p, const Vf (&alpha)[V], float* acc) {
+TILEWISE_INLINE void add_values(const Strip& strip, int head_dim_v, const float* p, const Vf (&alpha)[V], bool is_first, float* acc) {
   const int rows = (strip.count + Op::kPerUnit - 1) / Op::kPerUnit;
   for (int d = 0; d < head_dim_v;) {
     const int step = step_of(head_dim_v - d);
     if (step == kRows) {
-      add_channels<Op, kRows>(strip, rows, d, p, alpha, acc);
+      add_channels<Op, kRows>(strip, rows, d, p, alpha, is_first, acc);
     } else {
-      add_channels<Op, kRowTail>(strip, rows, d, p, alpha, acc);
+      add_channels<Op, kRowTail>(strip, rows, d, p, alpha, is_first, acc);
     }
     d += step;
   }
 }
 
-// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's rows for all: the next keys and, as the second
-// product runs down them in slices, the values.
-template <class Op, int V>
-void attend_strip(const Block& block, const Strip& strip, const Group& group, bool is_fetching, float* scores) {
+// Probabilities of one strip by two passes over its scores: any test, softcap, and any range of scores. `now` gets the shift of each lane.
+template <class Op, int V, class Ahead>
+TILEWISE_INLINE void attend_scores(const Block& block, const Strip& strip, const Group& group, float* scores, Vf (&now)[V], Vf (&sum)[V],
+                                   Vf (&norm)[V], const Ahead& ahead) {
   Vf most[V];
   for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
-  const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * 4;
-  score_strip<Op>(strip, units, group.q, scores, most, [&](int i, int step) {
-    if (!is_fetching) return;
-    prefetch_keys(strip, i, step, units);
-    if (value_bytes == 0) return;
-    for (int row = i / Op::kPerUnit; row * Op::kPerUnit < i + step && row * Op::kPerUnit < strip.count; ++row) prefetch(strip.v[row], value_bytes);
-  });
+  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, most, ahead);
   if (block.softcap != 0) {
     cap_strip<V>(strip, block.scale, block.softcap, scores);
     maximum_of(strip, scores, most);
@@ -217,26 +218,51 @@ void attend_strip(const Block& block, const Strip& strip, const Group& group, bo
   if (strip.is_partial) mask_strip(strip, *block.band, group.first, scores, most);
 
   const float scale_log2 = unit * kLog2E;
-  Vf alpha[V], shift[V], sum[V];
+  const Vf none = broadcast(-kInfinity);
+  Vf shift[V];
   bool has_empty_lane = false;
   for (int j = 0; j < V; ++j) {
-    const Vf old = load(group.max + j * kWidth);
-    const Vf now = max(old, most[j]);
-    store(group.max + j * kWidth, now);
-    // A lane without a key so far has maximum -infinity; -infinity less -infinity would be NaN.
-    const Mask is_empty = equal(now, broadcast(-kInfinity));
-    const Vf finite = select(is_empty, zero(), now);
+    now[j] = max(now[j], select(equal(most[j], none), none, round(mul(most[j], broadcast(scale_log2)))));
+    // A lane without a key so far has the shift -infinity; -infinity less -infinity would be NaN.
+    const Mask is_empty = equal(now[j], none);
     has_empty_lane |= any(is_empty);
-    shift[j] = mul(finite, broadcast(-scale_log2));
-    alpha[j] = exp2(sub(shift[j], mul(old, broadcast(-scale_log2))));
+    shift[j] = select(is_empty, zero(), sub(zero(), now[j]));
   }
   if (strip.is_partial || has_empty_lane) {
-    probabilities<Op, true>(strip, scale_log2, shift, scores, sum);
+    probabilities<Op, true>(strip, scale_log2, shift, scores, sum, norm);
   } else {
-    probabilities<Op, false>(strip, scale_log2, shift, scores, sum);
+    probabilities<Op, false>(strip, scale_log2, shift, scores, sum, norm);
   }
-  for (int j = 0; j < V; ++j) store(group.sum + j * kWidth, fma(load(group.sum + j * kWidth), alpha[j], sum[j]));
-  if (block.head_dim_v != 0) add_values<Op>(strip, block.head_dim_v, scores, alpha, group.acc);
+}
+
+// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's rows for all: the next keys and, as the second
+// product runs down them in slices, the values. Probabilities are 2^(logit * log2(e) - shift) with a whole number for shift, so that scaling what came before
+// by 2^(old shift - new shift) rounds nothing.
+template <class Op, int V>
+void attend_strip(const Block& block, const Strip& strip, const Group& group, bool is_first, bool is_fetching, float* scores) {
+  const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * 4;
+  const auto ahead = [&](int i, int step) {
+    if (!is_fetching) return;
+    prefetch_keys(strip, i, step, units);
+    if (value_bytes == 0) return;
+    for (int row = i / Op::kPerUnit; row * Op::kPerUnit < i + step && row * Op::kPerUnit < strip.count; ++row) prefetch(strip.v[row], value_bytes);
+  };
+  Fused<V> fused;
+  fused.scale = broadcast(block.scale * kLog2E);
+  Vf old[V], alpha[V];
+  for (int j = 0; j < V; ++j) fused.now[j] = old[j] = load(group.shift + j * kWidth);
+  if (strip.is_partial || block.softcap != 0 || is_biased(block, strip) || !fuse_strip<Op>(strip, units, group.q, scores, fused, ahead)) {
+    for (int j = 0; j < V; ++j) fused.now[j] = old[j];
+    attend_scores<Op>(block, strip, group, scores, fused.now, fused.sum, fused.norm, ahead);
+  }
+  for (int j = 0; j < V; ++j) {
+    const Vf less_than_before = select(equal(fused.now[j], broadcast(-kInfinity)), zero(), sub(old[j], fused.now[j]));
+    alpha[j] = scale_exponent(broadcast(1.0f), less_than_before, less_than_before);
+    store(group.shift + j * kWidth, fused.now[j]);
+    store(group.sum + j * kWidth, fma(load(group.sum + j * kWidth), alpha[j], fused.sum[j]));
+    store(group.norm + j * kWidth, fma(load(group.norm + j * kWidth), alpha[j], fused.norm[j]));
+  }
+  if (block.head_dim_v != 0) add_values<Op>(strip, block.head_dim_v, scores, alpha, is_first, group.acc);
 }
 
 // out = O / l, turned back to one row a query.
@@ -245,9 +271,9 @@ TILEWISE_INLINE void write_out(const ForwardBlock& forward, const Group& group) 
   const int channels = forward.block.head_dim_v;
   In* const out = static_cast<In*>(forward.out) + group.first * forward.out_stride;
   for (int j = 0; j < V && j * kWidth < group.lanes; ++j) {
-    const Vf sum = load(group.sum + j * kWidth);
-    const Mask is_empty = equal(sum, zero());
-    const Vf inverse = select(is_empty, zero(), div(broadcast(1.0f), sum));
+    const Vf norm = load(group.norm + j * kWidth);
+    const Mask is_empty = equal(norm, zero());
+    const Vf inverse = select(is_empty, zero(), div(broadcast(1.0f), norm));
     for (int d = 0; d < channels; d += kWidth) {
       const int n = channels - d < kWidth ? channels - d : kWidth;
       Vf rows[kWidth];
@@ -275,8 +301,9 @@ TILEWISE_INLINE Group group_of(const Block& block, const Workspace& workspace, i
                .lanes = left < kGroupLanes ? left : kGroupLanes,
                .q = workspace.q + int64_t{place} * block.head_dim,
                .acc = workspace.acc + int64_t{place} * block.head_dim_v,
-               .max = workspace.max + place,
-               .sum = workspace.sum + place};
+               .shift = workspace.shift + place,
+               .sum = workspace.sum + place,
+               .norm = workspace.norm + place};
 }
 
 TILEWISE_INLINE int groups_of(const Block& block) { return (block.lanes + kGroupLanes - 1) / kGroupLanes; }
@@ -288,9 +315,10 @@ void start_block(const ForwardBlock& forward, const Workspace& workspace, int in
     const Group group = group_of(block, workspace, index, g);
     pack_queries<Dtype>(block, group, group.lanes <= kWidth ? 1 : kGroupVectors, workspace.k);
     for (int i = 0; i < kGroupLanes; ++i) {
-      group.max[i] = forward.start_max;
-      group.sum[i] = forward.start_sum;
+      group.shift[i] = forward.start_shift;
+      group.sum[i] = group.norm[i] = forward.start_sum;
     }
+    if (block.num_segments != 0) continue;  // the first strip writes acc
     for (int64_t i = 0; i < int64_t{block.head_dim_v} * kGroupLanes; i += kWidth) store(group.acc + i, zero());
   }
 }
@@ -298,7 +326,6 @@ void start_block(const ForwardBlock& forward, const Workspace& workspace, int in
 template <class Dtype>
 void end_block(const ForwardBlock& forward, const Workspace& workspace, int index) {
   const Block& block = forward.block;
-  const float unit = block.softcap != 0 ? 1.0f : block.scale;
   for (int g = 0; g < groups_of(block); ++g) {
     const Group group = group_of(block, workspace, index, g);
     if (block.head_dim_v != 0) {
@@ -309,7 +336,7 @@ void end_block(const ForwardBlock& forward, const Workspace& workspace, int inde
       }
     }
     for (int i = 0; i < group.lanes; ++i) {
-      forward.row_max[group.first + i] = group.max[i] * unit;
+      forward.row_shift[group.first + i] = group.shift[i];
       forward.row_sum[group.first + i] = group.sum[i];
     }
   }
@@ -323,7 +350,8 @@ void forward_blocks(const ForwardBlock* forwards, int count) {
 
   const uint64_t all_lanes = lane_bits(shared.lanes);
   Strip strip;
-  for (Cursor cursor; next_keys(shared, all_lanes, false, cursor, strip);) {
+  bool is_first = true;
+  for (Cursor cursor; next_keys(shared, all_lanes, false, cursor, strip); is_first = false) {
     find_keys<Dtype>(shared, strip, workspace.k);
     if (shared.head_dim_v != 0) find_values<Dtype>(shared, strip, workspace.v);
     for (int index = 0; index < count; ++index) {
@@ -332,9 +360,9 @@ void forward_blocks(const ForwardBlock* forwards, int count) {
         const Group group = group_of(block, workspace, index, g);
         const bool is_fetching = index == 0 && g == 0;
         if (group.lanes <= kWidth) {
-          attend_strip<typename Dtype::Op, 1>(block, strip, group, is_fetching, workspace.scores);
+          attend_strip<typename Dtype::Op, 1>(block, strip, group, is_first, is_fetching, workspace.scores);
         } else {
-          attend_strip<typename Dtype::Op, kGroupVectors>(block, strip, group, is_fetching, workspace.scores);
+          attend_strip<typename Dtype::Op, kGroupVectors>(block, strip, group, is_first, is_fetching, workspace.scores);
         }
       }
     }

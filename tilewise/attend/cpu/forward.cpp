@@ -29,6 +29,8 @@ constexpr machine::cpu::PerTarget<ForwardTable> kTables{{&portable::forward_tabl
 #endif
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
 
 const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t token) {
   return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
@@ -132,8 +134,16 @@ void copy_out(const Call& call, const QueryBlock& query, const BlockCut& cut, co
   }
 }
 
-// The block's problem, but for its workspace. `row_max` and `row_sum`: [kBlockLanes].
-ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows, float* row_max, float* row_sum) {
+float sink_of(const AttendParams& params, int head) { return params.sink_logit.has_value() ? params.sink_logit.at<float>(head) : -kInfinity; }
+
+float lse_of(const ForwardBlock& forward, int lane, float sink) {
+  const float shift = forward.row_shift[lane], sum = forward.row_sum[lane];
+  if (shift == forward.start_shift && sum == forward.start_sum) return sink;  // no key, or none that counts
+  return static_cast<float>(static_cast<double>(shift) * kLn2 + static_cast<double>(std::log(sum)));
+}
+
+// The block's problem, but for its workspace. `row_shift` and `row_sum`: [kBlockLanes].
+ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows, float* row_shift, float* row_sum) {
   const AttendParams& params = call.params;
   const Sizes& sizes = call.sizes;
   const TensorView &k = call.keys.k, &v = call.keys.v;
@@ -163,11 +173,12 @@ ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const Bloc
     forward.out = rows.are_copied ? rows.out : const_cast<void*>(row_at(params.out, query.b, query.head, query.first));
     forward.out_stride = rows.are_copied ? sizes.head_dim_v : params.out.stride(2);
   }
-  // The sink is a logit that is there from the start, in the units that the kernel takes its maximum in.
-  const float sink = params.sink_logit.has_value() ? params.sink_logit.at<float>(query.head) : -kInfinity;
-  forward.start_max = params.softcap != 0 ? sink : sink / block.scale;
-  forward.start_sum = sink == -kInfinity ? 0.0f : 1.0f;
-  forward.row_max = row_max;
+  // The sink is a logit that is there from the start.
+  const float sink = sink_of(params, query.head);
+  const double sink_log2 = static_cast<double>(sink) * kLog2E;
+  forward.start_shift = static_cast<float>(std::round(sink_log2));
+  forward.start_sum = sink == -kInfinity ? 0.0f : static_cast<float>(std::exp2(sink_log2 - std::round(sink_log2)));
+  forward.row_shift = row_shift;
   forward.row_sum = row_sum;
   return forward;
 }
@@ -182,7 +193,7 @@ void prefetch_queries(const TensorView& q, const QueryBlock& query) {
 }
 
 void attend_item(const Call& call, const QueryBlock* queries, int count, Worker& worker) {
-  float row_max[kTogether][kBlockLanes], row_sum[kTogether][kBlockLanes];
+  float row_shift[kTogether][kBlockLanes], row_sum[kTogether][kBlockLanes];
   std::array<ForwardBlock, kTogether> forwards{};
   std::array<Rows, kTogether> rows;
   bool is_shared = true;
@@ -202,7 +213,7 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
                   static_cast<std::byte*>(worker.out.data()) + first * static_cast<size_t>(call.sizes.head_dim_v)};
       copy_queries(call, queries[i], cut, rows[at]);
     }
-    forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_max[i], row_sum[i]);
+    forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_shift[i], row_sum[i]);
     forwards[at].workspace = static_cast<std::byte*>(worker.workspace.data());
   }
   const auto run = call.params.q.dtype() == Dtype::bf16 ? call.table.forward_bf16 : call.table.forward_f32;
@@ -212,6 +223,7 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
     for (int i = 0; i < count; ++i) run(&forwards[static_cast<size_t>(i)], 1);
   }
 
+  const float sink = sink_of(call.params, queries[0].head);
   for (int i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
     const QueryBlock& query = queries[i];
@@ -219,8 +231,7 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
     if (!call.params.lse.has_value()) continue;
     for (int lane = 0; lane < query.lanes; ++lane) {
       const int64_t place = call.place(query, worker.cuts[at], lane);
-      const float sum = row_sum[i][lane];
-      if (place >= 0) call.params.lse.at<float>(query.b, query.head, place) = sum == 0 ? -kInfinity : row_max[i][lane] + std::log(sum);
+      if (place >= 0) call.params.lse.at<float>(query.b, query.head, place) = lse_of(forwards[at], lane, sink);
     }
   }
 }

@@ -184,8 +184,9 @@ void measure_block(const MeasureBlock& measure) {
                  .lanes = left < kGroupLanes ? left : kGroupLanes,
                  .q = workspace.q + int64_t{first} * block.head_dim,
                  .acc = nullptr,
-                 .max = nullptr,
-                 .sum = nullptr};
+                 .shift = nullptr,
+                 .sum = nullptr,
+                 .norm = nullptr};
   };
   for (int g = 0; g < groups; ++g) {
     const Group group = group_of(g);

@@ -141,8 +141,9 @@ struct Group {
   int lanes;      // real ones
   float* q;       // [units][V * kWidth]
   float* acc;     // [head_dim_v][V * kWidth]
-  float* max;     // [V * kWidth] raw: before scale, or after softcap
-  float* sum;     // [V * kWidth]
+  float* shift;   // [V * kWidth] whole numbers: probabilities are 2^(logit * log2(e) - shift); -infinity: no key yet
+  float* sum;     // [V * kWidth] of probabilities
+  float* norm;    // [V * kWidth] of probabilities as the second product reads them: what out is divided by, so that their rounding cancels in part
 };
 
 /// scores[i][lane] = k[i] . q[lane] for rows [i, i + R) of the strip; the maximum is taken from registers.

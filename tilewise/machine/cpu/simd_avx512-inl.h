@@ -52,6 +52,19 @@ TILEWISE_INLINE bool any(Mask m) { return m != 0; }
 TILEWISE_INLINE Vf add_exponent(Vf p, Vf t) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
+/// 2^(n / 32 - 112) for the integer n in the low bits of t (and within the exponent's range). Entry i of the table is 2^(i / 32 - 112) less what adding
+/// n << 18 adds for i.
+TILEWISE_INLINE Vf power_of_32nds(Vf t) {
+  const Vi low = _mm512_set_epi32(0x077523f6, 0x0775583f, 0x0775a15b, 0x0775fed7, 0x07767043, 0x0776f532, 0x07778d3a, 0x077837f0, 0x0778f4f0,
+                                  0x0779c3d3, 0x077aa43a, 0x077b95c2, 0x077c980f, 0x077daac3, 0x077ecd87, 0x07800000);
+  const Vi high = _mm512_set_epi32(0x077e83b3, 0x077d257d, 0x077be4ba, 0x077ac0c7, 0x0779b907, 0x0778ccdf, 0x0777fbb8, 0x077744fd, 0x0776a81e,
+                                   0x0776248c, 0x0775b9be, 0x0775672a, 0x07752c4d, 0x077508a4, 0x0774fbaf, 0x077504f3);
+  const Vi n = _mm512_castps_si512(t);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutex2var_epi32(low, n, high), _mm512_slli_epi32(n, 18)));
+}
+TILEWISE_INLINE Vf round(Vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/// p * 2^r for a whole number r; x is r too: other targets look at it.
+TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf) { return _mm512_scalef_ps(p, r); }
 /// x - floor(x), in [0, 1); of an infinity 0.
 TILEWISE_INLINE Vf fraction(Vf x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 /// p * 2^floor(x).
@@ -111,6 +124,8 @@ TILEWISE_INLINE Vf narrow_pairs(Vf even, Vf odd) {
       _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, (Vi)_mm512_cvtne2ps_pbh(odd, even)));
 }
+/// 1 in every bf16.
+TILEWISE_INLINE Vf bf16_ones() { return _mm512_castsi512_ps(_mm512_set1_epi16(0x3f80)); }
 
 /// Copies n bf16 of two rows, one beside the other: out[2 i] = even[i], out[2 i + 1] = odd[i].
 TILEWISE_INLINE void interleave_bf16(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) {

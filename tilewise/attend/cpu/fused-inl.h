@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// From keys to probabilities without a strip of scores between: each step's scores become probabilities in registers, by a maximum that is known
+// beforehand, so their instructions run beside the products of the next step. Where that guess fails the strip is done again, in two passes.
+#include "tilewise/attend/cpu/strip-inl.h"
+
+namespace tilewise::attend::cpu::TILEWISE_TARGET {
+namespace {
+
+// Logits as powers of two, less the lane's shift: beyond kSlack the shift is moved when the next strip begins.
+inline constexpr float kSlack = 8, kMostShift = 65536;
+inline constexpr int kPairs = kRows / 2;  // of rows, in a full step
+
+template <int V>
+struct Fused {
+  Vf scale;      // log2(e) * softmax_scale
+  Vf now[V];     // the shift of each lane, a whole number
+  Vf offset[V];  // kExp2Offset - now
+  Vf sum[V];     // of p
+  Vf norm[V];    // of p as the second product reads it
+  Reach reach;
+  alignas(64) float raw[kRows * V * kWidth];  // scores of the last step
+};
+
+/// p of two neighbouring rows; rows behind `count` give 0. With the dot instruction the two share 32-bit units.
+template <class Op, int V>
+TILEWISE_INLINE void fused_pair(int i, int count, const float* raw, float* p, Fused<V>& fused) {
+  TILEWISE_UNROLL
+  for (int j = 0; j < V; ++j) {
+    const Vf even = exp2_of_product(load(raw + j * kWidth), fused.scale, fused.offset[j], fused.reach);
+    Vf odd = exp2_of_product(load(raw + (V + j) * kWidth), fused.scale, fused.offset[j], fused.reach);
+    if (i + 1 >= count) odd = zero();
+    const Vf both = add(even, odd);
+    fused.sum[j] = add(fused.sum[j], both);
+    if constexpr (Op::kPerUnit == 1) {
+      store(p + (i * V + j) * kWidth, even);
+      store(p + ((i + 1) * V + j) * kWidth, odd);
+    } else {
+#if TILEWISE_TARGET_LEVEL >= 3
+      const Vf pair = narrow_pairs(even, odd);
+      store(p + (i / 2 * V + j) * kWidth, pair);
+      fused.norm[j] = dot_bf16(fused.norm[j], pair, bf16_ones());
+#endif
+    }
+  }
+}
+
+/// Scores of rows [i, i + R) of the strip to fused.raw, and between them p of the `before` rows whose scores stand there. The first rows of a strip move the
+/// shift of lanes that have none yet, or one too small.
+template <class Op, int R, int V>
+TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int before, int64_t units, const float* q, float* p, Fused<V>& fused) {
+  const float* row[R];
+  TILEWISE_UNROLL
+  for (int r = 0; r < R; ++r) row[r] = strip.k[i + r];
+  Vf acc[R][V];
+  clear(acc);
+  int64_t u = 0;
+  for (int pair = 0; pair < kPairs; ++pair) {
+    const int64_t stop = units * (pair + 1) / kPairs;
+    TILEWISE_UNROLL_BY_4
+    for (; u < stop; ++u) multiply_unit<Op>(acc, row, u, q);
+    if (2 * pair < before && i - before + 2 * pair < strip.count)
+      fused_pair<Op>(i - before + 2 * pair, strip.count, fused.raw + 2 * pair * V * kWidth, p, fused);
+  }
+  if (i == 0) {
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) {
+      Vf most = acc[0][j];
+      TILEWISE_UNROLL
+      for (int r = 1; r < R; ++r) most = max(most, acc[r][j]);
+      most = mul(most, fused.scale);
+      fused.now[j] = select(less(add(fused.now[j], broadcast(kSlack)), most), round(most), fused.now[j]);
+      fused.offset[j] = sub(broadcast(kExp2Offset), fused.now[j]);
+    }
+  }
+  TILEWISE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) store(fused.raw + (r * V + j) * kWidth, acc[r][j]);
+  }
+}
+
+/// p[i][lane] = 2^(scale * k[i] . q[lane] - now[lane]) of a whole strip that has no test, and its sums. False where two passes must do it: scores are spread too
+/// wide, or lie far above the shift, or are not finite. p is rubbish then.
+template <class Op, int V, class Ahead>
+TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* q, float* p, Fused<V>& fused, const Ahead& ahead) {
+  for (int j = 0; j < V; ++j) fused.sum[j] = fused.norm[j] = zero();
+  fused.reach = {broadcast(kExp2Offset), broadcast(kExp2Offset)};
+  int before = 0;
+  for (int i = 0; i < strip.padded;) {
+    const int step = step_of(strip.padded - i);
+    ahead(i, step);
+    if (step == kRows) {
+      fused_rows<Op, kRows>(strip, i, before, units, q, p, fused);
+    } else {
+      fused_rows<Op, kRowTail>(strip, i, before, units, q, p, fused);
+    }
+    i += step;
+    before = step;
+  }
+  for (int r = 0; r < before && strip.padded - before + r < strip.count; r += 2) {
+    fused_pair<Op>(strip.padded - before + r, strip.count, fused.raw + r * V * kWidth, p, fused);
+  }
+  bool is_far = false;
+  for (int j = 0; j < V; ++j) {
+    if constexpr (Op::kPerUnit == 1) fused.norm[j] = fused.sum[j];
+    is_far |= any(less(broadcast(kMostShift), fused.now[j])) || any(less(fused.now[j], broadcast(-kMostShift)));
+  }
+  return !is_far && !has_strayed(fused.reach);
+}
+
+}  // namespace
+}  // namespace tilewise::attend::cpu::TILEWISE_TARGET
