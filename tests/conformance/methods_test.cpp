@@ -70,7 +70,25 @@ std::vector<OptionValues> option_sets(const MethodInfo& info) {
   if (info.has_option("tile")) small["tile"] = int64_t{16};
   if (info.has_option("stride")) small["stride"] = int64_t{8};
   if (info.has_option("local")) small["local"] = int64_t{23}, small["init"] = int64_t{5};
+  if (info.has_option("nearest"))
+    small["nearest"] = int64_t{1}, small["first"] = int64_t{0}, small["vertical"] = int64_t{30}, small["slash"] = int64_t{50};
+  if (info.has_option("blocks")) small["blocks"] = int64_t{2};
   sets.push_back(small);
+  for (const OptionInfo& option : info.options) {  // each way that an option names
+    if (!std::holds_alternative<std::string>(option.default_value)) continue;
+    for (size_t at = 0; at < option.range.size();) {
+      const size_t comma = std::min(option.range.find(", ", at), option.range.size());
+      OptionValues way = small;
+      way[option.name] = option.range.substr(at, comma - at);
+      if (way[option.name] != option.default_value) sets.push_back(way);
+      at = comma + 2;
+    }
+  }
+  if (info.has_option("aligned")) {
+    OptionValues aligned = small;
+    aligned["aligned"] = true;
+    sets.push_back(aligned);
+  }
   if (info.has_option("density")) {
     small["density"] = .3;
     sets.push_back(small);

@@ -36,7 +36,7 @@ TEST(Registry, ListsMethodsDenseFirst) {
       EXPECT_NO_THROW(check_options(info.name, {{option.name, option.default_value}}));
     }
   }
-  EXPECT_EQ(names, (std::vector<std::string>{"dense", "a_shape", "xattention", "mean_pool", "random", "oracle"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"dense", "a_shape", "minference", "flexprefill", "xattention", "mean_pool", "random", "oracle"}));
   EXPECT_TRUE(method_info("xattention").has_option("density"));
   EXPECT_FALSE(method_info("dense").has_option("density"));
   EXPECT_FALSE(method_info("a_shape").has_option("density"));
@@ -48,7 +48,7 @@ TEST(Registry, NamesTheClosestMethod) {
   EXPECT_NE(message_of([] { method_info("a-shape"); }).find("did you mean a_shape?"), std::string::npos);
   const std::string far = message_of([] { method_info("flash"); });
   EXPECT_EQ(far.find("did you mean"), std::string::npos) << far;
-  EXPECT_NE(far.find("dense, a_shape, xattention"), std::string::npos) << far;
+  EXPECT_NE(far.find("dense, a_shape, minference"), std::string::npos) << far;
 }
 
 TEST(Options, ReadWhatTheyWrite) {

@@ -6,7 +6,9 @@
 
 #include "tilewise/methods/a_shape.h"
 #include "tilewise/methods/dense.h"
+#include "tilewise/methods/flexprefill.h"
 #include "tilewise/methods/mean_pool.h"
+#include "tilewise/methods/minference.h"
 #include "tilewise/methods/options.h"
 #include "tilewise/methods/oracle.h"
 #include "tilewise/methods/random.h"
@@ -50,6 +52,10 @@ const std::vector<Entry>& entries() {
       method<DenseOptions>("dense", &dense, "arXiv 2307.08691", "all that the mask allows: the yardstick"),
       method<AShapeOptions>("a_shape", &a_shape, "arXiv 2407.02490", "first tokens and a window, the same for every head and input",
                             {.is_causal_only = true}),
+      method<MInferenceOptions>("minference", &minference, "arXiv 2407.02490",
+                                "keys and distances that the last queries look at, or a pattern for each head", {.is_causal_only = true}),
+      method<FlexPrefillOptions>("flexprefill", &flexprefill, "arXiv 2502.20766",
+                                 "columns and diagonals of tiles that cover a share of what the last queries look at", {.is_causal_only = true}),
       method<XAttentionOptions>("xattention", &xattention, "arXiv 2503.16428", "tiles by the softmax mass of logits summed along antidiagonals"),
       method<MeanPoolOptions>("mean_pool", &mean_pool, "arXiv 2407.02490", "tiles by products of mean queries and mean keys"),
       method<RandomOptions>("random", &random, "baseline", "tiles by lot: what any selector must beat"),

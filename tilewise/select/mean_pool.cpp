@@ -42,8 +42,8 @@ RowGrid score_rows(const Inputs& inputs, int tile) {
                                                    : RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), tile);
 }
 
-Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context) {
-  check(tile >= 1, Error::Kind::value, "mean_pool_scores: tile is ", tile, ", it takes 1 or more tokens");
+Scores mean_pool_products(const Inputs& inputs, int tile, Context& context) {
+  check(tile >= 1, Error::Kind::value, "mean_pool_products: tile is ", tile, ", it takes 1 or more tokens");
   const RowGrid grid = score_rows(inputs, tile);
   Scores scores = make_scores(inputs, grid, tile, context);
   const Tensor pooled_q = prepare::mean_pool(inputs.q, tile, grid.edge, context);
@@ -69,9 +69,19 @@ Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context) {
         for (int i = 0; i < keys; ++i) values[i] = strip[static_cast<size_t>(i * kLanes + lane)];
       }
     }
-    for (int lane = 0; lane < count; ++lane) {
-      const int64_t row = block * kLanes + lane;
-      softmax_row(scores.row(b, h, row), tiles, visible_keys(inputs.mask, h, b, grid, row, tile), tile, inputs.softmax_scale, inputs.softcap);
+  });
+  return scores;
+}
+
+Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context) {
+  Scores scores = mean_pool_products(inputs, tile, context);
+  const RowGrid& grid = scores.grid;
+  context.parallel_for(scores.batch * scores.heads, [&](int64_t item, int) {
+    const int64_t b = item / scores.heads;
+    const int h = static_cast<int>(item % scores.heads);
+    for (int64_t row = 0; row < grid.rows(); ++row) {
+      softmax_row(scores.row(b, h, row), scores.key_tiles(), visible_keys(inputs.mask, h, b, grid, row, tile), tile, inputs.softmax_scale,
+                  inputs.softcap);
     }
   });
   return scores;

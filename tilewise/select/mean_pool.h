@@ -10,6 +10,10 @@ namespace tilewise::select {
 /// Errors  value (tile), memory.
 TILEWISE_API Scores mean_pool_scores(const Inputs& inputs, int tile, Context& context);
 
+/// The products alone, mean(q of row m) . mean(k of tile j), unscaled, for every pair of tiles: they rank as mean_pool_scores does, without its underflow.
+/// Errors: as there.
+TILEWISE_API Scores mean_pool_products(const Inputs& inputs, int tile, Context& context);
+
 /// The rows that scores of this mask are made on: on the key tiles where it is causal, else from slot 0.
 TILEWISE_API RowGrid score_rows(const Inputs& inputs, int tile);
 

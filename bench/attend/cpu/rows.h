@@ -255,7 +255,7 @@ inline Group rows_of(machine::cpu::Target target, Dtype dtype, int64_t head_dim,
     };
     add(std::move(row), Row::Figure::of_peak, -1, 0.80);
 
-    for (const char* const method : {"xattention", "mean_pool"}) {
+    for (const char* const method : {"xattention", "mean_pool", "minference", "flexprefill"}) {
       Row select;
       select.name = std::string("select ") + method;
       select.shape = longer->shape();

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/methods/minference.h"
+
+#include <set>
+
+#include "tests/methods/definition_testing.h"
+#include "tilewise/attend/attend.h"
+#include "tilewise/plan/count.h"
+#include "tilewise/plan/validate.h"
+
+namespace tilewise::method {
+namespace {
+
+using testing::Bits;
+using testing::TestProblem;
+using Options = MInferenceOptions;
+
+Plan plan_of(const Problem& problem, const Options& options) {
+  Context context;
+  const Plan plan = minference(problem, options, context).plan;
+  validate(plan, problem.mask);
+  return plan;
+}
+
+/// Sums over the last queries, from the definition.
+struct Sums {
+  std::vector<double> key, offset;
+};
+Sums sums_of(const TestProblem& test, int64_t b, int h, int64_t last) {
+  const int64_t sq = test.q.view.dim(2), sk = test.k.view.dim(2), dim = test.k.view.dim(3);
+  Sums sums{std::vector<double>(static_cast<size_t>(sk), 0.0), std::vector<double>(static_cast<size_t>(sk), 0.0)};
+  for (int64_t i = std::max<int64_t>(0, sq - last); i < sq; ++i) {
+    const int64_t token = i + sk - sq;
+    std::vector<double> p;
+    double total = 0;
+    for (int64_t j = 0; j <= token; ++j) {
+      double dot = 0;
+      for (int64_t d = 0; d < dim; ++d) dot += test.q.get(b, h, i, d) * test.k.get(b, test.head_kv(h), j, d);
+      p.push_back(std::exp(dot / std::sqrt(static_cast<double>(dim))));
+      total += p.back();
+    }
+    for (size_t j = 0; j < p.size(); ++j) {
+      sums.key[j] += p[j] / total;
+      sums.offset[static_cast<size_t>(token) - j] += p[j] / total;
+    }
+  }
+  return sums;
+}
+
+/// The `count` best, the first `forced` before all; how near the cut lies to the next value.
+std::set<int64_t> best(const std::vector<double>& values, int64_t count, int64_t forced, double& distance) {
+  std::vector<int64_t> order(values.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
+  const auto value = [&](int64_t i) { return i < forced ? HUGE_VAL : values[static_cast<size_t>(i)]; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return value(x) > value(y); });
+  count = std::min<int64_t>(count, static_cast<int64_t>(order.size()));
+  if (count > 0 && count < static_cast<int64_t>(order.size())) {
+    const double gap = value(order[static_cast<size_t>(count - 1)]) - value(order[static_cast<size_t>(count)]);
+    if (std::isfinite(gap)) distance = std::min(distance, gap);
+  }
+  return {order.begin(), order.begin() + count};
+}
+
+// Every pair on a chosen line is read; what else is read lies in a tile's length of a slash; columns and rows as the definition says.
+TEST(MInference, ReadsTheLinesOfTheLastQueries) {
+  const testing::OnReference on_reference;
+  unsigned seed = 300;
+  int64_t compared = 0, heads = 0;
+  for (const testing::Sizes& s : std::vector<testing::Sizes>{
+           {1, 4, 2, 300, 300, 16}, {2, 2, 1, 131, 131, 16}, {1, 2, 1, 65, 320, 16}, {1, 2, 2, 290, 260, 16}, {1, 2, 1, 1, 277, 16}}) {
+    for (const bool aligned : {false, true}) {
+      const TestProblem test(s, Dtype::f32, Mask::causal(), ++seed);
+      Options options;
+      options.vertical = 35;
+      options.slash = 60;
+      options.first = 3;
+      options.nearest = 20;
+      options.tile = 32;
+      options.aligned = aligned;
+      const Plan plan = plan_of(test.problem, options);
+      Bits read = testing::bits_of(*plan, true);
+      for (int64_t b = 0; b < s.batch; ++b) {
+        for (int h = 0; h < s.heads_q; ++h) {
+          double distance = HUGE_VAL;
+          const Sums sums = sums_of(test, b, h, 64);
+          const std::set<int64_t> vertical = best(sums.key, 35, 3, distance), slash = best(sums.offset, 60, 20, distance);
+          ++heads;
+          if (distance < 1e-6) continue;
+          ++compared;
+          for (int64_t q = 0; q < s.seqlen_q; ++q) {
+            const int64_t token = q + s.seqlen_k - s.seqlen_q, end = token / 32 * 32 + 32;
+            for (int64_t k = 0; k < s.seqlen_k; ++k) {
+              const bool is_read = read.at(b, h, q, k) != 0;
+              const bool is_on_line = token >= k && (vertical.count(k) != 0 || slash.count(token - k) != 0);
+              if (is_on_line) {
+                ASSERT_TRUE(is_read) << s << " head " << h << " query " << q << " key " << k;
+              }
+              if (!is_read || is_on_line) continue;
+              ASSERT_GE(token, k);
+              bool is_fill = false;  // within a tile of what some query of the row reads over an offset: unaligned, or in whole tiles
+              for (const int64_t o : slash) {
+                const int64_t more = aligned ? 31 : 0;
+                is_fill |= k >= end - 32 - o - more && k < std::max<int64_t>(end - o, 32) + 31 + more;
+              }
+              ASSERT_TRUE(is_fill) << s << " head " << h << " query " << q << " key " << k;
+            }
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GE(compared * 10, heads * 9);
+}
+
+TEST(MInference, ReadsASingleKeyWhereNoRunHoldsIt) {
+  const TestProblem test({1, 1, 1, 600, 600, 16}, Dtype::f32, Mask::causal(), 8);
+  Options options;
+  options.vertical = 60;
+  options.slash = 50;
+  options.nearest = 50;
+  options.first = 60;
+  const Plan plan = plan_of(test.problem, options);  // keys 0 to 59 and offsets 0 to 49
+  const plan::Runs picked = plan::runs_of(plan->by_query.picked, 0, 0, 1, 9), whole = plan::runs_of(plan->by_query.whole, 0, 0, 1, 9);
+  EXPECT_EQ(picked.count, 60);
+  EXPECT_EQ(whole.count, 0);
+  EXPECT_EQ(plan::runs_of(plan->by_query.masked, 0, 0, 1, 9).start[0], 640 - 64 - 49) << "unaligned";
+}
+
+// Oracle 5: as many lines as there are, or as many tiles, is dense.
+TEST(MInference, WithEverythingKeptIsDense) {
+  const TestProblem test({1, 2, 1, 150, 150, 16}, Dtype::f32, Mask::causal(), 3);
+  Context context;
+  const Bits dense = testing::bits_of(*plan_with("dense", test.problem, {}, context).plan, true);
+  for (const bool aligned : {false, true}) {
+    Options options;
+    options.aligned = aligned;
+    options.vertical = 0;
+    options.slash = 150;
+    EXPECT_TRUE(testing::bits_of(*plan_of(test.problem, options), true) == dense);
+    options.vertical = 150;
+    options.slash = 50;
+    EXPECT_TRUE(testing::bits_of(*plan_of(test.problem, options), true) == dense);
+  }
+  Options blocks;
+  blocks.pattern = Options::Pattern::block_sparse;
+  blocks.blocks = 3;
+  EXPECT_TRUE(testing::bits_of(*plan_of(test.problem, blocks), true) == dense);
+}
+
+TEST(MInference, BlockSparseKeepsTheBestProducts) {
+  unsigned seed = 900;
+  for (const testing::Sizes& s : testing::problem_sizes()) {
+    for (const int count : {0, 1, 3}) {
+      const TestProblem test(s, Dtype::f32, Mask::causal(), ++seed);
+      Options options;
+      options.pattern = Options::Pattern::block_sparse;
+      options.blocks = count;
+      options.tile = 16;
+      testing::expect_tiles(plan_of(test.problem, options), test, 16, [&](int64_t b, int h, size_t, int64_t q_first, int64_t q_last) {
+        testing::Choice choice;
+        const int64_t last_token = q_last - 1 + s.seqlen_k - s.seqlen_q;
+        if (last_token < 0 || s.seqlen_k == 0) return choice;
+        const auto mean = [&](const testing::TestTensor& x, int64_t head, int64_t first, int64_t last, int64_t d) {
+          double sum = 0;
+          for (int64_t t = first; t < last; ++t) sum += x.get(b, head, t, d);
+          return sum / static_cast<double>(last - first);
+        };
+        std::vector<double> products;
+        for (int64_t j = 0; j <= last_token / 16; ++j) {
+          double dot = 0;
+          for (int64_t d = 0; d < s.dim; ++d)
+            dot += mean(test.q, h, q_first, q_last, d) * mean(test.k, test.head_kv(h), j * 16, std::min<int64_t>(s.seqlen_k, j * 16 + 16), d);
+          products.push_back(dot);
+        }
+        choice.tiles = best(products, count, 0, choice.distance);
+        choice.tiles.insert(last_token / 16);
+        return choice;
+      });
+    }
+  }
+}
+
+TEST(MInference, GivesEachHeadItsPattern) {
+  const TestProblem test({1, 4, 2, 300, 300, 16}, Dtype::f32, Mask::causal(), 4);
+  const std::vector<Options::Head> heads = {{Options::Pattern::a_shape, {7, 90}},
+                                            {Options::Pattern::vertical_slash, {40, 60}},
+                                            {Options::Pattern::block_sparse, {2, 0}},
+                                            {Options::Pattern::a_shape, {20, 33}}};
+  Options mixed;
+  mixed.tile = 32;
+  mixed.nearest = 10;
+  mixed.heads = heads;
+  Bits together = testing::bits_of(*plan_of(test.problem, mixed), true);
+  for (int h = 0; h < 4; ++h) {
+    Options alone = mixed;
+    alone.heads.assign(4, heads[static_cast<size_t>(h)]);
+    Bits bits = testing::bits_of(*plan_of(test.problem, alone), true);
+    for (int64_t q = 0; q < 300; ++q) {
+      for (int64_t k = 0; k < 300; ++k) ASSERT_EQ(together.at(0, h, q, k), bits.at(0, h, q, k)) << h << " " << q << " " << k;
+    }
+  }
+  for (int64_t q = 0; q < 300; ++q) {
+    for (int64_t k = 0; k < 300; ++k) ASSERT_EQ(together.at(0, 0, q, k) != 0, q >= k && (q - k < 90 || k < 7));
+  }
+}
+
+TEST(MInference, AShapeEqualsTheMethodOfThatName) {
+  const TestProblem test({1, 2, 1, 300, 300, 16}, Dtype::f32, Mask::causal(), 4);
+  Options options;
+  options.pattern = Options::Pattern::a_shape;
+  options.init = 9;
+  options.local = 70;
+  Context context;
+  const Plan a_shape = plan_with("a_shape", test.problem, {{"init", int64_t{9}}, {"local", int64_t{70}}}, context).plan;
+  const Plan plan = plan_of(test.problem, options);
+  EXPECT_TRUE(testing::bits_of(*plan, true) == testing::bits_of(*a_shape, true));
+  EXPECT_EQ(reads(plan), reads(a_shape));
+  EXPECT_EQ(plan->dense_reads, a_shape->dense_reads);
+}
+
+TEST(MInference, RatioScalesTheSizes) {
+  const TestProblem test({1, 2, 1, 400, 400, 16}, Dtype::f32, Mask::causal(), 4);
+  Options doubled, plain;
+  doubled.vertical = 40;
+  doubled.slash = 70;
+  doubled.ratio = 2;
+  plain.vertical = 80;
+  plain.slash = 140;
+  EXPECT_TRUE(testing::bits_of(*plan_of(test.problem, doubled), true) == testing::bits_of(*plan_of(test.problem, plain), true));
+}
+
+TEST(MInference, RefusesHeadsThatDoNotFit) {
+  const TestProblem test({1, 2, 1, 40, 40, 16}, Dtype::f32, Mask::causal(), 4);
+  Context context;
+  const auto kind_of = [&](const std::vector<Options::Head>& heads) {
+    Options options;
+    options.heads = heads;
+    try {
+      minference(test.problem, options, context);
+    } catch (const Error& error) {
+      EXPECT_EQ(std::string(error.what()).rfind("minference: ", 0), 0u) << error.what();
+      return error.kind();
+    }
+    return Error::Kind::io;
+  };
+  EXPECT_EQ(kind_of({{}}), Error::Kind::value);
+  EXPECT_EQ(kind_of({{}, {Options::Pattern::a_shape, {4, 0}}}), Error::Kind::value);
+  EXPECT_EQ(kind_of({{}, {Options::Pattern::vertical_slash, {-1, 9}}}), Error::Kind::value);
+  EXPECT_EQ(kind_of({{}, {}}), Error::Kind::io) << "good ones pass";
+}
+
+}  // namespace
+}  // namespace tilewise::method

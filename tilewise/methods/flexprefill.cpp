@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/methods/flexprefill.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <optional>
+
+#include "tilewise/methods/problem.h"
+#include "tilewise/plan/make.h"
+#include "tilewise/prepare/pool.h"
+#include "tilewise/select/last_queries.h"
+#include "tilewise/select/lines.h"
+#include "tilewise/select/mean_pool.h"
+#include "tilewise/select/pack_rows.h"
+#include "tilewise/select/plan.h"
+
+namespace tilewise::method {
+namespace {
+
+/// What one head reads: row of tile m the tiles j with has_column[j], has_diagonal[m - j] or has_tile[m][j].
+struct HeadTiles {
+  std::vector<uint8_t> has_column, has_diagonal;  // [Tk]
+  std::vector<uint8_t> has_tile;                  // [Tq, Tk], or empty
+};
+
+/// Sums of neighbouring values, `tile` at a time.
+std::vector<float> pooled_sums(const float* values, int64_t size, int64_t tile) {
+  std::vector<float> sums(static_cast<size_t>((size + tile - 1) / tile), 0.0f);
+  for (int64_t i = 0; i < size; ++i) sums[static_cast<size_t>(i / tile)] += values[i];
+  return sums;
+}
+
+/// softmax over tiles of logit(mean query . mean key), on the pooled tensors.
+std::vector<double> mean_attention(const TensorView& query, const TensorView& keys, const select::Inputs& inputs) {
+  std::vector<double> p(static_cast<size_t>(keys.dim(2)));
+  for (size_t j = 0; j < p.size(); ++j) {
+    double dot = 0;
+    for (int64_t d = 0; d < keys.dim(3); ++d)
+      dot += static_cast<double>(query.at<float>(0, 0, 0, d)) * static_cast<double>(keys.at<float>(0, 0, static_cast<int64_t>(j), d));
+    dot *= static_cast<double>(inputs.softmax_scale);
+    const auto cap = static_cast<double>(inputs.softcap);
+    p[j] = cap > 0 ? cap * std::tanh(dot / cap) : dot;
+  }
+  const double most = *std::max_element(p.begin(), p.end());
+  double total = 0;
+  for (double& x : p) total += x = std::exp(x - most);
+  for (double& x : p) x /= total;
+  return p;
+}
+
+std::vector<uint8_t> marks_of(const std::vector<int32_t>& indices, size_t size) {
+  std::vector<uint8_t> marks(size, 0);
+  for (const int32_t i : indices) marks[static_cast<size_t>(i)] = 1;
+  return marks;
+}
+
+/// The best tiles of a map over all its rows, as long as their sum stays within `share` of all. Tiles outside the rows' sight hold 0.
+std::vector<uint8_t> best_of_map(const float* map, int64_t size, double share) {
+  const double total = std::accumulate(map, map + size, 0.0);
+  std::vector<uint8_t> marks(static_cast<size_t>(size), 0);
+  if (!std::isfinite(total)) {
+    std::fill(marks.begin(), marks.end(), uint8_t{1});
+    return marks;
+  }
+  std::vector<uint64_t> order;  // the value's bits, inverted, above the index: ascending is best first
+  for (int64_t i = 0; i < size; ++i) {
+    if (map[i] > 0) order.push_back(uint64_t{~std::bit_cast<uint32_t>(map[i])} << 32 | static_cast<uint64_t>(i));
+  }
+  std::sort(order.begin(), order.end());
+  double held = 0;
+  for (const uint64_t key : order) {
+    const auto i = static_cast<size_t>(key & 0xffffffffu);
+    held += static_cast<double>(map[i]);
+    if (held > share * total) break;
+    marks[i] = 1;
+  }
+  return marks;
+}
+
+}  // namespace
+
+int64_t count_cover(std::span<const float> values, double share) {
+  // By the exponent and the upper bits of the mantissa: only the values of one bucket, where the sum passes `share`, need sorting.
+  constexpr int kDropped = 19;
+  const auto bucket_of = [](float value) { return std::bit_cast<uint32_t>(value > 0 ? value : 0.0f) >> kDropped; };
+  constexpr size_t kBuckets = size_t{1} << (31 - kDropped);
+  std::array<double, kBuckets> sums{};
+  std::array<int64_t, kBuckets> counts{};
+  for (const float value : values) {
+    sums[bucket_of(value)] += static_cast<double>(value);
+    ++counts[bucket_of(value)];
+  }
+  double held = 0;
+  int64_t covered = 0;
+  const auto size = static_cast<int64_t>(values.size());
+  size_t bucket = kBuckets;
+  while (bucket > 0 && held + sums[bucket - 1] <= share) {
+    held += sums[--bucket];
+    covered += counts[bucket];
+  }
+  if (bucket > 0) {
+    std::vector<float> rest;
+    for (const float value : values) {
+      if (bucket_of(value) == bucket - 1) rest.push_back(value);
+    }
+    std::sort(rest.begin(), rest.end(), std::greater<float>());
+    for (const float value : rest) {
+      held += static_cast<double>(value);
+      if (held > share) break;
+      ++covered;
+    }
+  }
+  return std::min(covered + 1, size);
+}
+
+double jensen_shannon_distance(std::span<const double> p, std::span<const double> q) {
+  double divergence = 0;
+  for (size_t i = 0; i < p.size(); ++i) {
+    const double middle = (p[i] + q[i]) / 2;
+    if (p[i] > 0) divergence += p[i] * std::log(p[i] / middle) / 2;
+    if (q[i] > 0) divergence += q[i] * std::log(q[i] / middle) / 2;
+  }
+  return std::sqrt(std::max(divergence, 0.0));  // equal distributions may round below 0
+}
+
+Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, Context& context) {
+  check_ranges("flexprefill", options);
+  const select::Inputs inputs = inputs_of("flexprefill", problem);
+  refuse_orders("flexprefill", problem);
+  check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
+        "flexprefill: the mask is not plainly causal; its lines look back from a query, give Mask::causal()");
+  check(options.max_budget == 0 || options.max_budget >= options.min_budget, Error::Kind::value, "flexprefill: option max_budget is ",
+        options.max_budget, ", below min_budget ", options.min_budget, "; give at least that, or 0 for no limit");
+  const int64_t tile = options.tile, seqlen_k = inputs.seqlen_k(), heads = inputs.heads_q(), batch = inputs.batch();
+  const auto grid = select::RowGrid::on_key_tiles(inputs.seqlen_q(), seqlen_k, options.tile);
+  Planned planned;
+  if (seqlen_k <= std::max<int64_t>(2, options.min_budget) * tile || grid.rows() == 0) {
+    planned.plan = select::plan_of_mask(inputs.mask, inputs.mask, grid, batch, inputs.heads_q(), context);
+    return planned;
+  }
+
+  const select::LastQuerySums sums = select::last_query_sums("flexprefill", inputs, tile, context);
+  const int64_t tiles = (seqlen_k + tile - 1) / tile;
+  const Tensor mean_q = prepare::mean_pool(inputs.q.slice(2, inputs.seqlen_q() - sums.queries, sums.queries), options.tile, {}, context);
+  const Tensor mean_k = prepare::mean_pool(inputs.k, options.tile, {}, context);
+  std::vector<HeadTiles> chosen(static_cast<size_t>(batch * heads));
+  std::vector<uint8_t> asks_for_map(chosen.size(), 0);
+  context.parallel_for(batch * heads, [&](int64_t item, int) {
+    const int64_t b = item / heads, h = item % heads;
+    HeadTiles& head = chosen[static_cast<size_t>(item)];
+    std::array<std::vector<float>, 2> pooled;
+    std::array<int64_t, 2> counts{};
+    bool is_known = true;
+    for (size_t i = 0; i < 2; ++i) {
+      const TensorView& of = i == 0 ? sums.key.view : sums.offset.view;
+      std::vector<float> mean(&of.at<float>(b, h, 0), &of.at<float>(b, h, 0) + seqlen_k);
+      for (float& value : mean) {
+        value /= static_cast<float>(sums.queries);
+        is_known = is_known && std::isfinite(value);
+      }
+      pooled[i] = pooled_sums(mean.data(), seqlen_k, tile);
+      counts[i] = is_known ? count_cover(mean, static_cast<double>(options.gamma)) / tile + 1 : tiles;
+      counts[i] = std::max<int64_t>(counts[i], options.min_budget);
+      if (options.max_budget > 0 && is_known) counts[i] = std::min<int64_t>(counts[i], options.max_budget);
+    }
+    if (is_known && options.tau > 0) {
+      const std::vector<double> of_mean = mean_attention(mean_q.view.slice(0, b, 1).slice(1, h, 1),
+                                                         mean_k.view.slice(0, b, 1).slice(1, h * inputs.heads_kv() / heads, 1), inputs),
+                                of_queries(pooled[0].begin(), pooled[0].end());
+      if (jensen_shannon_distance(of_mean, of_queries) < static_cast<double>(options.tau)) {
+        asks_for_map[static_cast<size_t>(item)] = 1;
+        counts = {options.min_budget, options.min_budget};
+      }
+    }
+    // The first column and the diagonal come before all others, and count.
+    head.has_column = marks_of(select::largest(pooled[0].data(), tiles, counts[0], 1), pooled[0].size());
+    head.has_diagonal = marks_of(select::largest(pooled[1].data(), tiles, counts[1], 1), pooled[1].size());
+  });
+
+  if (std::find(asks_for_map.begin(), asks_for_map.end(), uint8_t{1}) != asks_for_map.end()) {
+    const select::Scores map = select::mean_pool_scores(inputs, options.tile, context);
+    context.parallel_for(batch * heads, [&](int64_t item, int) {
+      if (asks_for_map[static_cast<size_t>(item)] == 0) return;
+      chosen[static_cast<size_t>(item)].has_tile =
+          best_of_map(map.row(item / heads, item % heads, 0), grid.rows() * tiles, static_cast<double>(options.gamma));
+    });
+  }
+
+  PlanData data = select::begin_plan(inputs.mask, inputs.mask, grid, batch, inputs.heads_q(), context);
+  data.by_query = select::pack_rows(grid, batch, inputs.heads_q(), data, context, [&](int64_t b, int h, int64_t index, plan::PackedRow& row) {
+    const int64_t last_token = grid.last(index) - 1 + grid.offset();
+    if (last_token < 0) return;
+    const HeadTiles& head = chosen[static_cast<size_t>(b * heads + h)];
+    const int64_t m = last_token / tile;
+    std::vector<uint8_t> is_kept(static_cast<size_t>(tiles), 0);
+    for (int64_t j = 0; j <= m; ++j) {
+      is_kept[static_cast<size_t>(j)] = head.has_column[static_cast<size_t>(j)] | head.has_diagonal[static_cast<size_t>(m - j)];
+      if (!head.has_tile.empty()) is_kept[static_cast<size_t>(j)] |= head.has_tile[static_cast<size_t>(index * tiles + j)];
+    }
+    select::add_tiles(row, select::visible_keys(inputs.mask, h, b, grid, index, options.tile), is_kept, options.tile);
+  });
+  planned.plan = make_plan(std::move(data));
+  return planned;
+}
+
+}  // namespace tilewise::method

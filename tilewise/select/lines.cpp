@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/select/lines.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <numeric>
+
+#include "tilewise/select/pack_rows.h"
+
+namespace tilewise::select {
+
+std::vector<int32_t> largest(const float* values, int64_t size, int64_t count, int64_t forced) {
+  count = std::clamp<int64_t>(count, 0, size);
+  std::vector<int32_t> indices(static_cast<size_t>(count));
+  if (count == size) {
+    std::iota(indices.begin(), indices.end(), 0);
+    return indices;
+  }
+  if (count == 0) return indices;
+  // The bits of positive floats order as the floats do: one integer holds the value, inverted, above the index.
+  std::vector<uint64_t> keys(static_cast<size_t>(size));
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t bits = i < forced ? 0 : ~std::bit_cast<uint32_t>(values[i] > 0 ? values[i] : 0.0f);
+    keys[static_cast<size_t>(i)] = uint64_t{bits} << 32 | static_cast<uint64_t>(i);
+  }
+  const uint64_t last = [&] {
+    const auto nth = keys.begin() + static_cast<std::ptrdiff_t>(count - 1);
+    std::vector<uint64_t> order(keys);
+    const auto at = order.begin() + (nth - keys.begin());
+    std::nth_element(order.begin(), at, order.end());
+    return *at;
+  }();
+  size_t next = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    if (keys[static_cast<size_t>(i)] <= last) indices[next++] = static_cast<int32_t>(i);
+  }
+  return indices;
+}
+
+Lines best_lines(const float* key_sums, const float* offset_sums, int64_t seqlen_k, const LineCounts& counts) {
+  const auto is_finite = [&](const float* sums) { return std::all_of(sums, sums + seqlen_k, [](float x) { return std::isfinite(x); }); };
+  const bool is_known = is_finite(key_sums) && is_finite(offset_sums);
+  Lines lines;
+  lines.vertical = largest(key_sums, seqlen_k, is_known ? counts.vertical : 0, counts.first_keys);
+  lines.slash = largest(offset_sums, seqlen_k, is_known ? counts.slash : seqlen_k, counts.nearest_offsets);
+  return lines;
+}
+
+LineRows::LineRows(Lines lines, int tile, int64_t seqlen_k, Cover cover)
+    : lines_(std::move(lines)), tile_(tile), seqlen_k_(seqlen_k), cover_(cover), nearest_below_(static_cast<size_t>(seqlen_k), -1) {
+  for (const int32_t offset : lines_.slash) nearest_below_[static_cast<size_t>(offset)] = offset;
+  int32_t below = -1;
+  for (int32_t& offset : nearest_below_) offset = below = std::max(below, offset);
+}
+
+/// The ranges of the row that ends at token `end`, ascending and apart.
+template <class Body>
+void LineRows::for_ranges(int64_t end, Body&& body) const {
+  // The offset that reaches furthest back, of those that end behind key `after`.
+  const auto next_offset = [&](int64_t after) {
+    const int64_t below = std::min(end - after, seqlen_k_) - 1;
+    return below < 0 ? int64_t{-1} : int64_t{nearest_below_[static_cast<size_t>(below)]};
+  };
+  int64_t offset = next_offset(0);
+  if (offset < 0) return;
+  Range range{0, std::max(end - offset, tile_)};
+  range.first = range.last - tile_;
+  while ((offset = next_offset(range.last)) >= 0) {
+    const int64_t reach = end - offset;
+    if (reach > range.last + tile_) {
+      body(range);
+      range = {reach - tile_, reach};
+    } else {
+      range.last += tile_;
+    }
+  }
+  body(range);
+}
+
+void LineRows::set_row(int64_t first, int64_t last, plan::PackedRow& row) const {
+  if (last <= 0 || seqlen_k_ == 0) return;
+  first = std::max<int64_t>(first, 0);
+  const int64_t end = (last - 1) / tile_ * tile_ + tile_, seen = std::min(last, seqlen_k_);
+  auto vertical = lines_.vertical.begin();
+  const auto add_verticals = [&](int64_t before) {
+    for (; vertical != lines_.vertical.end() && *vertical < before; ++vertical)
+      add_run(row, *vertical <= first ? plan::Kind::picked : plan::Kind::masked, *vertical, *vertical + 1);
+  };
+  int64_t done = 0;  // keys below are dealt with: ranges rounded to tiles may overlap
+  for_ranges(end, [&](Range range) {
+    if (cover_ == Cover::aligned) range = {range.first / tile_ * tile_, (range.last + tile_ - 1) / tile_ * tile_};
+    const int64_t start = std::max(range.first, done), stop = std::min(range.last, seen);
+    if (start >= stop) return;
+    add_verticals(start);
+    while (vertical != lines_.vertical.end() && *vertical < stop) ++vertical;
+    // Keys up to the first query are seen by all; whole runs keep a length that one copy of a tile can fetch.
+    const int64_t untested = start + std::max<int64_t>(0, std::min(stop, first + 1) - start) / tile_ * tile_;
+    add_run(row, plan::Kind::whole, start, untested);
+    add_run(row, plan::Kind::masked, untested, stop);
+    done = stop;
+  });
+  add_verticals(seen);
+}
+
+}  // namespace tilewise::select
