@@ -7,6 +7,8 @@
 #include <limits>
 #include <random>
 
+#include "tilewise/attend/cpu/forward.h"
+#include "tilewise/attend/cpu/measure.h"
 #include "tilewise/attend/reference/axis.h"
 #include "tilewise/attend/reference/backward.h"
 #include "tilewise/attend/reference/forward.h"
@@ -19,7 +21,7 @@
 namespace tilewise::testing {
 namespace {
 
-constexpr int64_t kHeadDim = 8, kHeadDimV = 5;
+constexpr int64_t kHeadDim = 8, kHeadDimV = 16;
 
 /// The plan with one direction alone.
 Plan only(const Plan& plan, bool is_by_query) {
@@ -119,10 +121,11 @@ Tensor random_tensor(std::mt19937_64& rng, Dtype dtype, const Shape& shape) {
   Tensor tensor(host_memory(), dtype, shape);
   std::normal_distribution<double> normal;
   for (int64_t i = 0; i < shape.numel(); ++i) {
+    const auto value = static_cast<float>(normal(rng));  // in f64, too: a backend that computes in f32 gets the same numbers
     if (dtype == Dtype::f64)
-      static_cast<double*>(tensor.view.raw())[i] = normal(rng);
+      static_cast<double*>(tensor.view.raw())[i] = static_cast<double>(value);
     else
-      static_cast<float*>(tensor.view.raw())[i] = static_cast<float>(normal(rng));
+      static_cast<float*>(tensor.view.raw())[i] = value;
   }
   return tensor;
 }
@@ -231,6 +234,48 @@ void expect_attention(const System& system, const Dense& dense, const Plan& plan
   expect_near(dense.dv, dv.view, kGradientBound, name + " dv");
 }
 
+Tensor as_f32(const Tensor& wide) {
+  Tensor tensor(host_memory(), Dtype::f32, wide.view.shape());
+  for (int64_t i = 0; i < wide.view.numel(); ++i)
+    static_cast<float*>(tensor.view.raw())[i] = static_cast<float>(static_cast<const double*>(wide.view.raw())[i]);
+  return tensor;
+}
+
+// The CPU backend in f32: sums of at most 700 probabilities and values below 5, each off by a few 2^-24.
+constexpr double kCpuBound = 5e-6;
+
+void expect_cpu(const System& system, const Dense& dense, const Plan& plan, const std::string& where) {
+  Context context;
+  const std::string name = system.name + where + " on the CPU";
+  const Tensor q = as_f32(dense.q), k = as_f32(dense.k), v = as_f32(dense.v);
+  const Tensor out(host_memory(), Dtype::f32, dense.dout.view.shape()), lse(host_memory(), Dtype::f32, dense.dlse.view.shape());
+  const AttendParams params{.q = q.view, .k = k.view, .v = v.view, .out = out.view, .lse = lse.view, .plan = plan};
+  const auto refused = attend::cpu::refusal(params);
+  ASSERT_FALSE(refused.has_value()) << name << ": " << *refused;
+  ASSERT_EQ(attend::cpu::forward(params, context).pairs_read, reads(plan)) << name;
+  expect_near(dense.out, out.view, kCpuBound, name + " out");
+  expect_near(dense.lse, lse.view, kCpuBound, name + " lse");
+
+  const Tensor sum(host_memory(), Dtype::f32, lse.view.shape()), count(host_memory(), Dtype::f32, lse.view.shape());
+  attend::cpu::measure({.q = q.view, .k = k.view, .plan = plan, .lse = lse.view, .over = MeasureOver::query, .sum = sum.view, .count = count.view},
+                       context);
+  const PlanData& data = *plan;
+  std::vector<double> ones, counts;
+  for (int64_t b = 0; b < data.batch; ++b) {
+    for (int h = 0; h < kHeadsQ; ++h) {
+      const int64_t keys = data.seqlen_k + static_cast<int64_t>(pooled_keys(system, b, h).size());
+      for (int64_t query = 0; query < data.seqlen_q; ++query) {
+        int64_t seen = 0;
+        for (int64_t key = 0; key < keys; ++key) seen += system.reads(b, h, query, key) ? 1 : 0;
+        counts.push_back(static_cast<double>(seen));
+        ones.push_back(seen > 0 ? 1 : 0);
+      }
+    }
+  }
+  expect_near(counts, count.view, 0, name + " count");
+  expect_near(ones, sum.view, kCpuBound * 4, name + " probabilities");
+}
+
 }  // namespace
 
 void check_system(const System& system) {
@@ -242,9 +287,11 @@ void check_system(const System& system) {
   if (::testing::Test::HasFatalFailure()) return;
   const Dense dense = dense_of(system);
   expect_attention(system, dense, system.plan, "");
+  expect_cpu(system, dense, system.plan, "");
   Context context;
   const Plan both = complete(system.plan, context, 64);
   expect_attention(system, dense, only(both, false), " by key");
+  expect_cpu(system, dense, only(both, false), " by key");
   expect_attention(system, dense, only(both, true), " by query");
 }
 
