@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -108,10 +110,12 @@ class RandomPlanMaker {
       case MaskKind::sink_window: mask.bands = {band(3)}; break;
       case MaskKind::classes: mask.bands = {band(0), band(1), band(2), band(3)}; break;
       case MaskKind::spans: mask.spans = random_spans(); break;
-      case MaskKind::grid:
+      case MaskKind::grid: {
+        const auto axes = static_cast<int>(uniform(rng_, 1, 4));
         mask.first = uniform(rng_, 0, longest / 4);
-        mask.grids = {random_grid(mask.first), random_grid(mask.first)};
+        mask.grids = {random_grid(mask.first, axes), random_grid(mask.first, axes)};
         break;
+      }
     }
     const int64_t classes = mask.spans.has_value() ? mask.spans.dim(0) : static_cast<int64_t>(mask.bands.size() + mask.grids.size());
     if (classes > 1) {
@@ -120,28 +124,48 @@ class RandomPlanMaker {
     return mask;
   }
 
+  // Of each class and batch entry: documents, a prefix and a window, or anything; some queries see nothing.
   TensorView random_spans() {
     const int64_t batch = chance(rng_, 0.5) ? 1 : o_.batch;
     std::vector<int32_t> spans;
-    for (int64_t i = 0; i < 2 * batch * o_.seqlen_q; ++i) {
-      int32_t cuts[4];
-      for (int32_t& cut : cuts) cut = static_cast<int32_t>(uniform(rng_, 0, o_.seqlen_k));
-      std::sort(cuts, cuts + 4);
-      spans.insert(spans.end(), cuts, cuts + 4);
+    for (int64_t i = 0; i < 2 * batch; ++i) {
+      const int64_t form = uniform(rng_, 0, 2), prefix = uniform(rng_, 0, o_.seqlen_k);
+      int64_t start = 0, stop = uniform(rng_, 0, o_.seqlen_k);
+      for (int64_t query = 0; query < o_.seqlen_q; ++query) {
+        std::array<int64_t, 4> cuts{};
+        if (form == 0) {  // documents, each seen whole or up to the query
+          if (query >= stop) {
+            start = stop;
+            stop = uniform(rng_, stop, o_.seqlen_k);
+          }
+          cuts = {start, stop, 0, 0};
+        } else if (form == 1) {
+          const int64_t left = uniform(rng_, prefix, o_.seqlen_k);
+          cuts = {0, prefix, left, std::min(o_.seqlen_k, left + 20)};
+        } else {
+          for (int64_t& cut : cuts) cut = uniform(rng_, 0, o_.seqlen_k);
+          std::sort(cuts.begin(), cuts.end());
+        }
+        if (chance(rng_, 0.05)) cuts.fill(0);
+        spans.insert(spans.end(), cuts.begin(), cuts.end());
+      }
     }
     return plan_array(*plan_, {2, batch, o_.seqlen_q, 4}, spans);
   }
 
-  std::vector<Mask::Axis> random_grid(int64_t first) {
+  // `num_axes` axes whose cells fit behind `first`; some tokens are left over.
+  std::vector<Mask::Axis> random_grid(int64_t first, int num_axes) {
     std::vector<Mask::Axis> axes;
     int64_t cells = std::max<int64_t>(1, o_.seqlen_k - first - uniform(rng_, 0, o_.seqlen_k / 8));
-    for (int axis = 0; axis < 2; ++axis) {
+    for (int axis = 0; axis < num_axes; ++axis) {
       Mask::Axis a;
-      a.length = static_cast<int>(axis == 0 ? uniform(rng_, 1, std::max<int64_t>(1, cells / 4)) : std::max<int64_t>(1, cells / axes[0].length));
+      const auto most = static_cast<int64_t>(std::pow(static_cast<double>(cells), 1.0 / (num_axes - axis)) * 1.5);
+      a.length = static_cast<int>(axis + 1 < num_axes ? uniform(rng_, 1, std::clamp<int64_t>(most, 1, cells)) : cells);
       a.dilation = static_cast<int>(uniform(rng_, 1, std::max(1, a.length / 4)));
       a.window = static_cast<int>(uniform(rng_, 1, std::max(1, a.length / a.dilation)));
       a.stride = static_cast<int>(uniform(rng_, 1, a.window));
       a.is_causal = chance(rng_, 0.3);
+      cells /= a.length;
       axes.push_back(a);
     }
     return axes;
