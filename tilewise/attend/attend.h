@@ -8,7 +8,7 @@
 TILEWISE_BEGIN_PUBLIC
 
 /// out = softmax(softmax_scale * q k^T) v, over the keys that the plan's row reads. Shapes: AttendParams.
-/// Dtypes  q, k, v, out alike: f32 or bf16 (f64 and f16 on the reference). Scores, sums and lse are f32; lse is a natural log.
+/// Dtypes  q, k, v, out alike: f32, bf16 or f16 (f64 on the reference). Scores, sums and lse are f32; lse is a natural log.
 /// Edges   lengths may be ragged. A query row that sees no key gets out = 0 and lse = -inf (lse = sink logit where there is one).
 /// Errors  shape, dtype or device mismatch; a null plan or one made for other lengths; what no backend takes (with each one's reason).
 /// Runs    the first backend that takes the problem; never a dense fallback, and never the f64 reference unasked. TILEWISE_BACKEND=cpu or =reference

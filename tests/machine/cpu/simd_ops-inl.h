@@ -45,6 +45,15 @@ void round_trip(const float* in, uint16_t* bits, float* back, int n) {
   store_bf16_n(bits, load(in), n);
   store(back, load_bf16_n(bits, n));
 }
+void round_trip_f16(const float* in, uint16_t* bits, float* back, int n) {
+  store_f16_n(bits, load(in), n);
+  store(back, load_f16_n(bits, n));
+}
+bool power_of_product(const float* s, float scale, float m, float* out) {
+  Reach reach{broadcast(kExp2Offset), broadcast(kExp2Offset)};
+  store(out, exp2_of_product(load(s), broadcast(scale), broadcast(kExp2Offset - m), reach));
+  return has_strayed(reach);
+}
 #if TILEWISE_TARGET_LEVEL >= 3
 void pairs(const float* even, const float* odd, float* out) { store(out, narrow_pairs(load(even), load(odd))); }
 void dot(const float* acc, const float* a, const float* b, float* out) { store(out, dot_bf16(load(acc), load(a), load(b))); }
@@ -63,6 +72,8 @@ constexpr simd_test::Ops kOps{.width = kWidth,
                               .transpose = &turn,
                               .load_store_n = &load_store,
                               .bf16_round_trip = &round_trip,
+                              .f16_round_trip = &round_trip_f16,
+                              .exp2_of_product = &power_of_product,
 #if TILEWISE_TARGET_LEVEL >= 3
                               .narrow_pairs = &pairs,
                               .dot_bf16 = &dot,

@@ -202,6 +202,67 @@ TEST_P(Simd, Bf16RoundsAsTheScalarDoes) {
   }
 }
 
+// Every f16, what lies around the middle of two of them, and far outside.
+TEST_P(Simd, F16RoundTrip) {
+  std::vector<float> in{kNan, kInf, -kInf, 65519.0f, 65520.0f, -65536.0f, 1e30f, 0x1p-25f, 0x1.000002p-25f, 0x1.8p-24f, -0x1p-26f, 1e-40f};
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    f16 here, next;
+    here.bits = static_cast<uint16_t>(bits);
+    next.bits = static_cast<uint16_t>(bits + 1);
+    const auto low = static_cast<float>(here);
+    const float middle = bits + 1 < 0x7c00 ? 0.5f * (low + static_cast<float>(next)) : 65520.0f;
+    for (const float x : {low, middle, std::nextafter(middle, 0.0f), std::nextafter(middle, kInf)}) {
+      in.push_back(x);
+      in.push_back(-x);
+    }
+  }
+  while (in.size() % width != 0) in.push_back(1);
+  std::vector<uint16_t> bits(width);
+  std::vector<float> back(width);
+  for (size_t base = 0; base < in.size(); base += width) {
+    const int n = base / width % 3 == 0 ? 1 + static_cast<int>(base / width % width) : ops.width;
+    bits.assign(width, 0x1234);
+    ops.f16_round_trip(in.data() + base, bits.data(), back.data(), n);
+    for (size_t i = 0; i < width; ++i) {
+      if (i >= static_cast<size_t>(n)) {
+        ASSERT_EQ(bits[i], 0x1234);
+        ASSERT_EQ(back[i], 0);
+      } else if (std::isnan(in[base + i])) {
+        ASSERT_TRUE(std::isnan(back[i]));
+      } else {
+        ASSERT_EQ(bits[i], f16(in[base + i]).bits) << in[base + i];
+        ASSERT_EQ(std::bit_cast<uint32_t>(back[i]), std::bit_cast<uint32_t>(static_cast<float>(f16(in[base + i])))) << in[base + i];
+      }
+    }
+  }
+}
+
+TEST_P(Simd, Exp2OfProduct) {
+  std::vector<float> s(width), p(width);
+  double worst = 0;
+  for (int round = 0; round < 4000; ++round) {
+    const float m = static_cast<float>(round % 7 * 1000 - 3000), scale = 0.25f;
+    for (size_t i = 0; i < width; ++i) {
+      const double x = -111.9 + 126.8 * std::fmod(static_cast<double>(static_cast<size_t>(round) * width + i) * 0.61803398875, 1.0);
+      s[i] = static_cast<float>((x + static_cast<double>(m)) / static_cast<double>(scale));
+    }
+    ASSERT_FALSE(ops.exp2_of_product(s.data(), scale, m, p.data()));
+    for (size_t i = 0; i < width; ++i) {
+      const double exact = std::exp2(static_cast<double>(s[i]) * static_cast<double>(scale) - static_cast<double>(m));
+      worst = std::max(worst, std::fabs(static_cast<double>(p[i]) / exact - 1));
+    }
+  }
+  EXPECT_LE(worst, 3e-7);
+  for (const float stray : {-113.0f, 17.0f, 1000.0f, -1e6f, kInf, -kInf}) {
+    s.assign(width, 0.0f);
+    s[width - 1] = stray;
+    EXPECT_TRUE(ops.exp2_of_product(s.data(), 1, 0, p.data())) << stray;
+  }
+  s[width - 1] = kNan;
+  ops.exp2_of_product(s.data(), 1, 0, p.data());
+  EXPECT_TRUE(std::isnan(p[width - 1]));
+}
+
 TEST_P(Simd, PairsAndDot) {
   ASSERT_EQ(ops.dot_bf16 != nullptr, GetParam() == Target::avx512bf16);
   if (ops.dot_bf16 == nullptr) return;  // the other targets convert to f32

@@ -61,6 +61,7 @@ struct ForwardTable {
   /// keys is paid once for all. Each block's result is what it gives alone, bit for bit.
   void (*forward_f32)(const ForwardBlock* blocks, int count);
   void (*forward_bf16)(const ForwardBlock* blocks, int count);
+  void (*forward_f16)(const ForwardBlock* blocks, int count);
   /// Fills rows [first, last) of a v_pairs array from `seqlen_k` rows of values; null where the target does not read pairs.
   void (*pair_values)(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_dim_v, int64_t first, int64_t last, uint16_t* pairs);
 };
@@ -91,6 +92,7 @@ struct MeasureTable {
   size_t (*workspace_bytes)(int head_dim);
   void (*measure_f32)(const MeasureBlock& block);
   void (*measure_bf16)(const MeasureBlock& block);
+  void (*measure_f16)(const MeasureBlock& block);
 };
 
 namespace portable {

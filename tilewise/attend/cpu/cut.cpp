@@ -186,8 +186,8 @@ Plan with_by_query(const Plan& plan, Context& context) {
 }
 
 std::optional<std::string> refusal_of_operand(const char* name, const TensorView& view) {
-  if (view.dtype() != Dtype::f32 && view.dtype() != Dtype::bf16) {
-    return std::string(name) + " is " + std::string(tilewise::name(view.dtype())) + ", which is not built (has f32, bf16)";
+  if (view.dtype() != Dtype::f32 && view.dtype() != Dtype::bf16 && view.dtype() != Dtype::f16) {
+    return std::string(name) + " is " + std::string(tilewise::name(view.dtype())) + ", which is not built (has f32, bf16, f16)";
   }
   if (view.device().type != Device::Type::cpu) return std::string(name) + " is not on the CPU";
   const int64_t channels = view.dim(view.rank() - 1);

@@ -59,7 +59,7 @@ TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratc
       const int64_t element = strip.token[i] * block.v_stride;
       if constexpr (Dtype::kWidens) {
         float* const row = scratch + int64_t{i} * block.head_dim_v;
-        widen_row(v + element, block.head_dim_v, row);
+        widen_row<Dtype>(v + element, block.head_dim_v, row);
         strip.v[i] = row;
       } else {
         strip.v[i] = v + element;
@@ -266,8 +266,9 @@ void attend_strip(const Block& block, const Strip& strip, const Group& group, bo
 }
 
 // out = O / l, turned back to one row a query.
-template <class In, int V>
+template <class Dtype, int V>
 TILEWISE_INLINE void write_out(const ForwardBlock& forward, const Group& group) {
+  using In = typename Dtype::In;
   const int channels = forward.block.head_dim_v;
   In* const out = static_cast<In*>(forward.out) + group.first * forward.out_stride;
   for (int j = 0; j < V && j * kWidth < group.lanes; ++j) {
@@ -284,11 +285,7 @@ TILEWISE_INLINE void write_out(const ForwardBlock& forward, const Group& group) 
       transpose(rows);
       for (int i = 0; i < kWidth && j * kWidth + i < group.lanes; ++i) {
         In* const place = out + (j * kWidth + i) * forward.out_stride + d;
-        if constexpr (sizeof(In) == 4) {
-          store_n(place, rows[i], n);
-        } else {
-          store_bf16_n(place, rows[i], n);
-        }
+        Dtype::store_some(place, rows[i], n);
       }
     }
   }
@@ -330,9 +327,9 @@ void end_block(const ForwardBlock& forward, const Workspace& workspace, int inde
     const Group group = group_of(block, workspace, index, g);
     if (block.head_dim_v != 0) {
       if (group.lanes <= kWidth) {
-        write_out<typename Dtype::In, 1>(forward, group);
+        write_out<Dtype, 1>(forward, group);
       } else {
-        write_out<typename Dtype::In, kGroupVectors>(forward, group);
+        write_out<Dtype, kGroupVectors>(forward, group);
       }
     }
     for (int i = 0; i < group.lanes; ++i) {
@@ -376,6 +373,7 @@ extern const ForwardTable forward_table;
 const ForwardTable forward_table{.workspace_bytes = &workspace_bytes,
                                  .forward_f32 = &forward_blocks<PlainF32>,
                                  .forward_bf16 = &forward_blocks<Bf16>,
+                                 .forward_f16 = &forward_blocks<WidenedF16>,
 #if TILEWISE_TARGET_LEVEL >= 3
                                  .pair_values = &pair_values
 #else

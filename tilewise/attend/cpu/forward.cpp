@@ -216,7 +216,8 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
     forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_shift[i], row_sum[i]);
     forwards[at].workspace = static_cast<std::byte*>(worker.workspace.data());
   }
-  const auto run = call.params.q.dtype() == Dtype::bf16 ? call.table.forward_bf16 : call.table.forward_f32;
+  const Dtype dtype = call.params.q.dtype();
+  const auto run = dtype == Dtype::bf16 ? call.table.forward_bf16 : dtype == Dtype::f16 ? call.table.forward_f16 : call.table.forward_f32;
   if (is_shared) {
     run(forwards.data(), count);
   } else {

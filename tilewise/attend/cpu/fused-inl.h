@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // From keys to probabilities without a strip of scores between: each step's scores become probabilities in registers, by a maximum that is known
-// beforehand, so their instructions run beside the products of the next step. Where that guess fails the strip is done again, in two passes.
+// beforehand. Where that guess fails the strip is done again, in two passes.
 #include "tilewise/attend/cpu/strip-inl.h"
 
 namespace tilewise::attend::cpu::TILEWISE_TARGET {
@@ -9,7 +9,6 @@ namespace {
 
 // Logits as powers of two, less the lane's shift: beyond kSlack the shift is moved when the next strip begins.
 inline constexpr float kSlack = 8, kMostShift = 65536;
-inline constexpr int kPairs = kRows / 2;  // of rows, in a full step
 
 template <int V>
 struct Fused {
@@ -19,17 +18,19 @@ struct Fused {
   Vf sum[V];     // of p
   Vf norm[V];    // of p as the second product reads it
   Reach reach;
-  alignas(64) float raw[kRows * V * kWidth];  // scores of the last step
 };
 
 /// p of two neighbouring rows; rows behind `count` give 0. With the dot instruction the two share 32-bit units.
 template <class Op, int V>
-TILEWISE_INLINE void fused_pair(int i, int count, const float* raw, float* p, Fused<V>& fused) {
+TILEWISE_INLINE void fused_pair(int i, int count, const Vf (&raw_even)[V], const Vf (&raw_odd)[V], float* p, Fused<V>& fused) {
   TILEWISE_UNROLL
   for (int j = 0; j < V; ++j) {
-    const Vf even = exp2_of_product(load(raw + j * kWidth), fused.scale, fused.offset[j], fused.reach);
-    Vf odd = exp2_of_product(load(raw + (V + j) * kWidth), fused.scale, fused.offset[j], fused.reach);
-    if (i + 1 >= count) odd = zero();
+    Vf even = exp2_of_product(raw_even[j], fused.scale, fused.offset[j], fused.reach);
+    Vf odd = exp2_of_product(raw_odd[j], fused.scale, fused.offset[j], fused.reach);
+    if (i + 1 >= count) {
+      odd = zero();
+      if (i >= count) even = zero();
+    }
     const Vf both = add(even, odd);
     fused.sum[j] = add(fused.sum[j], both);
     if constexpr (Op::kPerUnit == 1) {
@@ -45,23 +46,16 @@ TILEWISE_INLINE void fused_pair(int i, int count, const float* raw, float* p, Fu
   }
 }
 
-/// Scores of rows [i, i + R) of the strip to fused.raw, and between them p of the `before` rows whose scores stand there. The first rows of a strip move the
-/// shift of lanes that have none yet, or one too small.
+/// p of rows [i, i + R) of the strip. The first rows of a strip move the shift of lanes that have none yet, or one too small.
 template <class Op, int R, int V>
-TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int before, int64_t units, const float* q, float* p, Fused<V>& fused) {
+TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const float* q, float* p, Fused<V>& fused) {
   const float* row[R];
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) row[r] = strip.k[i + r];
   Vf acc[R][V];
   clear(acc);
-  int64_t u = 0;
-  for (int pair = 0; pair < kPairs; ++pair) {
-    const int64_t stop = units * (pair + 1) / kPairs;
-    TILEWISE_UNROLL_BY_4
-    for (; u < stop; ++u) multiply_unit<Op>(acc, row, u, q);
-    if (2 * pair < before && i - before + 2 * pair < strip.count)
-      fused_pair<Op>(i - before + 2 * pair, strip.count, fused.raw + 2 * pair * V * kWidth, p, fused);
-  }
+  TILEWISE_UNROLL_BY_4
+  for (int64_t u = 0; u < units; ++u) multiply_unit<Op>(acc, row, u, q);
   if (i == 0) {
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) {
@@ -74,10 +68,7 @@ TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int before, int64_t u
     }
   }
   TILEWISE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    TILEWISE_UNROLL
-    for (int j = 0; j < V; ++j) store(fused.raw + (r * V + j) * kWidth, acc[r][j]);
-  }
+  for (int r = 0; r < R; r += 2) fused_pair<Op>(i + r, strip.count, acc[r], acc[r + 1], p, fused);
 }
 
 /// p[i][lane] = 2^(scale * k[i] . q[lane] - now[lane]) of a whole strip that has no test, and its sums. False where two passes must do it: scores are spread too
@@ -86,20 +77,15 @@ template <class Op, int V, class Ahead>
 TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* q, float* p, Fused<V>& fused, const Ahead& ahead) {
   for (int j = 0; j < V; ++j) fused.sum[j] = fused.norm[j] = zero();
   fused.reach = {broadcast(kExp2Offset), broadcast(kExp2Offset)};
-  int before = 0;
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i);
     ahead(i, step);
     if (step == kRows) {
-      fused_rows<Op, kRows>(strip, i, before, units, q, p, fused);
+      fused_rows<Op, kRows>(strip, i, units, q, p, fused);
     } else {
-      fused_rows<Op, kRowTail>(strip, i, before, units, q, p, fused);
+      fused_rows<Op, kRowTail>(strip, i, units, q, p, fused);
     }
     i += step;
-    before = step;
-  }
-  for (int r = 0; r < before && strip.padded - before + r < strip.count; r += 2) {
-    fused_pair<Op>(strip.padded - before + r, strip.count, fused.raw + r * V * kWidth, p, fused);
   }
   bool is_far = false;
   for (int j = 0; j < V; ++j) {

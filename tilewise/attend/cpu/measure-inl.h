@@ -212,6 +212,9 @@ void measure_block(const MeasureBlock& measure) {
 }  // namespace
 
 extern const MeasureTable measure_table;
-const MeasureTable measure_table{.workspace_bytes = &workspace_bytes, .measure_f32 = &measure_block<PlainF32>, .measure_bf16 = &measure_block<Bf16>};
+const MeasureTable measure_table{.workspace_bytes = &workspace_bytes,
+                                 .measure_f32 = &measure_block<PlainF32>,
+                                 .measure_bf16 = &measure_block<Bf16>,
+                                 .measure_f16 = &measure_block<WidenedF16>};
 
 }  // namespace tilewise::attend::cpu::TILEWISE_TARGET

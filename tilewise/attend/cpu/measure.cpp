@@ -212,7 +212,8 @@ MeasureBlock prepare_block(const Call& call, const QueryBlock& query, int tile_k
 }
 
 void run(const Call& call, const MeasureBlock& measure) {
-  (call.params.q.dtype() == Dtype::bf16 ? call.table.measure_bf16 : call.table.measure_f32)(measure);
+  const Dtype dtype = call.params.q.dtype();
+  (dtype == Dtype::bf16 ? call.table.measure_bf16 : dtype == Dtype::f16 ? call.table.measure_f16 : call.table.measure_f32)(measure);
 }
 
 // Blocks that write the same cells are one item; items of a head run longest first.

@@ -82,32 +82,46 @@ TILEWISE_INLINE const float* units_at(const void* base, int64_t element) {
   return reinterpret_cast<const float*>(static_cast<const In*>(base) + element);
 }
 
-/// How a dtype is computed: where q, k and v rows come from.
+/// How a dtype is computed: where q, k and v rows come from, and how out is written.
 struct PlainF32 {
   using In = float;
   using Op = F32;
   static constexpr bool kWidens = false;
+  TILEWISE_INLINE void store_some(In* p, Vf x, int n) { store_n(p, x, n); }
 };
-struct WidenedBf16 {  // rows are converted to f32 once per block and strip: at 64 queries about 3 % of the products' work
+// Widened rows are converted to f32 once per block and strip: at 64 queries about 3 % of the products' work.
+struct WidenedBf16 {
   using In = uint16_t;
   using Op = F32;
   static constexpr bool kWidens = true;
+  TILEWISE_INLINE Vf load_some(const In* p, int n) { return n >= kWidth ? load_bf16(p) : load_bf16_n(p, n); }
+  TILEWISE_INLINE void store_some(In* p, Vf x, int n) { store_bf16_n(p, x, n); }
+};
+struct WidenedF16 {
+  using In = uint16_t;
+  using Op = F32;
+  static constexpr bool kWidens = true;
+  TILEWISE_INLINE Vf load_some(const In* p, int n) { return n >= kWidth ? load_f16(p) : load_f16_n(p, n); }
+  TILEWISE_INLINE void store_some(In* p, Vf x, int n) { store_f16_n(p, x, n); }
 };
 #if TILEWISE_TARGET_LEVEL >= 3
 struct DotBf16 {
   using In = uint16_t;
   using Op = Bf16Dot;
   static constexpr bool kWidens = false;
+  TILEWISE_INLINE void store_some(In* p, Vf x, int n) { store_bf16_n(p, x, n); }
 };
 using Bf16 = DotBf16;
 #else
 using Bf16 = WidenedBf16;
 #endif
 
-TILEWISE_INLINE void widen_row(const uint16_t* row, int channels, float* out) {
-  int i = 0;
-  for (; i + kWidth <= channels; i += kWidth) store(out + i, load_bf16(row + i));
-  if (i < channels) store_n(out + i, load_bf16_n(row + i, channels - i), channels - i);
+template <class Dtype>
+TILEWISE_INLINE void widen_row(const typename Dtype::In* row, int channels, float* out) {
+  for (int i = 0; i < channels; i += kWidth) {
+    const int n = channels - i < kWidth ? channels - i : kWidth;
+    store_n(out + i, Dtype::load_some(row + i, n), n);
+  }
 }
 
 /// Whether rows of bf16 that start at `base` can be read 32 bits at a time.
@@ -121,7 +135,7 @@ TILEWISE_INLINE void find_keys(const Block& block, Strip& strip, float* scratch)
     const int64_t element = strip.token[i] * block.k_stride;
     if constexpr (Dtype::kWidens) {
       float* const row = scratch + int64_t{i} * block.head_dim;
-      widen_row(static_cast<const uint16_t*>(block.k) + element, block.head_dim, row);
+      widen_row<Dtype>(static_cast<const typename Dtype::In*>(block.k) + element, block.head_dim, row);
       strip.k[i] = row;
     } else if (is_copied) {
       float* const row = scratch + int64_t{i} * block.head_dim / Dtype::Op::kPerUnit;
@@ -208,8 +222,7 @@ TILEWISE_INLINE void pack_queries(const Block& block, const Group& group, int ve
   const float* from = reinterpret_cast<const float*>(rows);
   int64_t stride = block.q_stride / Dtype::Op::kPerUnit;
   if constexpr (Dtype::kWidens) {
-    for (int i = 0; i < group.lanes; ++i)
-      widen_row(reinterpret_cast<const uint16_t*>(rows) + i * block.q_stride, block.head_dim, scratch + i * units);
+    for (int i = 0; i < group.lanes; ++i) widen_row<Dtype>(rows + i * block.q_stride, block.head_dim, scratch + i * units);
     from = scratch;
     stride = units;
   } else if constexpr (Dtype::Op::kPerUnit == 2) {

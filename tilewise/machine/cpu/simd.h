@@ -15,6 +15,7 @@
 //   less_equal_i less equal is_nan  mask_and mask_of_bits  select
 //   reduce_add reduce_max transpose
 //   load_bf16 store_bf16 narrow_pairs  (and dot_bf16 where kHasDotBf16)
+//   load_f16 store_f16
 //   exp2 exp2_clamped exp2_of_product tanh: made of the above
 #include <cstdint>
 
@@ -86,7 +87,7 @@ TILEWISE_INLINE Vf exp2_clamped(Vf x) {
   return add_exponent(p, t);
 }
 
-/// The powers that exp2_of_product takes: 2^kLeastPower to 2^(kLeastPower + 128), of which the upper end is left out.
+/// The powers that exp2_of_product takes: 2^kLeastPower to 2^(kLeastPower + 127).
 inline constexpr int kLeastPower = -112;
 /// What it wants m taken from. At the magic number a sum's last bit is 1/32 (512 bits) or 1.
 inline constexpr float kExp2Magic = TILEWISE_TARGET_LEVEL >= 2 ? 393216.0f : 12582912.0f;  // 1.5 * 2^18, 1.5 * 2^23

@@ -106,6 +106,23 @@ TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
   for (int i = 0; i < n; ++i) whole[i] = p[i];
   return load_bf16(whole);
 }
+TILEWISE_INLINE Vf load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+TILEWISE_INLINE Vf load_f16_n(const uint16_t* p, int n) {
+  if (n >= 8) return load_f16(p);
+  uint16_t whole[8] = {};
+  for (int i = 0; i < n; ++i) whole[i] = p[i];
+  return load_f16(whole);
+}
+TILEWISE_INLINE void store_f16_n(uint16_t* p, Vf x, int n) {
+  const __m128i packed = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  if (n >= 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+    return;
+  }
+  uint16_t whole[8];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(whole), packed);
+  for (int i = 0; i < n; ++i) p[i] = whole[i];
+}
 TILEWISE_INLINE Vi round_to_bf16(Vf x) {
   const Vi u = _mm256_castps_si256(x);
   const Vi odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

@@ -107,6 +107,12 @@ TILEWISE_INLINE Vf load_bf16(const uint16_t* p) {
 TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16));
 }
+TILEWISE_INLINE Vf load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+TILEWISE_INLINE Vf load_f16_n(const uint16_t* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
+/// Rounded to f16 (nearest, ties to even); too large: infinity.
+TILEWISE_INLINE void store_f16_n(uint16_t* p, Vf x, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 /// The bits of x rounded to bf16 (nearest, ties to even), in the high half; the low half holds rubbish. NaN stays NaN.
 TILEWISE_INLINE Vi round_to_bf16(Vf x) {
   const Vi u = _mm512_castps_si512(x);

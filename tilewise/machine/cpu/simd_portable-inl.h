@@ -95,6 +95,27 @@ TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
   return (Vf)u;
 }
 TILEWISE_INLINE Vf load_bf16(const uint16_t* p) { return load_bf16_n(p, 4); }
+TILEWISE_INLINE Vf load_f16_n(const uint16_t* p, int n) {
+  // Exponent and fraction moved into place are the number times 2^-112, subnormals included; the largest exponent stands for infinity and NaN.
+  Vi u = {};
+  for (int i = 0; i < n && i < 4; ++i) u[i] = p[i];
+  const Vi magnitude = (u & 0x7fff) << 13;
+  const Vf number = (Vf)magnitude * broadcast(0x1p112f);
+  const Vf bits = select((Mask)(magnitude > 0x0f7fffff), (Vf)(magnitude | 0x7f800000), number);
+  return bits_or(bits, select((Mask)((u & 0x8000) != 0), broadcast(-0.0f), zero()));
+}
+TILEWISE_INLINE Vf load_f16(const uint16_t* p) { return load_f16_n(p, 4); }
+TILEWISE_INLINE void store_f16_n(uint16_t* p, Vf x, int n) {
+  using Vu = uint32_t __attribute__((vector_size(16)));
+  const Vu sign = ((Vu)x >> 16) & 0x8000u, u = (Vu)x & 0x7fffffffu;
+  // From 2^-14 on: the exponent moves by 112, and what rounds past the largest number is infinity. Below, adding 1/2 rounds to multiples of 2^-24.
+  const Vu normal = ((u + 0xfffu + ((u >> 13) & 1u)) >> 13) - (112u << 10);
+  const Vu bounded = (Vu)select((Mask)(normal > 0x7c00u), (Vf)broadcast_i(0x7c00), (Vf)normal);
+  const Vu tiny = (Vu)((Vf)u + broadcast(0.5f)) - 0x3f000000u;
+  const Vu finite = (Vu)select((Mask)(u < 0x38800000u), (Vf)tiny, (Vf)bounded);
+  const Vu bits = sign | (Vu)select(is_nan(x), (Vf)(0x7e00u | ((u >> 13) & 0x3ffu)), (Vf)finite);
+  for (int i = 0; i < n && i < 4; ++i) p[i] = static_cast<uint16_t>(bits[i]);
+}
 TILEWISE_INLINE Vi round_to_bf16(Vf x) {
   using Vu = uint32_t __attribute__((vector_size(16)));
   const Vu u = (Vu)x;

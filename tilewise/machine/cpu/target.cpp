@@ -44,7 +44,7 @@ Target detect() {
   const uint64_t saved = saved_state();
   const Registers seven = cpuid(7, 0);
   const bool has_ymm = (saved & 0x6u) == 0x6u;
-  if (!has_ymm || !has(one.c, 28) || !has(one.c, 12) || !has(seven.b, 5)) return Target::portable;  // AVX, FMA, AVX2
+  if (!has_ymm || !has(one.c, 28) || !has(one.c, 12) || !has(one.c, 29) || !has(seven.b, 5)) return Target::portable;  // AVX, FMA, F16C, AVX2
   const bool has_zmm = (saved & 0xe6u) == 0xe6u;
   if (!has_zmm || !has(seven.b, 16) || !has(seven.b, 17) || !has(seven.b, 30) || !has(seven.b, 31)) return Target::avx2;  // F, DQ, BW, VL
   return has(cpuid(7, 1).a, 5) ? Target::avx512bf16 : Target::avx512;
