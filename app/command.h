@@ -50,5 +50,6 @@ void add_doctor_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_methods_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
+void add_search_command(CLI::App& app);
 
 }  // namespace tilewise::app
