@@ -31,6 +31,7 @@ struct ProblemOptions {
   float softcap = 0;
   bool has_sink = false, has_out = true, has_lse = true;
   double sigma = 1;                       // of q and k; 4 makes nearly one-hot rows
+  Edge edge = Edge::padded;               // of q, k and v
 };
 
 struct ForwardProblem {
@@ -56,9 +57,9 @@ inline ForwardProblem make_problem(Rng& rng, const ProblemOptions& o) {
   f.plan = random_plan(rng, o.plan);
   const int64_t dim_v = o.head_dim_v == 0 ? o.head_dim : o.head_dim_v;
   const PlanOptions& p = o.plan;
-  f.q = random_normal(rng, o.dtype, {p.batch, p.heads_q, p.seqlen_q, o.head_dim}, o.layout, o.sigma);
-  f.k = random_normal(rng, o.dtype, {p.batch, p.heads_kv, p.seqlen_k, o.head_dim}, o.layout, o.sigma);
-  f.v = random_normal(rng, o.dtype, {p.batch, o.is_v_broadcast ? 1 : p.heads_kv, p.seqlen_k, dim_v}, o.layout);
+  f.q = random_normal(rng, o.dtype, {p.batch, p.heads_q, p.seqlen_q, o.head_dim}, o.layout, o.sigma, o.edge);
+  f.k = random_normal(rng, o.dtype, {p.batch, p.heads_kv, p.seqlen_k, o.head_dim}, o.layout, o.sigma, o.edge);
+  f.v = random_normal(rng, o.dtype, {p.batch, o.is_v_broadcast ? 1 : p.heads_kv, p.seqlen_k, dim_v}, o.layout, 1, o.edge);
   f.out = HostTensor(o.dtype, {p.batch, p.heads_q, p.seqlen_q, dim_v}, o.layout);
   f.lse = HostTensor(Dtype::f32, {p.batch, p.heads_q, p.seqlen_q}, o.layout);
   f.sink_logit = random_normal(rng, Dtype::f32, {p.heads_q});
@@ -158,8 +159,10 @@ inline DenseResult exact_forward(const ForwardProblem& problem) {
 
 /// Runs `forward` on the problem and compares out, lse and pairs_read with attend/reference; memory between the rows of the outputs must stay as it
 /// was.
+/// `logit_roundings`: adds to the bounds what so many roundings of the largest logit to f32 may move: the yardstick meets them by chance, which a few hundred
+/// problems do not show and thousands do.
 template <class Forward>
-void expect_forward(const ForwardProblem& problem, const Forward& forward, Context& context, const std::string& note) {
+void expect_forward(const ForwardProblem& problem, const Forward& forward, Context& context, const std::string& note, double logit_roundings = 0) {
   SCOPED_TRACE(note + ": " + describe(problem.options));
   problem.out.wipe();
   problem.lse.wipe();
@@ -168,13 +171,15 @@ void expect_forward(const ForwardProblem& problem, const Forward& forward, Conte
   EXPECT_EQ(ran.pairs_read, problem.plan.reads);
   const DenseResult exact = exact_forward(problem);
   const DenseResult in_dtype = dense_in_dtype(problem.plan, params);
+  const double logit_error = logit_roundings * 0x1p-24 * in_dtype.largest_logit;
   if (problem.options.has_out) {
     const double error = largest_difference(values_of(problem.out.view), exact.out);
-    EXPECT_LE(error, bound_of(in_dtype.out, exact.out, problem.options.dtype)) << "out";
+    const double of_logits = logit_error * largest_magnitude(values_of(problem.v.view));
+    EXPECT_LE(error, bound_of(in_dtype.out, exact.out, problem.options.dtype) + of_logits) << "out";
     EXPECT_TRUE(problem.out.gaps_are_untouched()) << "forward wrote outside of out";
   }
   if (problem.options.has_lse) {
-    EXPECT_LE(largest_difference(values_of(problem.lse.view), exact.lse), bound_of(in_dtype.lse, exact.lse, Dtype::f32)) << "lse";
+    EXPECT_LE(largest_difference(values_of(problem.lse.view), exact.lse), bound_of(in_dtype.lse, exact.lse, Dtype::f32) + logit_error) << "lse";
     EXPECT_TRUE(problem.lse.gaps_are_untouched()) << "forward wrote outside of lse";
   }
 }

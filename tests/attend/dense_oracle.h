@@ -16,6 +16,7 @@ namespace tilewise::attend::testing {
 struct DenseResult {
   std::vector<double> out, lse;  // [B, Hq, Sq, Dv], [B, Hq, Sq]
   std::vector<double> dq, dk, dv, dsink;  // filled by dense_gradients
+  double largest_logit = 0;  // magnitude, of dense_in_dtype
 };
 
 namespace dense {
@@ -196,6 +197,7 @@ inline DenseResult dense_in_dtype(const RandomPlan& plan, const AttendParams& p)
           if (p.softcap != 0) s[j] = p.softcap * std::tanh(s[j] / p.softcap);
           s[j] += std::log(static_cast<float>(keys.tokens[j].size()));
           largest = std::max(largest, s[j]);
+          result.largest_logit = std::max(result.largest_logit, static_cast<double>(std::fabs(s[j])));
         }
         const float shift = largest == minus_infinity ? 0 : largest;
         float total = sink == minus_infinity ? 0 : std::exp(sink - shift);

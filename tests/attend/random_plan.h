@@ -34,6 +34,8 @@ struct PlanOptions {
   bool has_order_q = false, has_order_k = false;  // random, with padding
   std::vector<int> pools = {};
   bool is_by_key = false;  // the pairs stand in by_key, by_query is empty
+  double empty_rows = 0.05;  // share of rows without a run
+  bool has_one_run = false;  // rows of one run at most, as long as they like
 };
 
 struct RandomPlan {
@@ -43,6 +45,7 @@ struct RandomPlan {
   std::vector<uint8_t> pairs;  // [B, Hq, Sq, slots]: query token x key slot, the mask applied
   std::vector<std::vector<int64_t>> tokens_k;  // [B * Hq] of slots_k: token of each slot, -1 padding
   int64_t reads = 0;  // pairs of real slots before the mask
+  std::vector<uint8_t> touched;  // [B, Hq, slots]: some row has a run that holds the key slot
 
   bool has(int64_t b, int64_t head, int64_t query, int64_t slot) const {
     return pairs[static_cast<size_t>(((b * plan->heads_q + head) * plan->seqlen_q + query) * slots + slot)] != 0;
@@ -78,6 +81,7 @@ class RandomPlanMaker {
     add_pools();
     result_.slots = static_cast<int64_t>(tokens_k_[0].size());
     result_.pairs.assign(static_cast<size_t>(o_.batch * o_.heads_q * o_.seqlen_q * result_.slots), 0);
+    result_.touched.assign(static_cast<size_t>(o_.batch * o_.heads_q * result_.slots), 0);
     make_lists(o_.is_by_key ? plan_->by_key : plan_->by_query);
     result_.plan = plan_;
     return std::move(result_);
@@ -277,7 +281,15 @@ class RandomPlanMaker {
 
   RowLists random_row(int64_t lb, int64_t g, int64_t first, int64_t last, const std::vector<int64_t>& part_ends) {
     RowLists row;
-    if (chance(rng_, 0.05)) return row;
+    if (chance(rng_, o_.empty_rows)) return row;
+    if (o_.has_one_run && part_ends.back() > 0) {
+      const int64_t start = uniform(rng_, 0, part_ends.back() - 1), end = *std::upper_bound(part_ends.begin(), part_ends.end(), start);
+      const int64_t length = (uniform(rng_, 1, end - start) + o_.grain - 1) / o_.grain * o_.grain;
+      Piece piece{start, std::min(end, start + (o_.has_stop ? length : o_.grain)), {}};
+      const int kind = is_valid(lb, g, first, last, piece, 0) ? 0 : 1;
+      if (is_valid(lb, g, first, last, piece, kind)) row.kinds[kind].push_back(std::move(piece));
+      return row;
+    }
     int64_t pos = 0;
     for (const int64_t end : part_ends) {
       while (true) {
@@ -315,6 +327,7 @@ class RandomPlanMaker {
             const int64_t qs = o_.is_by_key ? s : slot, ks = o_.is_by_key ? slot : s;
             for_all_readers(lb, g, [&](int64_t b, int64_t h) {
               const int64_t q = query_token(b, h, qs), k = key_token(b, h, ks);
+              result_.touched[static_cast<size_t>((b * o_.heads_q + h) * result_.slots + ks)] = 1;
               if (q < 0 || k < 0) return true;
               ++result_.reads;
               if (kind == 1 && !sees(b, h, q, k)) return true;

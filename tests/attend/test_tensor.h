@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -7,7 +10,9 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "tilewise/base/tensor.h"
@@ -57,11 +62,37 @@ void for_each_offset(const TensorView& view, const Body& body) {
   }
 }
 
+/// Bytes with pages on either side that nobody may touch; the bytes end at the one behind them, so that one byte too many stops the program.
+class GuardedBytes {
+ public:
+  explicit GuardedBytes(size_t bytes) : bytes_(bytes) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    mapped_ = (bytes + page - 1) / page * page + 2 * page;
+    void* const base = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<unsigned char*>(base);
+    if (mprotect(base_, page, PROT_NONE) != 0 || mprotect(base_ + mapped_ - page, page, PROT_NONE) != 0) throw std::bad_alloc();
+    data_ = base_ + mapped_ - page - bytes;
+  }
+  GuardedBytes(const GuardedBytes&) = delete;
+  GuardedBytes& operator=(const GuardedBytes&) = delete;
+  ~GuardedBytes() { munmap(base_, mapped_); }
+
+  std::span<unsigned char> span() const { return {data_, bytes_}; }
+
+ private:
+  unsigned char *base_ = nullptr, *data_ = nullptr;
+  size_t bytes_, mapped_ = 0;
+};
+
+/// Whether a tensor's elements may be followed by more of its own memory.
+enum class Edge { padded, guarded };  // guarded: the last element ends where a page begins that nobody may touch
+
 /// A tensor with memory of its own. Memory outside of its elements holds a pattern that gaps_are_untouched() looks for.
 class HostTensor {
  public:
   HostTensor() = default;
-  HostTensor(Dtype dtype, const Shape& shape, Layout layout = Layout::contiguous) {
+  HostTensor(Dtype dtype, const Shape& shape, Layout layout = Layout::contiguous, Edge edge = Edge::padded) {
     std::array<int64_t, Shape::kMaxRank> strides{};
     std::vector<int> order(static_cast<size_t>(shape.rank));  // axes from the slowest to the fastest
     for (int axis = 0; axis < shape.rank; ++axis) order[static_cast<size_t>(axis)] = axis;
@@ -73,30 +104,42 @@ class HostTensor {
       step *= shape[axis];
       if (layout == Layout::padded) step += 3 + static_cast<int64_t>(i);
     }
+    if (edge == Edge::guarded) {
+      int64_t last = 0;  // elements up to the end of the last one
+      for (int axis = 0; axis < shape.rank; ++axis) last += (shape[axis] - 1) * strides[static_cast<size_t>(axis)];
+      const auto guarded = std::make_shared<GuardedBytes>(shape.numel() == 0 ? 0 : static_cast<size_t>(last + 1) * size_of(dtype));
+      owner_ = guarded;
+      memory_ = guarded->span();
+      wipe();
+      view = TensorView(memory_.data(), dtype, shape, strides);
+      return;
+    }
     const size_t bytes = static_cast<size_t>(step + kGuard * 2) * size_of(dtype);
-    memory_ = std::make_shared<std::vector<unsigned char>>(bytes + 64, kPattern);
-    const size_t past_line = reinterpret_cast<uintptr_t>(memory_->data()) % 64;
-    unsigned char* const first = memory_->data() + (past_line == 0 ? 0 : 64 - past_line) + static_cast<size_t>(kGuard) * size_of(dtype);
+    const auto padded = std::make_shared<std::vector<unsigned char>>(bytes + 64, kPattern);
+    owner_ = padded;
+    memory_ = *padded;
+    const size_t past_line = reinterpret_cast<uintptr_t>(memory_.data()) % 64;
+    unsigned char* const first = memory_.data() + (past_line == 0 ? 0 : 64 - past_line) + static_cast<size_t>(kGuard) * size_of(dtype);
     view = TensorView(first, dtype, shape, strides);
   }
 
   /// Whether every byte that is not an element still holds the pattern.
   bool gaps_are_untouched() const {
-    std::vector<bool> is_element(memory_->size(), false);
+    std::vector<bool> is_element(memory_.size(), false);
     const size_t bytes = size_of(view.dtype());
-    const auto base = static_cast<size_t>(static_cast<const unsigned char*>(view.raw()) - memory_->data());
+    const auto base = static_cast<size_t>(static_cast<const unsigned char*>(view.raw()) - memory_.data());
     for_each_offset(view, [&](int64_t offset) {
       for (size_t i = 0; i < bytes; ++i) is_element[base + static_cast<size_t>(offset) * bytes + i] = true;
     });
-    for (size_t i = 0; i < memory_->size(); ++i) {
-      if (!is_element[i] && (*memory_)[i] != kPattern) return false;
+    for (size_t i = 0; i < memory_.size(); ++i) {
+      if (!is_element[i] && memory_[i] != kPattern) return false;
     }
     return true;
   }
   /// All bytes, to compare before and after.
-  std::vector<unsigned char> bytes() const { return *memory_; }
+  std::vector<unsigned char> bytes() const { return {memory_.begin(), memory_.end()}; }
   /// Every byte back to the pattern (as f32 and bf16 it is a NaN-free odd number).
-  void wipe() const { std::fill(memory_->begin(), memory_->end(), kPattern); }
+  void wipe() const { std::fill(memory_.begin(), memory_.end(), kPattern); }
 
   template <class... Index>
   double get(Index... index) const {
@@ -112,7 +155,8 @@ class HostTensor {
  private:
   static constexpr unsigned char kPattern = 0xa5;
   static constexpr int64_t kGuard = 64;  // elements before and after: a whole vector of overrun shows
-  std::shared_ptr<std::vector<unsigned char>> memory_;
+  std::shared_ptr<const void> owner_;
+  std::span<unsigned char> memory_;
 };
 
 inline HostTensor zeros(Dtype dtype, const Shape& shape, Layout layout = Layout::contiguous) {
@@ -123,8 +167,9 @@ inline HostTensor zeros(Dtype dtype, const Shape& shape, Layout layout = Layout:
   return tensor;
 }
 
-inline HostTensor random_normal(Rng& rng, Dtype dtype, const Shape& shape, Layout layout = Layout::contiguous, double sigma = 1) {
-  HostTensor tensor(dtype, shape, layout);
+inline HostTensor random_normal(Rng& rng, Dtype dtype, const Shape& shape, Layout layout = Layout::contiguous, double sigma = 1,
+                                Edge edge = Edge::padded) {
+  HostTensor tensor(dtype, shape, layout, edge);
   std::normal_distribution<double> normal(0, sigma);
   for_each_offset(tensor.view, [&](int64_t offset) { from_double(tensor.view, offset, normal(rng)); });
   return tensor;
