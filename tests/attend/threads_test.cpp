@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <stop_token>
 #include <thread>
 #include <vector>
 
@@ -84,6 +85,112 @@ TEST(AttendThreads, SixteenCallersShareOnePlanAndOnePool) {
     for (std::thread& caller : callers) caller.join();
     EXPECT_EQ(wrong, 0) << "calls whose bits differ from the serial run";
   }
+}
+
+// One plan of every part, 16 threads, 1,000 calls each; half of the callers share a pool of threads, the others run in their own.
+TEST(AttendThreads, SixteenThreadsCallAThousandTimesOnOnePlan) {
+  Rng rng(43);
+  ProblemOptions options;
+  options.plan = {.batch = 1, .seqlen_q = 17, .seqlen_k = 20, .heads_q = 2, .heads_kv = 1, .tile = 16, .mask = MaskKind::spans, .has_picked = true};
+  options.plan.has_rows = options.plan.has_order_q = options.plan.has_order_k = true;
+  options.plan.pools = {4};
+  options.head_dim = 8;
+  const ForwardProblem problem = make_problem(rng, options);
+  Context serial;
+  attend_forward(problem.params(), serial);
+  const std::vector<double> out = values_of(problem.out.view), lse = values_of(problem.lse.view);
+  const HostTensor sum(Dtype::f32, problem.lse.view.shape());
+  const auto measurement = [&](const HostTensor& lse_of, const HostTensor& sum_of) {
+    return MeasureParams{
+        .q = problem.q.view, .k = problem.k.view, .plan = problem.plan.plan, .lse = lse_of.view, .over = MeasureOver::query, .sum = sum_of.view};
+  };
+  measure(measurement(problem.lse, sum), serial);
+  const std::vector<double> sums = values_of(sum.view);
+
+  const auto pool = make_thread_pool(3);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> callers;
+  callers.reserve(16);
+  for (int caller = 0; caller < 16; ++caller) {
+    callers.emplace_back([&, caller] {
+      Context context;
+      if (caller % 2 == 0) context.executor = pool;
+      ForwardProblem own = problem;  // the same q, k, v and plan; outputs of its own
+      own.out = HostTensor(options.dtype, problem.out.view.shape());
+      own.lse = HostTensor(Dtype::f32, problem.lse.view.shape());
+      const HostTensor own_sum(Dtype::f32, problem.lse.view.shape());
+      for (int call = 0; call < 1000; ++call) {
+        if (call % 4 == 3) {
+          measure(measurement(problem.lse, own_sum), context);
+          if (values_of(own_sum.view) != sums) ++wrong;
+        } else {
+          own.out.wipe();
+          attend_forward(own.params(), context);
+          if (values_of(own.out.view) != out || values_of(own.lse.view) != lse) ++wrong;
+        }
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0) << "calls whose bits differ from the first run";
+}
+
+// Runs items in the caller's thread and asks for a stop in the middle of one; counts the items that start afterwards.
+class StoppingExecutor final : public Executor {
+ public:
+  explicit StoppingExecutor(int64_t stop_at) : stop_at_(stop_at) {}
+  int concurrency() const override { return 1; }
+  void run(int64_t count, FunctionRef<void(int64_t item, int worker)> body) override {
+    for (int64_t item = 0; item < count; ++item) {
+      if (started_ == stop_at_) source.request_stop();
+      ++started_;
+      body(item, 0);  // the look at the stop token that comes with it throws
+      if (source.stop_requested()) ++finished_after_stop;
+    }
+  }
+  std::stop_source source;
+  int finished_after_stop = 0;
+  int64_t started() const { return started_; }
+
+ private:
+  int64_t started_ = 0, stop_at_;
+};
+
+// A stop is seen before the next item, whichever of a call's phases it falls in; where it comes too late, the call ends as if there were none.
+TEST(AttendThreads, CancelledCallsStartNoFurtherItem) {
+  Rng rng(7);
+  ProblemOptions options;
+  options.plan = {.batch = 2, .seqlen_q = 300, .seqlen_k = 300, .heads_q = 4, .heads_kv = 2, .tile = 64, .has_order_q = true, .has_order_k = true};
+  options.plan.pools = {4};
+  options.head_dim = 16;
+  const ForwardProblem problem = make_problem(rng, options);
+  const HostTensor sum(Dtype::f32, problem.lse.view.shape());
+  const auto cancelled_at = [](int64_t stop_at, const auto& call) {
+    const auto executor = std::make_shared<StoppingExecutor>(stop_at);
+    Context context;
+    context.executor = executor;
+    context.cancel = executor->source.get_token();
+    try {
+      call(context);
+      EXPECT_LE(executor->started(), stop_at) << "ran on after a stop";
+      return false;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), Error::Kind::cancelled);
+      EXPECT_EQ(executor->finished_after_stop, 0);
+      EXPECT_LE(executor->started(), stop_at + 1);
+      return true;
+    }
+  };
+  const auto expect_stops = [&](const auto& call) {
+    int64_t stops = 0;
+    while (cancelled_at(stops, call)) ++stops;
+    return stops;
+  };
+  EXPECT_GT(expect_stops([&](Context& context) { attend_forward(problem.params(), context); }), 10);
+  EXPECT_GT(expect_stops([&](Context& context) {
+              measure({.q = problem.q.view, .k = problem.k.view, .plan = problem.plan.plan, .over = MeasureOver::query, .sum = sum.view}, context);
+            }),
+            10);
 }
 
 }  // namespace
