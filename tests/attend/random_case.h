@@ -54,7 +54,7 @@ inline ProblemOptions random_case_options(Rng& rng) {
   p.has_order_k = chance(rng, 0.35);
   if (chance(rng, 0.25)) p.pools = chance(rng, 0.5) ? std::vector<int>{static_cast<int>(one_of({2, 4, 7, 64}))} : std::vector<int>{2, 5, 16};
   p.is_by_key = chance(rng, 0.15);
-  o.dtype = static_cast<Dtype>(one_of({static_cast<int>(Dtype::f32), static_cast<int>(Dtype::bf16)}));
+  o.dtype = static_cast<Dtype>(one_of({static_cast<int>(Dtype::f32), static_cast<int>(Dtype::bf16), static_cast<int>(Dtype::f16)}));
   o.head_dim = one_of({8, 16, 24, 32, 64, 64, 72, 128, 256});
   o.head_dim_v = one_of({0, 0, 8, 40, 64, 128});
   o.is_v_broadcast = chance(rng, 0.2);
