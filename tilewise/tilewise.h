@@ -4,6 +4,7 @@
 // All that a program needs to make plans and run them. Checkpoints (tilewise::infer) are in tilewise/infer/model.h.
 #include "tilewise/attend/attend.h"
 #include "tilewise/attend/merge.h"
+#include "tilewise/attend/prepare.h"
 #include "tilewise/base/context.h"
 #include "tilewise/base/dtype.h"
 #include "tilewise/base/error.h"

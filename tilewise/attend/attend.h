@@ -17,7 +17,9 @@ TILEWISE_BEGIN_PUBLIC
 TILEWISE_API Ran attend_forward(const AttendParams& params, Context& context);
 
 /// Gradients of attend_forward in out and lse. Rows without a key have zero gradients.
-/// Errors  as attend_forward; a plan that lacks a direction which the backend needs.
+/// Dtypes  f32, bf16 or f16 (f64 on the reference); gradients are f32 sums, rounded once.
+/// Edges   a plan may have either direction: the other is made inside (O(runs) up to a logarithm), or once for many calls by attend_prepare.
+/// Errors  as attend_forward; a schedule made for another plan.
 /// Source  FlashAttention-2, arXiv 2307.08691, Algorithm 2.
 TILEWISE_API Ran attend_backward(const AttendBackwardParams& params, Context& context);
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tilewise/attend/checker.h"
+#include "tilewise/attend/schedule.h"
 #include "tilewise/plan/rows.h"
 
 namespace tilewise::attend {
@@ -193,6 +194,11 @@ Sizes check_operands(const Checker& c, const AttendParams& p) {
   }
   check_scalars(c, p.softmax_scale, p.softcap);
   check_plan(c, p.plan, sizes, p.in_slots);
+  if (p.schedule != nullptr) {
+    c.require(p.schedule->plan == p.plan, Kind::value, "schedule was made for another plan; give attend_prepare this one, or leave schedule null");
+    c.require(p.schedule->heads_kv == sizes.heads_kv, Kind::shape, "schedule was made for ", p.schedule->heads_kv, " heads of k, got k with ",
+              sizes.heads_kv, "; make it for this number");
+  }
   return sizes;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -8,6 +9,10 @@
 #include "tilewise/plan/plan.h"
 
 TILEWISE_BEGIN_PUBLIC
+
+struct ScheduleData;
+/// Made by attend_prepare (attend/prepare.h); null: none.
+using Schedule = std::shared_ptr<const ScheduleData>;
 
 /// Shapes: B batch, Hq and Hkv heads (Hkv divides Hq; query head h reads K/V head h * Hkv / Hq), Sq and Sk tokens, D and Dv channels.
 /// Tensors are in token order unless in_slots says else; the last axis is contiguous, other strides are free.
@@ -21,6 +26,7 @@ struct AttendParams {
   /// The caller has reordered q, k and v by the plan's orders, and gets out and lse so: Sq and Sk count slots, and the heads of k are a multiple of the
   /// groups of order_k. Padding slots are neither read nor written (their gradients are 0); pooled keys are made here all the same.
   bool in_slots = false;
+  Schedule schedule = {};                   // from attend_prepare, of this plan; null: made by each call that needs one
 };
 
 struct AttendBackwardParams {

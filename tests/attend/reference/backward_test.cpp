@@ -3,40 +3,10 @@
 
 #include <gtest/gtest.h>
 
-#include "tests/attend/attend_testing.h"
+#include "tests/attend/backward_testing.h"
 
 namespace tilewise::attend::testing {
 namespace {
-
-// One problem with its incoming gradients, in f64.
-struct BackwardProblem {
-  ForwardProblem forward;
-  HostTensor dout, dlse, dq, dk, dv, dsink_logit;
-  bool has_dlse = true;
-
-  AttendBackwardParams params() const {
-    AttendBackwardParams p{.forward = forward.params(), .dout = dout.view, .dq = dq.view, .dk = dk.view, .dv = dv.view};
-    if (has_dlse) p.dlse = dlse.view;
-    if (forward.options.has_sink) p.dsink_logit = dsink_logit.view;
-    return p;
-  }
-};
-
-BackwardProblem make_backward(Rng& rng, ProblemOptions options) {
-  options.has_out = options.has_lse = true;
-  BackwardProblem b;
-  b.forward = make_problem(rng, options);
-  Context context;
-  reference::forward(b.forward.params(), context);
-  b.dout = random_normal(rng, options.dtype, b.forward.out.view.shape(), options.layout);
-  b.dlse = random_normal(rng, Dtype::f32, b.forward.lse.view.shape(), options.layout);
-  b.dq = HostTensor(options.dtype, b.forward.q.view.shape(), options.layout);
-  b.dk = HostTensor(options.dtype, b.forward.k.view.shape(), options.layout);
-  b.dv = HostTensor(options.dtype, b.forward.v.view.shape(), options.layout);
-  b.dsink_logit = HostTensor(Dtype::f32, {options.plan.heads_q});
-  b.has_dlse = chance(rng, 0.6);
-  return b;
-}
 
 // lse goes in as f32: each probability is off by up to 2^-24 |lse| relative, and so is each term of a gradient.
 double bound(const std::vector<double>& exact, double largest_lse) { return (1e-10 + 0x1p-22 * (1 + largest_lse)) * (1 + largest_magnitude(exact)); }

@@ -133,6 +133,9 @@ TILEWISE_INLINE Vf narrow_pairs(Vf even, Vf odd) {
 /// 1 in every bf16.
 TILEWISE_INLINE Vf bf16_ones() { return _mm512_castsi512_ps(_mm512_set1_epi16(0x3f80)); }
 
+/// Two vectors rounded to bf16, one behind the other: 16-bit lane i holds low[i], lane 16 + i high[i].
+TILEWISE_INLINE Vf narrow(Vf low, Vf high) { return _mm512_castsi512_ps((Vi)_mm512_cvtne2ps_pbh(high, low)); }
+
 /// Copies n bf16 of two rows, one beside the other: out[2 i] = even[i], out[2 i + 1] = odd[i].
 TILEWISE_INLINE void interleave_bf16(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) {
   const Vi low =

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/prepare.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "tilewise/attend/schedule.h"
+#include "tilewise/plan/complete.h"
+#include "tilewise/plan/pack.h"
+#include "tilewise/plan/rows.h"
+
+namespace tilewise {
+inline namespace v0 {
+
+namespace {
+
+constexpr int kLanes = 64;
+
+bool has_picked_keys(const PlanData& plan) {
+  const RunList& picked = plan.by_query.picked;
+  if (!picked.has_runs() || picked.start.numel() == 0) return false;
+  const TensorView& count = picked.count;
+  for (int64_t b = 0; b < count.dim(0); ++b) {
+    for (int64_t g = 0; g < count.dim(1); ++g) {
+      for (int64_t row = 0; row < count.dim(2); ++row) {
+        if (count.at<int32_t>(b, g, row) > 0) return true;
+      }
+    }
+  }
+  return false;
+}
+
+// The plan whose by_key the backward walks. Picked keys are walked from their queries: as bits of by_key they would cost 8 to 29 times the products.
+Plan transposed(const Plan& plan, bool has_picked, Context& context) {
+  Plan result = plan;
+  if (has_picked) {
+    PlanData rest = plan::share(plan);
+    rest.by_query.picked = {};
+    rest.by_key = {};
+    result = std::make_shared<const PlanData>(std::move(rest));
+  }
+  // Rows of 64 keys are what a kernel holds: then fewer runs need bits.
+  if (!result->by_key.has_runs()) return complete(result, context, kLanes);
+  return result->by_key.tile < kLanes ? retile(result, context, 0, kLanes) : result;
+}
+
+int64_t slots_of(const plan::Runs& runs, int grain, int64_t axis_end) {
+  int64_t total = 0;
+  for (int i = 0; i < runs.count; ++i) total += plan::run_stop(runs, i, grain, axis_end) - runs.start[i];
+  return total;
+}
+
+void sort_blocks(std::vector<LaneBlock>& blocks, int64_t first) {
+  std::sort(blocks.begin() + first, blocks.end(), [](const LaneBlock& x, const LaneBlock& y) {
+    const int64_t work_x = x.work * x.lanes, work_y = y.work * y.lanes;
+    if (work_x != work_y) return work_x > work_y;
+    return x.head != y.head ? x.head < y.head : x.first < y.first;
+  });
+}
+
+void add_blocks(std::vector<LaneBlock>& blocks, int64_t b, int head, int64_t row, int64_t first, int64_t last, int64_t work) {
+  for (int64_t slot = first; slot < last; slot += kLanes) {
+    blocks.push_back({.b = static_cast<int32_t>(b),
+                      .head = head,
+                      .row = row,
+                      .first = static_cast<int32_t>(slot),
+                      .lanes = static_cast<int32_t>(std::min<int64_t>(kLanes, last - slot)),
+                      .offset = static_cast<int32_t>(slot - first),
+                      .work = work});
+  }
+}
+
+}  // namespace
+
+Schedule attend_prepare(const Plan& plan, int heads_kv, Context& context) {
+  check(plan != nullptr, Error::Kind::value, "attend_prepare: the plan is null; make one with a method or load one");
+  check(heads_kv >= 1 && plan->heads_q % heads_kv == 0, Error::Kind::value, "attend_prepare: heads_kv is ", heads_kv,
+        ", takes a divisor of the plan's ", plan->heads_q, " query heads");
+  auto schedule = std::make_shared<ScheduleData>();
+  schedule->plan = plan;
+  schedule->heads_kv = heads_kv;
+  const bool has_picked = has_picked_keys(*plan);
+  schedule->by_key = transposed(plan, has_picked, context);
+
+  const Lists& keys = schedule->by_key->by_key;
+  const Lists& queries = plan->by_query;
+  const int heads = plan->heads_q, group = heads / heads_kv;
+  const int64_t slots_k = plan::slots_k_with_pools(*plan), slots_q = plan::slots_q(*plan);
+  const int64_t rows_k = plan::num_rows(keys, slots_k), rows_q = plan::num_rows(queries, slots_q);
+  for (int64_t b = 0; b < plan->batch; ++b) {
+    for (int head = 0; head < heads_kv; ++head) {
+      context.check_cancel();
+      const auto first = static_cast<int64_t>(schedule->key_blocks.size()), first_picked = static_cast<int64_t>(schedule->picked_blocks.size());
+      schedule->first_key_block.push_back(first);
+      schedule->first_picked_block.push_back(first_picked);
+      for (int64_t row = 0; row < rows_k; ++row) {
+        int64_t work = 0;
+        for (int h = head * group; h < (head + 1) * group; ++h) {
+          for (const RunList* list : {&keys.whole, &keys.masked, &keys.picked})
+            work += slots_of(plan::runs_of(*list, b, h, heads, row), list->grain, slots_q);
+        }
+        add_blocks(schedule->key_blocks, b, head, row, plan::row_first(keys, row), plan::row_last(keys, row, slots_k), work);
+      }
+      for (int h = head * group; has_picked && h < (head + 1) * group; ++h) {
+        for (int64_t row = 0; row < rows_q; ++row) {
+          const int count = plan::runs_of(queries.picked, b, h, heads, row).count;
+          if (count > 0) add_blocks(schedule->picked_blocks, b, h, row, plan::row_first(queries, row), plan::row_last(queries, row, slots_q), count);
+        }
+      }
+      sort_blocks(schedule->key_blocks, first);
+      sort_blocks(schedule->picked_blocks, first_picked);
+    }
+  }
+  schedule->first_key_block.push_back(static_cast<int64_t>(schedule->key_blocks.size()));
+  schedule->first_picked_block.push_back(static_cast<int64_t>(schedule->picked_blocks.size()));
+  return schedule;
+}
+
+}  // namespace v0
+}  // namespace tilewise
