@@ -54,6 +54,7 @@ bool power_of_product(const float* s, float scale, float m, float* out) {
   store(out, exp2_of_product(load(s), broadcast(scale), broadcast(kExp2Offset - m), reach));
   return has_strayed(reach);
 }
+void logarithm(const float* x, float n, float* out) { store(out, log(load(x), broadcast(n))); }
 #if TILEWISE_TARGET_LEVEL >= 3
 void pairs(const float* even, const float* odd, float* out) { store(out, narrow_pairs(load(even), load(odd))); }
 void dot(const float* acc, const float* a, const float* b, float* out) { store(out, dot_bf16(load(acc), load(a), load(b))); }
@@ -74,6 +75,7 @@ constexpr simd_test::Ops kOps{.width = kWidth,
                               .bf16_round_trip = &round_trip,
                               .f16_round_trip = &round_trip_f16,
                               .exp2_of_product = &power_of_product,
+                              .log = &logarithm,
 #if TILEWISE_TARGET_LEVEL >= 3
                               .narrow_pairs = &pairs,
                               .dot_bf16 = &dot,

@@ -21,6 +21,7 @@ struct Ops {
   void (*bf16_round_trip)(const float* in, uint16_t* bits, float* back, int n);
   void (*f16_round_trip)(const float* in, uint16_t* bits, float* back, int n);
   bool (*exp2_of_product)(const float* s, float scale, float m, float* out);  // whether it strayed
+  void (*log)(const float* x, float n, float* out);
   void (*narrow_pairs)(const float* even, const float* odd, float* out);        // null without the dot instruction
   void (*dot_bf16)(const float* acc, const float* a, const float* b, float* out);
   void (*interleave)(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out);

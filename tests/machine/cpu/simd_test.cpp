@@ -263,6 +263,28 @@ TEST_P(Simd, Exp2OfProduct) {
   EXPECT_TRUE(std::isnan(p[width - 1]));
 }
 
+TEST_P(Simd, Log) {
+  std::vector<float> x(width), y(width);
+  for (const float n : {0.0f, 1.0f, -3.0f, 100.0f, -30000.0f, 30000.0f}) {
+    for (int round = 0; round < 3000; ++round) {
+      for (size_t i = 0; i < width; ++i) {
+        const double turn = std::fmod(static_cast<double>(static_cast<size_t>(round) * width + i) * 0.61803398875, 1.0);
+        x[i] = static_cast<float>(round % 2 == 0 ? std::exp2(turn * 30 - 15) : 1 + (turn - 0.5) * 0.1);
+      }
+      ops.log(x.data(), n, y.data());
+      for (size_t i = 0; i < width; ++i) {
+        const double exact = std::log(static_cast<double>(x[i])) + static_cast<double>(n) * std::log(2.0);
+        ASSERT_NEAR(y[i], exact, 1.5e-7 * (n == 0 ? std::fabs(exact) : 1 + std::fabs(exact))) << x[i] << " n " << n;
+      }
+    }
+  }
+  x.assign(width, kNan);
+  x[0] = kInf;
+  ops.log(x.data(), 5, y.data());
+  EXPECT_EQ(y[0], kInf);
+  EXPECT_TRUE(std::isnan(y[width - 1]));
+}
+
 TEST_P(Simd, PairsAndDot) {
   ASSERT_EQ(ops.dot_bf16 != nullptr, GetParam() == Target::avx512bf16);
   if (ops.dot_bf16 == nullptr) return;  // the other targets convert to f32

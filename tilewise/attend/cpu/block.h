@@ -46,11 +46,11 @@ struct Block {
 
 struct ForwardBlock {
   Block block;
-  float start_shift, start_sum;  // -infinity and 0; with a sink: its probability is start_sum * 2^start_shift, start_shift a whole number
+  float start_lse, start_shift,
+      start_sum;  // -infinity, -infinity and 0; with a sink: its logit, which is log(start_sum * 2^start_shift), start_shift a whole number
   void* out;                   // unused without values
   int64_t out_stride;
-  float* row_shift;            // [kBlockLanes] out: whole numbers; -infinity where no key was read
-  float* row_sum;              // [kBlockLanes] out: sum of 2^(logit * log2(e) - row_shift)
+  float* row_lse;              // [kBlockLanes] out, natural
   std::byte* workspace;        // workspace_bytes(), 64-byte aligned; of the first of several blocks
 };
 

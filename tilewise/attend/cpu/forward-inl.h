@@ -49,6 +49,13 @@ void pair_values(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_d
 }
 #endif
 
+// Where find_values will read a key's values.
+template <class Dtype>
+TILEWISE_INLINE const void* value_at(const Block& block, int32_t token) {
+  if (block.v_pairs != nullptr) return block.v_pairs + int64_t{token} * block.head_dim_v;
+  return static_cast<const typename Dtype::In*>(block.v) + token * block.v_stride;
+}
+
 // Points strip.v at what the second product reads: a row of values a key; with the dot instruction, a row of pairs [head_dim_v][2] a pair of keys.
 template <class Dtype>
 TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratch) {
@@ -235,17 +242,19 @@ TILEWISE_INLINE void attend_scores(const Block& block, const Strip& strip, const
   }
 }
 
-// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's rows for all: the next keys and, as the second
-// product runs down them in slices, the values. Probabilities are 2^(logit * log2(e) - shift) with a whole number for shift, so that scaling what came before
+// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's rows for all: it asks for the next
+// keys and for the values, and finds the values when they have come. Probabilities are 2^(logit * log2(e) - shift) with a whole number for shift, so that scaling what came before
 // by 2^(old shift - new shift) rounds nothing.
-template <class Op, int V>
-void attend_strip(const Block& block, const Strip& strip, const Group& group, bool is_first, bool is_fetching, float* scores) {
-  const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * 4;
+template <class Dtype, int V>
+void attend_strip(const Block& block, Strip& strip, const Group& group, bool is_first, bool is_fetching, const Workspace& workspace) {
+  using Op = typename Dtype::Op;
+  float* const scores = workspace.scores;
+  const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * static_cast<int64_t>(sizeof(typename Dtype::In));
   const auto ahead = [&](int i, int step) {
     if (!is_fetching) return;
     prefetch_keys(strip, i, step, units);
     if (value_bytes == 0) return;
-    for (int row = i / Op::kPerUnit; row * Op::kPerUnit < i + step && row * Op::kPerUnit < strip.count; ++row) prefetch(strip.v[row], value_bytes);
+    for (int row = i; row < i + step && row < strip.count; ++row) prefetch(value_at<Dtype>(block, strip.token[row]), value_bytes);
   };
   Fused<V> fused;
   fused.scale = broadcast(block.scale * kLog2E);
@@ -262,7 +271,9 @@ void attend_strip(const Block& block, const Strip& strip, const Group& group, bo
     store(group.sum + j * kWidth, fma(load(group.sum + j * kWidth), alpha[j], fused.sum[j]));
     store(group.norm + j * kWidth, fma(load(group.norm + j * kWidth), alpha[j], fused.norm[j]));
   }
-  if (block.head_dim_v != 0) add_values<Op>(strip, block.head_dim_v, scores, alpha, is_first, group.acc);
+  if (block.head_dim_v == 0) return;
+  if (is_fetching) find_values<Dtype>(block, strip, workspace.v);
+  add_values<Op>(strip, block.head_dim_v, scores, alpha, is_first, group.acc);
 }
 
 // out = O / l, turned back to one row a query.
@@ -332,9 +343,11 @@ void end_block(const ForwardBlock& forward, const Workspace& workspace, int inde
         write_out<Dtype, kGroupVectors>(forward, group);
       }
     }
-    for (int i = 0; i < group.lanes; ++i) {
-      forward.row_shift[group.first + i] = group.shift[i];
-      forward.row_sum[group.first + i] = group.sum[i];
+    const Vf start_shift = broadcast(forward.start_shift), start_sum = broadcast(forward.start_sum);
+    for (int j = 0; j < kGroupVectors && j * kWidth < group.lanes; ++j) {
+      const Vf shift = load(group.shift + j * kWidth), sum = load(group.sum + j * kWidth);
+      const Mask is_as_before = mask_and(equal(shift, start_shift), equal(sum, start_sum));  // no key, or none that counts
+      store(forward.row_lse + group.first + j * kWidth, select(is_as_before, broadcast(forward.start_lse), log(sum, shift)));
     }
   }
 }
@@ -350,16 +363,15 @@ void forward_blocks(const ForwardBlock* forwards, int count) {
   bool is_first = true;
   for (Cursor cursor; next_keys(shared, all_lanes, false, cursor, strip); is_first = false) {
     find_keys<Dtype>(shared, strip, workspace.k);
-    if (shared.head_dim_v != 0) find_values<Dtype>(shared, strip, workspace.v);
     for (int index = 0; index < count; ++index) {
       const Block& block = forwards[index].block;
       for (int g = 0; g < groups_of(block); ++g) {
         const Group group = group_of(block, workspace, index, g);
         const bool is_fetching = index == 0 && g == 0;
         if (group.lanes <= kWidth) {
-          attend_strip<typename Dtype::Op, 1>(block, strip, group, is_first, is_fetching, workspace.scores);
+          attend_strip<Dtype, 1>(block, strip, group, is_first, is_fetching, workspace);
         } else {
-          attend_strip<typename Dtype::Op, kGroupVectors>(block, strip, group, is_first, is_fetching, workspace.scores);
+          attend_strip<Dtype, kGroupVectors>(block, strip, group, is_first, is_fetching, workspace);
         }
       }
     }

@@ -30,7 +30,6 @@ constexpr machine::cpu::PerTarget<ForwardTable> kTables{{&portable::forward_tabl
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
 
 const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t token) {
   return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
@@ -91,7 +90,7 @@ Tensor pair_values(const TensorView& v, const ForwardTable& table, const std::ve
   const int64_t heads = v.dim(1), keys = v.dim(2), channels = v.dim(3);
   int64_t reads = 0;
   for (const QueryBlock& block : blocks) reads += block.keys - block.picked;  // picked keys seldom have their neighbour beside them
-  if (reads < 3 * v.dim(0) * heads * keys) return {};
+  if (reads < 8 * v.dim(0) * heads * keys) return {};
   const int64_t rows = (keys + 1) / 2;
   Tensor pairs(context.memory, Dtype::bf16, {v.dim(0), heads, rows, channels, 2});
   constexpr int64_t kRows = 1024;  // of an item
@@ -134,16 +133,8 @@ void copy_out(const Call& call, const QueryBlock& query, const BlockCut& cut, co
   }
 }
 
-float sink_of(const AttendParams& params, int head) { return params.sink_logit.has_value() ? params.sink_logit.at<float>(head) : -kInfinity; }
-
-float lse_of(const ForwardBlock& forward, int lane, float sink) {
-  const float shift = forward.row_shift[lane], sum = forward.row_sum[lane];
-  if (shift == forward.start_shift && sum == forward.start_sum) return sink;  // no key, or none that counts
-  return static_cast<float>(static_cast<double>(shift) * kLn2 + static_cast<double>(std::log(sum)));
-}
-
-// The block's problem, but for its workspace. `row_shift` and `row_sum`: [kBlockLanes].
-ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows, float* row_shift, float* row_sum) {
+// The block's problem, but for its workspace. `row_lse`: [kBlockLanes].
+ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows, float* row_lse) {
   const AttendParams& params = call.params;
   const Sizes& sizes = call.sizes;
   const TensorView &k = call.keys.k, &v = call.keys.v;
@@ -174,26 +165,26 @@ ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const Bloc
     forward.out_stride = rows.are_copied ? sizes.head_dim_v : params.out.stride(2);
   }
   // The sink is a logit that is there from the start.
-  const float sink = sink_of(params, query.head);
+  const float sink = params.sink_logit.has_value() ? params.sink_logit.at<float>(query.head) : -kInfinity;
   const double sink_log2 = static_cast<double>(sink) * kLog2E;
+  forward.start_lse = sink;
   forward.start_shift = static_cast<float>(std::round(sink_log2));
   forward.start_sum = sink == -kInfinity ? 0.0f : static_cast<float>(std::exp2(sink_log2 - std::round(sink_log2)));
-  forward.row_shift = row_shift;
-  forward.row_sum = row_sum;
+  forward.row_lse = row_lse;
   return forward;
 }
 
 // Asks for a block's queries while its keys are cut.
 void prefetch_queries(const TensorView& q, const QueryBlock& query) {
-  const auto bytes = q.dim(3) * static_cast<int64_t>(size_of(q.dtype()));
-  for (int i = 0; i < query.lanes; ++i) {
-    const auto* const row = static_cast<const std::byte*>(row_at(q, query.b, query.head, query.first + i));
+  const auto size = static_cast<int64_t>(size_of(q.dtype())), bytes = q.dim(3) * size, stride = q.stride(2) * size;
+  const auto* row = static_cast<const std::byte*>(row_at(q, query.b, query.head, query.first));
+  for (int i = 0; i < query.lanes; ++i, row += stride) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
   }
 }
 
 void attend_item(const Call& call, const QueryBlock* queries, int count, Worker& worker) {
-  float row_shift[kTogether][kBlockLanes], row_sum[kTogether][kBlockLanes];
+  float row_lse[kTogether][kBlockLanes];
   std::array<ForwardBlock, kTogether> forwards{};
   std::array<Rows, kTogether> rows;
   bool is_shared = true;
@@ -213,7 +204,7 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
                   static_cast<std::byte*>(worker.out.data()) + first * static_cast<size_t>(call.sizes.head_dim_v)};
       copy_queries(call, queries[i], cut, rows[at]);
     }
-    forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_shift[i], row_sum[i]);
+    forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_lse[i]);
     forwards[at].workspace = static_cast<std::byte*>(worker.workspace.data());
   }
   const Dtype dtype = call.params.q.dtype();
@@ -224,15 +215,19 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
     for (int i = 0; i < count; ++i) run(&forwards[static_cast<size_t>(i)], 1);
   }
 
-  const float sink = sink_of(call.params, queries[0].head);
   for (int i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
     const QueryBlock& query = queries[i];
     if (rows[at].are_copied) copy_out(call, query, worker.cuts[at], rows[at]);
-    if (!call.params.lse.has_value()) continue;
+    const TensorView& lse = call.params.lse;
+    if (!lse.has_value()) continue;
+    if (!has_order && lse.stride(2) == 1) {
+      std::memcpy(&lse.at<float>(query.b, query.head, query.first), row_lse[i], static_cast<size_t>(query.lanes) * sizeof(float));
+      continue;
+    }
     for (int lane = 0; lane < query.lanes; ++lane) {
       const int64_t place = call.place(query, worker.cuts[at], lane);
-      if (place >= 0) call.params.lse.at<float>(query.b, query.head, place) = lse_of(forwards[at], lane, sink);
+      if (place >= 0) lse.at<float>(query.b, query.head, place) = row_lse[i][lane];
     }
   }
 }

@@ -54,6 +54,12 @@ TILEWISE_INLINE bool any(Mask m) { return _mm256_movemask_ps(m) != 0; }
 TILEWISE_INLINE Vf add_exponent(Vf p, Vf t) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
+TILEWISE_INLINE void split_exponent(Vf x, Vf& m, Vf& e) {
+  const Vi bits = _mm256_castps_si256(x);
+  const Vi n = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x3f3504f3)), 23);
+  m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
+  e = _mm256_cvtepi32_ps(n);
+}
 /// p * 2^r, where r = round(x) <= 127; 0 for x below -126. NaN passes through p.
 TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
   const Vi exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(r), 23);

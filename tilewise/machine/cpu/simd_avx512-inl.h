@@ -62,6 +62,13 @@ TILEWISE_INLINE Vf power_of_32nds(Vf t) {
   const Vi n = _mm512_castps_si512(t);
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutex2var_epi32(low, n, high), _mm512_slli_epi32(n, 18)));
 }
+/// x = m * 2^e for a normal x above 0, m in [sqrt(1/2), sqrt(2)), e a whole number.
+TILEWISE_INLINE void split_exponent(Vf x, Vf& m, Vf& e) {
+  const Vi bits = _mm512_castps_si512(x);
+  const Vi n = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f3504f3)), 23);
+  m = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
+  e = _mm512_cvtepi32_ps(n);
+}
 TILEWISE_INLINE Vf round(Vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 /// p * 2^r for a whole number r; x is r too: other targets look at it.
 TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf) { return _mm512_scalef_ps(p, r); }

@@ -70,6 +70,12 @@ TILEWISE_INLINE Vf add_exponent(Vf p, Vf t) {
   using Vu = uint32_t __attribute__((vector_size(16)));
   return (Vf)((Vu)p + ((Vu)t << 23));
 }
+TILEWISE_INLINE void split_exponent(Vf x, Vf& m, Vf& e) {
+  using Vu = uint32_t __attribute__((vector_size(16)));
+  const Vi n = (Vi)((Vu)x - 0x3f3504f3u) >> 23;
+  m = (Vf)((Vu)x - ((Vu)n << 23));
+  e = __builtin_convertvector(n, Vf);
+}
 TILEWISE_INLINE Vf scale_exponent(Vf p, Vf r, Vf x) {
   const Mask is_tiny = (Mask)(x < broadcast(-126.0f));
   const Vf safe = select((Mask)(x >= broadcast(-126.0f)), r, zero());  // NaN and -inf must not reach the conversion
