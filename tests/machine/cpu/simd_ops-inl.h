@@ -50,9 +50,9 @@ void round_trip_f16(const float* in, uint16_t* bits, float* back, int n) {
   store(back, load_f16_n(bits, n));
 }
 bool power_of_product(const float* s, float scale, float m, float* out) {
-  Reach reach{broadcast(kExp2Offset), broadcast(kExp2Offset)};
-  store(out, exp2_of_product(load(s), broadcast(scale), broadcast(kExp2Offset - m), reach));
-  return has_strayed(reach);
+  const Vf offset = broadcast(kExp2Offset - m);
+  store(out, exp2_of_product(load(s), broadcast(scale), offset));
+  return strays(load(s), broadcast(scale), offset);
 }
 void logarithm(const float* x, float n, float* out) { store(out, log(load(x), broadcast(n))); }
 #if TILEWISE_TARGET_LEVEL >= 3

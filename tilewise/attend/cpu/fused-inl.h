@@ -17,7 +17,7 @@ struct Fused {
   Vf offset[V];  // kExp2Offset - now
   Vf sum[V];     // of p
   Vf norm[V];    // of p as the second product reads it
-  Reach reach;
+  Vf most[V], least[V];  // of the scores
 };
 
 /// p of two neighbouring rows; rows behind `count` give 0. With the dot instruction the two share 32-bit units.
@@ -25,8 +25,8 @@ template <class Op, int V>
 TILEWISE_INLINE void fused_pair(int i, int count, const Vf (&raw_even)[V], const Vf (&raw_odd)[V], float* p, Fused<V>& fused) {
   TILEWISE_UNROLL
   for (int j = 0; j < V; ++j) {
-    Vf even = exp2_of_product(raw_even[j], fused.scale, fused.offset[j], fused.reach);
-    Vf odd = exp2_of_product(raw_odd[j], fused.scale, fused.offset[j], fused.reach);
+    Vf even = exp2_of_product(raw_even[j], fused.scale, fused.offset[j]);
+    Vf odd = exp2_of_product(raw_odd[j], fused.scale, fused.offset[j]);
     if (i + 1 >= count) {
       odd = zero();
       if (i >= count) even = zero();
@@ -49,20 +49,20 @@ TILEWISE_INLINE void fused_pair(int i, int count, const Vf (&raw_even)[V], const
 /// p of rows [i, i + R) of the strip. The first rows of a strip move the shift of lanes that have none yet, or one too small.
 template <class Op, int R, int V>
 TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const float* q, float* p, Fused<V>& fused) {
-  const float* row[R];
-  TILEWISE_UNROLL
-  for (int r = 0; r < R; ++r) row[r] = strip.k[i + r];
   Vf acc[R][V];
   clear(acc);
-  TILEWISE_UNROLL_BY_4
-  for (int64_t u = 0; u < units; ++u) multiply_unit<Op>(acc, row, u, q);
-  if (i == 0) {
+  multiply_along<Op>(acc, strip.k + i, units, q);
+  TILEWISE_UNROLL
+  for (int r = 0; r < R; ++r) {
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) {
-      Vf most = acc[0][j];
-      TILEWISE_UNROLL
-      for (int r = 1; r < R; ++r) most = max(most, acc[r][j]);
-      most = mul(most, fused.scale);
+      fused.most[j] = max(fused.most[j], acc[r][j]);
+      fused.least[j] = min(fused.least[j], acc[r][j]);
+    }
+  }
+  if (i == 0) {
+    for (int j = 0; j < V; ++j) {
+      const Vf most = mul(fused.most[j], fused.scale);
       fused.now[j] = select(less(add(fused.now[j], broadcast(kSlack)), most), round(most), fused.now[j]);
       fused.offset[j] = sub(broadcast(kExp2Offset), fused.now[j]);
     }
@@ -75,8 +75,11 @@ TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const 
 /// wide, or lie far above the shift, or are not finite. p is rubbish then.
 template <class Op, int V, class Ahead>
 TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* q, float* p, Fused<V>& fused, const Ahead& ahead) {
-  for (int j = 0; j < V; ++j) fused.sum[j] = fused.norm[j] = zero();
-  fused.reach = {broadcast(kExp2Offset), broadcast(kExp2Offset)};
+  for (int j = 0; j < V; ++j) {
+    fused.sum[j] = fused.norm[j] = zero();
+    fused.most[j] = broadcast(-kInfinity);
+    fused.least[j] = broadcast(kInfinity);
+  }
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i);
     ahead(i, step);
@@ -87,12 +90,13 @@ TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* 
     }
     i += step;
   }
-  bool is_far = false;
+  bool is_out = false;
   for (int j = 0; j < V; ++j) {
     if constexpr (Op::kPerUnit == 1) fused.norm[j] = fused.sum[j];
-    is_far |= any(less(broadcast(kMostShift), fused.now[j])) || any(less(fused.now[j], broadcast(-kMostShift)));
+    is_out |= any(less(broadcast(kMostShift), fused.now[j])) || any(less(fused.now[j], broadcast(-kMostShift)));
+    is_out |= strays(fused.most[j], fused.scale, fused.offset[j]) || strays(fused.least[j], fused.scale, fused.offset[j]);
   }
-  return !is_far && !has_strayed(fused.reach);
+  return !is_out;
 }
 
 }  // namespace

@@ -158,10 +158,111 @@ TILEWISE_INLINE void walk(const MeasureBlock& measure, const Strip& strip, const
   }
 }
 
+// Probabilities per lane straight from the registers that scores are made in, for strips without a test whose steps each lie in one cell.
+inline constexpr int kMostCells = 8;  // of a strip
+
+template <int V>
+struct FusedCells {
+  int count = 0;
+  int32_t cell[kMostCells];
+  int keys[kMostCells];
+  Vf sum[kMostCells][V], most[kMostCells][V];  // of 2^(scale * s - shift), of s
+  Vf scale, shift[V], offset[V];               // shift: lse * log2(e), rounded to a whole number; offset: kExp2Offset - shift
+  Vf least[V];
+};
+
+// Notes the strip's cells; false where its steps or their number do not fit.
+template <int V>
+TILEWISE_INLINE bool find_cells(const Strip& strip, FusedCells<V>& fused) {
+  for (int i = 0; i < strip.padded;) {
+    const int step = step_of(strip.padded - i), stop = i + step < strip.count ? i + step : strip.count;
+    if (i >= stop || strip.cell[i] != strip.cell[stop - 1]) return false;
+    if (fused.count == 0 || fused.cell[fused.count - 1] != strip.cell[i]) {
+      if (fused.count == kMostCells) return false;
+      fused.cell[fused.count] = strip.cell[i];
+      fused.keys[fused.count++] = 0;
+    }
+    fused.keys[fused.count - 1] += stop - i;
+    i += step;
+  }
+  return true;
+}
+
+template <class Op, int R, int V>
+TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const float* q, FusedCells<V>& fused, Vf (&sum)[V], Vf (&most)[V]) {
+  Vf acc[R][V];
+  clear(acc);
+  multiply_along<Op>(acc, strip.k + i, units, q);
+  TILEWISE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    if (r > 0 && i + r >= strip.count) break;
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) {
+      most[j] = max(most[j], acc[r][j]);
+      fused.least[j] = min(fused.least[j], acc[r][j]);
+      sum[j] = add(sum[j], exp2_of_product(acc[r][j], fused.scale, fused.offset[j]));
+    }
+  }
+}
+
+// False where the two passes must do it, for all of the strip: nothing has been taken then.
+template <class Op, int V>
+TILEWISE_INLINE bool fuse_lanes(const MeasureBlock& measure, const Strip& strip, const Group& group) {
+  const Block& block = measure.block;
+  FusedCells<V> fused;
+  if (!(block.scale > 0) || !find_cells(strip, fused)) return false;
+  const int64_t units = block.head_dim / Op::kPerUnit;
+  fused.scale = broadcast(block.scale * kLog2E);
+  for (int j = 0; j < V; ++j) {
+    fused.least[j] = broadcast(kInfinity);
+    fused.shift[j] = round(mul(load(measure.lse + group.first + j * kWidth), broadcast(kLog2E)));
+    fused.offset[j] = sub(broadcast(kExp2Offset), fused.shift[j]);
+    if (any(less(broadcast(32768.0f), fused.shift[j])) || any(less(fused.shift[j], broadcast(-32768.0f)))) return false;
+  }
+  for (int c = 0, i = 0; c < fused.count; ++c) {
+    Vf sum[V], most[V];
+    for (int j = 0; j < V; ++j) {
+      sum[j] = zero();
+      most[j] = broadcast(-kInfinity);
+    }
+    for (const int stop = i + fused.keys[c]; i < stop;) {
+      const int step = step_of(strip.padded - i);
+      if (step == kRows) {
+        fused_rows<Op, kRows>(strip, i, units, group.q, fused, sum, most);
+      } else {
+        fused_rows<Op, kRowTail>(strip, i, units, group.q, fused, sum, most);
+      }
+      i += step;
+    }
+    for (int j = 0; j < V; ++j) {
+      fused.sum[c][j] = sum[j];
+      fused.most[c][j] = most[j];
+      if (any(is_nan(sum[j])) || strays(most[j], fused.scale, fused.offset[j])) return false;
+    }
+  }
+  for (int j = 0; j < V; ++j) {
+    if (strays(fused.least[j], fused.scale, fused.offset[j])) return false;
+  }
+  float sums[kGroupLanes], maxima[kGroupLanes], counts[kGroupLanes];
+  for (int c = 0; c < fused.count; ++c) {
+    for (int j = 0; j < V; ++j) {
+      const Vf factor =
+          exp2(fma(load(measure.lse + group.first + j * kWidth), broadcast(-kLog2E), fused.shift[j]));  // what rounding the shift changed
+      store(sums + j * kWidth, mul(fused.sum[c][j], factor));
+      store(maxima + j * kWidth, mul(exp2_of_product(fused.most[c][j], fused.scale, fused.offset[j]), factor));
+      store(counts + j * kWidth, broadcast(static_cast<float>(fused.keys[c])));
+    }
+    measure.take(measure.state, group.first, group.lanes, fused.cell[c], sums, maxima, counts);
+  }
+  return true;
+}
+
 // One strip for one group of lanes: scores, then what is asked of them.
 template <class Op, int V>
 void measure_strip(const MeasureBlock& measure, const Strip& strip, const Group& group, float* scores) {
   const Block& block = measure.block;
+  const bool is_plain = !strip.is_partial && block.softcap == 0 && measure.lse != nullptr && measure.key_bias == nullptr;
+  if (is_plain && measure.walk == MeasureWalk::lanes && fuse_lanes<Op, V>(measure, strip, group)) return;
   Vf unused[V];
   for (int j = 0; j < V; ++j) unused[j] = zero();
   score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, unused, [](int, int) {});

@@ -32,20 +32,6 @@ inline constexpr int kRowTail = 4;                       // rows are padded to a
 inline constexpr int kGroupVectors = 2;                  // vectors of lanes that run together
 inline constexpr int kGroupLanes = kGroupVectors * kWidth;
 
-/// acc[i][j] += rows[i][u] * lanes[u][j]
-template <class Op, int R, int V>
-TILEWISE_INLINE void multiply_unit(Vf (&acc)[R][V], const float* const (&rows)[R], int64_t u, const float* lanes) {
-  Vf b[V];
-  TILEWISE_UNROLL
-  for (int j = 0; j < V; ++j) b[j] = load(lanes + (u * V + j) * kWidth);
-  TILEWISE_UNROLL
-  for (int i = 0; i < R; ++i) {
-    const Vf a = broadcast_at(rows[i] + u);
-    TILEWISE_UNROLL
-    for (int j = 0; j < V; ++j) acc[i][j] = Op::multiply_add(acc[i][j], a, b[j]);
-  }
-}
-
 /// acc[i][j] += sum over u of rows[i][u] * lanes[u][j]: each row is read along itself.
 template <class Op, int R, int V>
 TILEWISE_INLINE void multiply_along(Vf (&acc)[R][V], const float* const* rows, int64_t units, const float* lanes) {
@@ -53,7 +39,17 @@ TILEWISE_INLINE void multiply_along(Vf (&acc)[R][V], const float* const* rows, i
   TILEWISE_UNROLL
   for (int i = 0; i < R; ++i) row[i] = rows[i];
   TILEWISE_UNROLL_BY_4
-  for (int64_t u = 0; u < units; ++u) multiply_unit<Op>(acc, row, u, lanes);
+  for (int64_t u = 0; u < units; ++u) {
+    Vf b[V];
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) b[j] = load(lanes + (u * V + j) * kWidth);
+    TILEWISE_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const Vf a = broadcast_at(row[i] + u);
+      TILEWISE_UNROLL
+      for (int j = 0; j < V; ++j) acc[i][j] = Op::multiply_add(acc[i][j], a, b[j]);
+    }
+  }
 }
 
 /// acc[i][j] += sum over t of rows[t][i] * lanes[t][j]: R neighbouring units of each row.

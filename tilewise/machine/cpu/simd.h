@@ -93,20 +93,13 @@ inline constexpr int kLeastPower = -112;
 inline constexpr float kExp2Magic = TILEWISE_TARGET_LEVEL >= 2 ? 393216.0f : 12582912.0f;  // 1.5 * 2^18, 1.5 * 2^23
 inline constexpr float kExp2Offset = kExp2Magic - kLeastPower;
 
-/// How far the sums with kExp2Offset went.
-struct Reach {
-  Vf most, least;
-};
-
 /// 2^(s * scale - m) for a whole number m, at most 2^16 either way, given as offset = kExp2Offset - m. Relative error 1.5e-7 with 512 bits, else 2.2e-7.
-/// Where the power is out of range the result is rubbish and `reach` remembers it: has_strayed(reach). NaN stays NaN.
+/// Where the power is out of range the result is rubbish: ask strays() of the least and the largest s. NaN stays NaN.
 /// With 512 bits it is 2^(n / 32), n the nearest, from a table in two registers, times a polynomial of degree 2 (5.3e-8 on [-1/64, 1/64]): that spares two of
 /// the instructions that multiply.
-TILEWISE_INLINE Vf exp2_of_product(Vf s, Vf scale, Vf offset, Reach& reach) {
+TILEWISE_INLINE Vf exp2_of_product(Vf s, Vf scale, Vf offset) {
   const Vf t = fma(s, scale, offset);
   const Vf r = fma(s, scale, sub(offset, t));  // what rounding t left over, with one rounding of its own
-  reach.most = max(reach.most, t);  // not by integer instructions, fewer by one: those may go where products wait
-  reach.least = min(reach.least, t);
 #if TILEWISE_TARGET_LEVEL >= 2
   const Vf power = power_of_32nds(t);
   const Vf slope = fma(broadcast(0.24022886157035828f), r, broadcast(0.6931573152542114f));
@@ -122,8 +115,10 @@ TILEWISE_INLINE Vf exp2_of_product(Vf s, Vf scale, Vf offset, Reach& reach) {
   return add_exponent(p, t);
 #endif
 }
-TILEWISE_INLINE bool has_strayed(const Reach& reach) {
-  return any(less(reach.least, broadcast(kExp2Magic))) || any(less(broadcast(kExp2Magic + 127), reach.most));
+/// Whether some lane of s lies outside what exp2_of_product takes. NaN does not.
+TILEWISE_INLINE bool strays(Vf s, Vf scale, Vf offset) {
+  const Vf t = fma(s, scale, offset);
+  return any(less(t, broadcast(kExp2Magic))) || any(less(broadcast(kExp2Magic + 127), t));
 }
 
 /// Natural logarithm of x * 2^n for a normal x above 0 and a whole number n, |n| <= 2^15. Error 1e-7 of the result, 1e-7 where it is small. NaN and infinity stay.
