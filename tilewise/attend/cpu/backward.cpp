@@ -33,8 +33,11 @@ constexpr machine::cpu::PerTarget<ForwardTable> kForwardTables{{&portable::forwa
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896341f;
-constexpr int64_t kWaveBytes = int64_t{256} << 20;  // of sums and copies of the heads that run together
-constexpr int64_t kChunk = 256;                     // rows of an item before and after the products
+// Of sums and copies of the heads that run together: small, so that they are used again while they are in the cache and their pages are there; larger only
+// where so few heads would not keep all threads busy.
+constexpr int64_t kWaveBytes = int64_t{16} << 20, kMostWaveBytes = int64_t{256} << 20;
+constexpr int64_t kItems = 32;  // of each thread in a wave
+constexpr int64_t kChunk = 256;  // rows of an item before and after the products
 
 const std::byte* row_at(const TensorView& view, int64_t b, int64_t head, int64_t token) {
   return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
@@ -61,7 +64,7 @@ void widen_rows(const TensorView& view, int64_t b, int64_t head, int64_t first, 
 // An operand as the kernels read it: the caller's memory, or a copy in the computing dtype for the heads of a wave.
 struct Operand {
   const TensorView* source = nullptr;
-  Tensor copy;   // [domains, heads of each, S, D], or absent
+  Tensor copy;  // [domains, heads of each, S, D], or absent
   Tensor pairs;  // [domains, heads of each, ceil(S / 2), D, 2], or absent
   int heads = 1;  // of q's or k's in each domain
 
@@ -82,9 +85,10 @@ struct Call {
   const BackwardTable& table;
   const ForwardTable& forward_table;
   Context& context;
-  Dtype dtype;      // that is computed in
-  int group;        // heads of q for each of k
-  bool has_pairs;   // q and dout are worth pairing
+  Dtype dtype;  // that is computed in
+  int group;  // heads of q for each of k
+  bool has_pairs;  // q and dout are worth pairing
+  bool is_direct;  // rows of dk and dv are done with their block of keys: nothing is added to them later
   float scale;
 
   int64_t b_of(int64_t domain) const { return domain / sizes.heads_kv; }
@@ -92,12 +96,14 @@ struct Call {
   int64_t head_v(int64_t domain) const { return sizes.heads_v == 1 ? 0 : head_of(domain); }
 };
 
-// What the heads [first, last) of k, counted over the batch, need while they run.
+// What the heads [first, last) of k, counted over the batch, need while they run. Tensors have room for the largest wave.
 struct Wave {
-  int64_t first, last;
+  int64_t first = 0, last = 0;
   Operand q, k, v, dout;
   Tensor shift, delta;  // [domains, group, Sq]
-  Tensor dq, dk, dv;    // f32 sums, [domains, group, Sq, sum_stride(D)], [domains, Sk, ...]
+  Tensor dq, dk, dv;  // f32 sums, [domains, group, Sq, sum_stride(D)], [domains, Sk, ...]; dk and dv where sums are kept
+  Tensor dv_total;  // [Sk, sum_stride(Dv)] where all heads of k share one of v
+  std::vector<double> dsink;  // [B * Hq]
 
   int64_t domains() const { return last - first; }
 };
@@ -119,24 +125,62 @@ bool is_read_in_place(const TensorView& view, Dtype dtype) {
   return is_even;
 }
 
-int64_t domain_bytes(const Call& call) {
+// Memory for waves of `domains` heads of k.
+Wave make_wave(const Call& call, int64_t domains) {
   const Sizes& s = call.sizes;
-  const int64_t channels = sum_stride(s.head_dim) + sum_stride(s.head_dim_v);
-  const int64_t rows_q = call.group * s.seqlen_q;
-  return 4 * (rows_q * (channels + 2) + s.seqlen_k * channels) + 4 * (rows_q + s.seqlen_k) * (s.head_dim + s.head_dim_v);
+  const AttendBackwardParams& p = call.params;
+  const std::shared_ptr<Memory>& memory = call.context.memory;
+  Wave wave;
+  const auto set = [&](Operand& operand, const TensorView& source, bool is_of_q) {
+    operand.source = &source;
+    operand.heads = is_of_q ? call.group : 1;
+    const int64_t rows = source.dim(2), channels = source.dim(3);
+    if (!is_read_in_place(source, call.dtype)) operand.copy = Tensor(memory, call.dtype, {domains, operand.heads, rows, channels});
+    if (is_of_q && call.has_pairs) operand.pairs = Tensor(memory, Dtype::bf16, {domains, operand.heads, (rows + 1) / 2, channels, 2});
+  };
+  set(wave.q, p.forward.q, true);
+  set(wave.dout, p.dout, true);
+  set(wave.k, p.forward.k, false);
+  set(wave.v, p.forward.v, false);
+  wave.shift = Tensor(memory, Dtype::f32, {domains, call.group, s.seqlen_q});
+  wave.delta = Tensor(memory, Dtype::f32, {domains, call.group, s.seqlen_q});
+  wave.dq = Tensor(memory, Dtype::f32, {domains, call.group, s.seqlen_q, sum_stride(s.head_dim)});
+  if (!call.is_direct) {
+    wave.dk = Tensor(memory, Dtype::f32, {domains, s.seqlen_k, sum_stride(s.head_dim)});
+    wave.dv = Tensor(memory, Dtype::f32, {domains, s.seqlen_k, sum_stride(s.head_dim_v)});
+  }
+  if (s.heads_v != s.heads_kv) wave.dv_total = Tensor(memory, Dtype::f32, {s.seqlen_k, sum_stride(s.head_dim_v)});
+  wave.dsink.assign(static_cast<size_t>(s.batch * s.heads_q), 0.0);
+  return wave;
+}
+
+// Heads of k that run together. The bits do not depend on it.
+int64_t domains_of_wave(const Call& call, int64_t domains) {
+  const Sizes& s = call.sizes;
+  const int64_t rows_q = call.group * s.seqlen_q, channels = s.head_dim + s.head_dim_v, width = static_cast<int64_t>(size_of(call.dtype));
+  const auto copies = [&](const TensorView& view, int64_t rows) { return is_read_in_place(view, call.dtype) ? 0 : rows * view.dim(3) * width; };
+  int64_t bytes = 4 * rows_q * (sum_stride(s.head_dim) + 2);
+  if (!call.is_direct) bytes += 4 * s.seqlen_k * (sum_stride(s.head_dim) + sum_stride(s.head_dim_v));
+  if (call.has_pairs) bytes += rows_q * channels * width;
+  bytes += copies(call.params.forward.q, rows_q) + copies(call.params.dout, rows_q);
+  bytes += copies(call.params.forward.k, s.seqlen_k) + copies(call.params.forward.v, s.seqlen_k);
+  const int64_t blocks = std::max<int64_t>(1, static_cast<int64_t>(call.schedule.key_blocks.size()) / std::max<int64_t>(1, domains));
+  const int64_t busy = (kItems * call.context.concurrency() + blocks - 1) / blocks;
+  const int64_t fit = kWaveBytes / std::max<int64_t>(1, bytes), most = kMostWaveBytes / std::max<int64_t>(1, bytes);
+  const int64_t wanted = std::clamp<int64_t>(std::max(fit, std::min(busy, most)), 1, std::max<int64_t>(1, domains));
+  const int64_t waves = (domains + wanted - 1) / wanted;
+  return waves == 0 ? 1 : (domains + waves - 1) / waves;
 }
 
 // Brings one operand into the form that kernels read.
-void stage(const Call& call, const Wave& wave, const TensorView& source, bool is_of_q, Operand& operand) {
-  operand.source = &source;
-  operand.heads = is_of_q ? call.group : 1;
+void stage(const Call& call, const Wave& wave, bool is_of_q, const Operand& operand) {
+  const TensorView& source = *operand.source;
   const int64_t rows = source.dim(2), channels = source.dim(3), domains = wave.domains(), parts = (rows + kChunk - 1) / kChunk;
   const auto head_of = [&](int64_t domain, int64_t local) {
     if (is_of_q) return call.head_of(domain) * call.group + local;
     return source.dim(1) == 1 ? int64_t{0} : call.head_of(domain);
   };
-  if (!is_read_in_place(source, call.dtype)) {
-    operand.copy = Tensor(call.context.memory, call.dtype, {domains, operand.heads, rows, channels});
+  if (operand.copy.view.has_value()) {
     call.context.parallel_for(domains * operand.heads * parts, [&](int64_t item, int) {
       const int64_t part = item % parts, local = item / parts % operand.heads, at = item / parts / operand.heads, domain = wave.first + at;
       const int64_t begin = part * kChunk, count = std::min(kChunk, rows - begin);
@@ -152,9 +196,8 @@ void stage(const Call& call, const Wave& wave, const TensorView& source, bool is
       }
     });
   }
-  if (!is_of_q || !call.has_pairs || rows == 0) return;
+  if (!operand.pairs.view.has_value()) return;
   const int64_t pair_rows = (rows + 1) / 2;
-  operand.pairs = Tensor(call.context.memory, Dtype::bf16, {domains, operand.heads, pair_rows, channels, 2});
   call.context.parallel_for(domains * operand.heads * parts, [&](int64_t item, int) {
     const int64_t part = item % parts, local = item / parts % operand.heads, at = item / parts / operand.heads, domain = wave.first + at;
     const void* const from = operand.rows(at, static_cast<int>(local), call.b_of(domain), head_of(domain, local));
@@ -165,11 +208,9 @@ void stage(const Call& call, const Wave& wave, const TensorView& source, bool is
 }
 
 // shift = -lse * log2(e), delta = dout . out - dlse, and each head's part of dsink: dsink[domain, local, part].
-void prepare_rows(const Call& call, Wave& wave, std::vector<Worker>& workers, std::vector<double>& dsink) {
+void prepare_rows(const Call& call, Wave& wave, std::vector<Worker>& workers) {
   const AttendParams& f = call.params.forward;
   const int64_t rows = call.sizes.seqlen_q, channels = call.sizes.head_dim_v, parts = (rows + kChunk - 1) / kChunk;
-  wave.shift = Tensor(call.context.memory, Dtype::f32, {wave.domains(), call.group, rows});
-  wave.delta = Tensor(call.context.memory, Dtype::f32, {wave.domains(), call.group, rows});
   std::vector<double> partial(static_cast<size_t>(wave.domains() * call.group * parts), 0.0);
   call.context.parallel_for(wave.domains() * call.group * parts, [&](int64_t item, int worker) {
     const int64_t part = item % parts, local = item / parts % call.group, at = item / parts / call.group, domain = wave.first + at;
@@ -205,7 +246,7 @@ void prepare_rows(const Call& call, Wave& wave, std::vector<Worker>& workers, st
     partial[static_cast<size_t>(item)] = sink;
   });
   for (int64_t i = 0; i < wave.domains() * call.group; ++i) {
-    double& sum = dsink[static_cast<size_t>(wave.first * call.group + i)];  // heads of q, over the batch
+    double& sum = wave.dsink[static_cast<size_t>(wave.first * call.group + i)];  // heads of q, over the batch
     for (int64_t part = 0; part < parts; ++part) sum += partial[static_cast<size_t>(i * parts + part)];
   }
 }
@@ -216,7 +257,7 @@ struct Turn {
   Turns* turns;
   Worker* worker;
   int64_t item, first;  // first: of the items that add to the same sums
-  int64_t span;         // positions of a side
+  int64_t span;  // positions of a side
 };
 
 bool wait_for_turn(void* state, int side, int32_t last) {
@@ -247,6 +288,23 @@ BackwardBlock block_of(const Call& call, Worker& worker, Turn& turn) {
 
 const void* offset_rows(const void* rows, int64_t stride, int64_t first, Dtype dtype) {
   return static_cast<const std::byte*>(rows) + first * stride * static_cast<int64_t>(size_of(dtype));
+}
+
+// Rows of f32 sums to rows of a gradient, rounded once.
+void write_gradient(const Call& call, const float* sums, int64_t rows, int64_t channels, float scale, const TensorView& to, int64_t b, int64_t head,
+                    int64_t first) {
+  auto* const place = const_cast<std::byte*>(row_at(to, b, head, first));
+  const int64_t stride = to.stride(2);
+  const int width = static_cast<int>(channels);
+  if (to.dtype() == Dtype::f32) {
+    call.table.write_f32(sums, rows, width, scale, reinterpret_cast<float*>(place), stride);
+  } else if (to.dtype() == Dtype::bf16) {
+    call.table.write_bf16(sums, rows, width, scale, reinterpret_cast<uint16_t*>(place), stride);
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t d = 0; d < channels; ++d) reinterpret_cast<f16*>(place)[i * stride + d] = f16(sums[i * sum_stride(channels) + d] * scale);
+    }
+  }
 }
 
 // 64 keys of one head of k, and the queries of its group of heads that read them: writes rows of dk and dv, adds to dq.
@@ -281,12 +339,21 @@ void run_keys(const Call& call, const Wave& wave, const LaneBlock& keys, Worker&
   block.lanes.y = offset_rows(wave.v.rows(at, 0, keys.b, head_v), wave.v.stride(), keys.first, call.dtype);
   block.lanes.x_stride = wave.k.stride();
   block.lanes.y_stride = wave.v.stride();
-  block.lanes.dx = sums_at(wave.dk, at, keys.first);
-  block.lanes.dy = sums_at(wave.dv, at, keys.first);
-  block.lanes.dx_stride = wave.dk.view.stride(1);
-  block.lanes.dy_stride = wave.dv.view.stride(1);
+  block.lanes.dx_stride = sum_stride(call.sizes.head_dim);
+  block.lanes.dy_stride = sum_stride(call.sizes.head_dim_v);
+  if (call.is_direct) {
+    worker.rows.resize(static_cast<size_t>(kBlockLanes * (block.lanes.dx_stride + block.lanes.dy_stride)));
+    block.lanes.dx = worker.rows.data();
+    block.lanes.dy = block.lanes.dx + kBlockLanes * block.lanes.dx_stride;
+  } else {
+    block.lanes.dx = sums_at(wave.dk, at, keys.first);
+    block.lanes.dy = sums_at(wave.dv, at, keys.first);
+  }
   block.lanes.count = keys.lanes;
   (call.dtype == Dtype::bf16 ? call.table.keys_bf16 : call.table.keys_f32)(block);
+  if (!call.is_direct || turn.turns->is_aborted()) return;
+  write_gradient(call, block.lanes.dx, keys.lanes, call.sizes.head_dim, call.scale, call.params.dk, keys.b, keys.head, keys.first);
+  write_gradient(call, block.lanes.dy, keys.lanes, call.sizes.head_dim_v, 1.0f, call.params.dv, keys.b, keys.head, keys.first);
 }
 
 // Up to 64 queries and the picked keys that they read: adds to rows of dq, dk and dv.
@@ -358,23 +425,6 @@ void run_blocks(const Call& call, const Wave& wave, const std::vector<LaneBlock>
   });
 }
 
-// The gradients that go to one tensor, added up and rounded once.
-void write_gradient(const Call& call, const float* sums, int64_t rows, int64_t channels, float scale, const TensorView& to, int64_t b, int64_t head,
-                    int64_t first) {
-  auto* const place = const_cast<std::byte*>(row_at(to, b, head, first));
-  const int64_t stride = to.stride(2);
-  const int width = static_cast<int>(channels);
-  if (to.dtype() == Dtype::f32) {
-    call.table.write_f32(sums, rows, width, scale, reinterpret_cast<float*>(place), stride);
-  } else if (to.dtype() == Dtype::bf16) {
-    call.table.write_bf16(sums, rows, width, scale, reinterpret_cast<uint16_t*>(place), stride);
-  } else {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t d = 0; d < channels; ++d) reinterpret_cast<f16*>(place)[i * stride + d] = f16(sums[i * sum_stride(channels) + d] * scale);
-    }
-  }
-}
-
 // Rows of f32 sums, `scale` still to be applied.
 struct Part {
   const float* sums;
@@ -389,7 +439,7 @@ void add_parts(const std::vector<Part>& parts, int64_t floats, std::vector<float
 }
 
 // dq, dk and dv of the wave's heads. Gradients of one tensor (q, k and v may be one) are added before they are rounded.
-void write_wave(const Call& call, const Wave& wave, const Tensor& dv_total, std::vector<Worker>& workers) {
+void write_wave(const Call& call, const Wave& wave, std::vector<Worker>& workers) {
   const Sizes& s = call.sizes;
   const AttendBackwardParams& p = call.params;
   const int64_t parts_q = (s.seqlen_q + kChunk - 1) / kChunk, parts_k = (s.seqlen_k + kChunk - 1) / kChunk;
@@ -408,6 +458,7 @@ void write_wave(const Call& call, const Wave& wave, const Tensor& dv_total, std:
     }
     write_gradient(call, all[0].sums, rows, s.head_dim, all[0].scale, p.dq, call.b_of(domain), call.head_of(domain) * call.group + local, first);
   });
+  if (call.is_direct) return;
   call.context.parallel_for(wave.domains() * parts_k, [&](int64_t item, int worker) {
     const int64_t part = item % parts_k, at = item / parts_k, domain = wave.first + at, b = call.b_of(domain), head = call.head_of(domain);
     const int64_t first = part * kChunk, rows = std::min(kChunk, s.seqlen_k - first);
@@ -427,7 +478,7 @@ void write_wave(const Call& call, const Wave& wave, const Tensor& dv_total, std:
     call.context.parallel_for(parts_k, [&](int64_t part, int) {
       const int64_t first = part * kChunk, rows = std::min(kChunk, s.seqlen_k - first), floats = rows * sum_stride(s.head_dim_v);
       const float* const from = sums_at(wave.dv, domain - wave.first, first);
-      float* const total = sums_at(dv_total, first);
+      float* const total = sums_at(wave.dv_total, first);
       const bool is_first = call.head_of(domain) == 0;
       for (int64_t i = 0; i < floats; ++i) total[i] = is_first ? from[i] : total[i] + from[i];
       if (call.head_of(domain) == s.heads_kv - 1) write_gradient(call, total, rows, s.head_dim_v, 1.0f, p.dv, call.b_of(domain), 0, first);
@@ -435,29 +486,23 @@ void write_wave(const Call& call, const Wave& wave, const Tensor& dv_total, std:
   }
 }
 
-void run_wave(const Call& call, int64_t first, int64_t last, const Tensor& dv_total, std::vector<Worker>& workers, std::vector<double>& dsink) {
-  const Sizes& s = call.sizes;
-  const AttendBackwardParams& p = call.params;
-  Wave wave{.first = first, .last = last, .q = {}, .k = {}, .v = {}, .dout = {}, .shift = {}, .delta = {}, .dq = {}, .dk = {}, .dv = {}};
-  wave.dq = Tensor(call.context.memory, Dtype::f32, {wave.domains(), call.group, s.seqlen_q, sum_stride(s.head_dim)});
-  wave.dk = Tensor(call.context.memory, Dtype::f32, {wave.domains(), s.seqlen_k, sum_stride(s.head_dim)});
-  wave.dv = Tensor(call.context.memory, Dtype::f32, {wave.domains(), s.seqlen_k, sum_stride(s.head_dim_v)});
-  stage(call, wave, p.forward.q, true, wave.q);
-  stage(call, wave, p.dout, true, wave.dout);
-  stage(call, wave, p.forward.k, false, wave.k);
-  stage(call, wave, p.forward.v, false, wave.v);
-  prepare_rows(call, wave, workers, dsink);
-  const int64_t floats = wave.dq.view.numel();
+void run_wave(const Call& call, Wave& wave, std::vector<Worker>& workers) {
+  stage(call, wave, true, wave.q);
+  stage(call, wave, true, wave.dout);
+  stage(call, wave, false, wave.k);
+  stage(call, wave, false, wave.v);
+  prepare_rows(call, wave, workers);
+  const int64_t floats = wave.domains() * wave.dq.view.stride(0);
   constexpr int64_t kFloats = 1 << 16;
   call.context.parallel_for((floats + kFloats - 1) / kFloats, [&](int64_t item, int) {
     float* const sums = static_cast<float*>(wave.dq.view.raw());
     std::fill(sums + item * kFloats, sums + std::min(floats, (item + 1) * kFloats), 0.0f);
   });
-  run_blocks(call, wave, call.schedule.key_blocks, call.schedule.first_key_block, s.seqlen_q + 1, workers,
+  run_blocks(call, wave, call.schedule.key_blocks, call.schedule.first_key_block, call.sizes.seqlen_q + 1, workers,
              [&](const LaneBlock& block, Worker& worker, Turn& turn) { run_keys(call, wave, block, worker, turn); });
-  run_blocks(call, wave, call.schedule.picked_blocks, call.schedule.first_picked_block, s.seqlen_k + 1, workers,
+  run_blocks(call, wave, call.schedule.picked_blocks, call.schedule.first_picked_block, call.sizes.seqlen_k + 1, workers,
              [&](const LaneBlock& block, Worker& worker, Turn& turn) { run_picked(call, wave, block, worker, turn); });
-  write_wave(call, wave, dv_total, workers);
+  write_wave(call, wave, workers);
 }
 
 }  // namespace
@@ -467,6 +512,7 @@ std::optional<std::string> refusal(const AttendBackwardParams& params) {
   if (dtype != Dtype::f32 && dtype != Dtype::bf16 && dtype != Dtype::f16) {
     return "q is " + std::string(name(dtype)) + ", which is not built (has f32, bf16, f16)";
   }
+  if (params.forward.q.device().type != Device::Type::cpu) return "q is not on the CPU";
   for (const auto& [name, view] : {std::pair{"q", &params.forward.q}, {"v", &params.forward.v}}) {
     const int64_t channels = view->dim(3);
     if (channels > 256) return std::string(name) + " has " + std::to_string(channels) + " channels, above 256";
@@ -495,6 +541,8 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
             .dtype = f.q.dtype() == Dtype::bf16 && table.keys_bf16 != nullptr ? Dtype::bf16 : Dtype::f32,
             .group = sizes.heads_q / sizes.heads_kv,
             .has_pairs = false,
+            .is_direct = schedule->picked_blocks.empty() && sizes.heads_v == sizes.heads_kv && params.dq.raw() != params.dk.raw() &&
+                         params.dq.raw() != params.dv.raw() && params.dk.raw() != params.dv.raw(),
             .scale = static_cast<float>(scale_of(f.softmax_scale, sizes.head_dim))};
   int64_t reads = 0;
   for (const LaneBlock& block : schedule->key_blocks) reads += block.work;
@@ -503,16 +551,17 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
   const size_t bytes = table.workspace_bytes(static_cast<int>(sizes.head_dim), static_cast<int>(sizes.head_dim_v));
   for (Worker& worker : workers) worker.workspace = Buffer(context.memory, bytes);
-  Tensor dv_total;
-  if (sizes.heads_v != sizes.heads_kv) dv_total = Tensor(context.memory, Dtype::f32, {sizes.seqlen_k, sum_stride(sizes.head_dim_v)});
-  std::vector<double> dsink(static_cast<size_t>(sizes.batch * sizes.heads_q), 0.0);
-  const int64_t domains = sizes.batch * sizes.heads_kv, per_wave = std::max<int64_t>(1, kWaveBytes / std::max<int64_t>(1, domain_bytes(call)));
-  for (int64_t first = 0; first < domains; first += per_wave) run_wave(call, first, std::min(domains, first + per_wave), dv_total, workers, dsink);
+  const int64_t domains = sizes.batch * sizes.heads_kv, per_wave = domains_of_wave(call, domains);
+  Wave wave = make_wave(call, per_wave);
+  for (; wave.first < domains; wave.first = wave.last) {
+    wave.last = std::min(domains, wave.first + per_wave);
+    run_wave(call, wave, workers);
+  }
 
   if (params.dsink_logit.has_value()) {
     for (int64_t head = 0; head < sizes.heads_q; ++head) {
       double sum = 0;
-      for (int64_t b = 0; b < sizes.batch; ++b) sum += dsink[static_cast<size_t>(b * sizes.heads_q + head)];
+      for (int64_t b = 0; b < sizes.batch; ++b) sum += wave.dsink[static_cast<size_t>(b * sizes.heads_q + head)];
       params.dsink_logit.at<float>(head) = static_cast<float>(sum);
     }
   }
