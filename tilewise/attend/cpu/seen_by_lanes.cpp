@@ -110,15 +110,15 @@ uint64_t SeenByLanes::at_cell(int64_t token) {
   if (token == last_token_ + 1 && coordinate_[last] + 1 < axis_[last].length) {
     ++coordinate_[last];  // a neighbour in its line
   } else if (token != last_token_) {
+    outer_ = ~uint64_t{0};
     for (size_t a = axes_; a-- > 0;) {
       coordinate_[a] = cell % axis_[a].length;
       cell /= axis_[a].length;
+      if (a != last) outer_ &= axis_[a].of(coordinate_[a]);
     }
   }
   last_token_ = token;
-  uint64_t bits = ~uint64_t{0};
-  for (size_t a = 0; a < axes_; ++a) bits &= axis_[a].of(coordinate_[a]);
-  return bits | outside_;
+  return (outer_ & axis_[last].of(coordinate_[last])) | outside_;
 }
 
 }  // namespace tilewise::attend::cpu

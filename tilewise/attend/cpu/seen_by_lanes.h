@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -33,12 +34,27 @@ class SeenByLanes {
       }
       return;
     }
-    while (start < stop) {
-      const uint64_t bits = at_cell(start);
-      int64_t last = start + 1;
-      while (last < stop && at_cell(last) == bits) ++last;
-      body(start, last, bits);
-      start = last;
+    while (start < stop) {  // line by line of the grid's last axis
+      const uint64_t first_bits = at_cell(start);
+      const int64_t end = last_token_ == start ? std::min(stop, start + line_left()) : start < first_ ? std::min(stop, first_) : stop;
+      if (last_token_ != start || outer_ == 0) {
+        body(start, end, first_bits);
+        start = end;
+        continue;
+      }
+      const AxisBits& line = axis_[axes_ - 1];
+      const int64_t coordinate = coordinate_[axes_ - 1] - start;
+      int64_t from = start;
+      uint64_t bits = first_bits;
+      for (int64_t at = start + 1; at < end; ++at) {
+        const uint64_t next = (outer_ & line.of(coordinate + at)) | outside_;
+        if (next == bits) continue;
+        body(from, at, bits);
+        from = at;
+        bits = next;
+      }
+      body(from, end, bits);
+      start = end;
     }
   }
 
@@ -61,13 +77,16 @@ class SeenByLanes {
   void set_grid(const PlanData& plan, int head, std::span<const int32_t> tokens);
   size_t range_of(int64_t token);
   uint64_t at_cell(int64_t token);
+  // Cells from the last one that at_cell found to the end of its line.
+  int64_t line_left() const { return axis_[axes_ - 1].length - coordinate_[axes_ - 1]; }
 
   std::vector<Range> ranges_, events_;
   size_t last_range_ = 0;
 
   size_t axes_ = 0;  // 0: ranges
   std::array<AxisBits, 4> axis_;
-  std::array<int64_t, 4> coordinate_{};
+  std::array<int64_t, 4> coordinate_{};  // of last_token_
+  uint64_t outer_ = 0;  // the bits of its axes but the last
   int64_t first_ = 0, cells_ = 0, last_token_ = -2;
   uint64_t all_ = 0, outside_ = 0;  // lanes with a query; those whose query lies beside the grid
 };
