@@ -10,6 +10,7 @@
 
 #include "tests/attend/attend_testing.h"
 #include "tests/attend/cpu/cpu_testing.h"
+#include "tilewise/attend/cpu/block.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/attend/cpu/measure.h"
 #include "tilewise/machine/cpu/context.h"
@@ -280,6 +281,47 @@ TEST(CpuParts, InSlotsRefusesOtherLengths) {
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), Error::Kind::shape);
     EXPECT_NE(std::string(error.what()).find("in_slots"), std::string::npos) << error.what();
+  }
+}
+
+// A row of a million keys is one item of work and may take half a second: its kernel asks before every strip whether to go on.
+TEST(CpuParts, AStopIsSeenInsideALongRow) {
+  struct Stop {
+    mutable int asked = 0;
+    int granted = 0;
+  };
+  constexpr int kKeys = 100 * cpu::kStripKeys, kDim = 8;
+  const std::vector<float> q(cpu::kBlockLanes * kDim, 0.0f), k(size_t{kKeys} * kDim, 0.0f);
+  const cpu::Segment all{0, kKeys, ~uint64_t{0}, 0, false};
+  const cpu::LaneBand band{};
+  for (const auto& [granted, strips] : {std::pair{1000, 100}, std::pair{3, 3}, std::pair{0, 0}}) {
+    const Stop stop{.granted = granted};
+    cpu::MeasureBlock measure{};
+    cpu::Block& block = measure.block;
+    block.q = q.data();
+    block.k = k.data();
+    block.q_stride = block.k_stride = block.head_dim = kDim;
+    block.lanes = cpu::kBlockLanes;
+    block.segments = &all;
+    block.num_segments = 1;
+    block.band = &band;
+    block.scale = 1;
+    block.is_stopped = [](const void* at) {
+      const Stop& s = *static_cast<const Stop*>(at);
+      return s.asked++ == s.granted;
+    };
+    block.stop = &stop;
+    float keys = 0;
+    measure.walk = cpu::MeasureWalk::lanes;
+    measure.take = [](void* state, int first, int, int32_t, const float*, const float*, const float* count) {
+      if (first == 0) *static_cast<float*>(state) += count[0];
+    };
+    measure.state = &keys;
+    const Buffer workspace(host_memory(), cpu::portable::measure_table.workspace_bytes(kDim));
+    measure.workspace = static_cast<std::byte*>(workspace.data());
+    cpu::portable::measure_table.measure_f32(measure);
+    EXPECT_EQ(stop.asked, strips + 1);
+    EXPECT_EQ(keys, static_cast<float>(strips * cpu::kStripKeys));
   }
 }
 

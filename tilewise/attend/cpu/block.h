@@ -42,6 +42,9 @@ struct Block {
   int32_t first_biased;   // no slot before it has a bias
   float scale;    // of the product, before softcap
   float softcap;  // 0: none
+  /// Null, or asked before every strip, so that a stop need not wait for the end of a long row: true ends the walk, and what the block has written is no result.
+  bool (*is_stopped)(const void* stop);
+  const void* stop;
 };
 
 struct ForwardBlock {

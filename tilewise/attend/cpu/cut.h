@@ -53,6 +53,12 @@ enum class CutFor : uint8_t {
   measure_runs,  // and segments keep the order of run starts over the three lists; `cell` is the run's place in it (else 0)
 };
 
+/// Lets the kernels see a request to stop; what they return then is thrown away by the next check_cancel().
+inline void set_stop(const Context& context, Block& block) {
+  block.is_stopped = [](const void* stop) { return static_cast<const std::stop_token*>(stop)->stop_requested(); };
+  block.stop = &context.cancel;
+}
+
 /// A plan as the kernels walk it. Shared by all workers; `plan` must outlive it.
 class Cut {
  public:

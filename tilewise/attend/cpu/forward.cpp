@@ -47,6 +47,7 @@ struct Call {
   const AttendParams& params;
   const Sizes& sizes;
   const ForwardTable& table;
+  const Context& context;
   const Cut& cut;
   const KeySlots& keys;
   const TensorView& pairs;  // of keys.v
@@ -151,6 +152,7 @@ ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const Bloc
   block.band = &cut.band;
   block.scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
   block.softcap = params.softcap;
+  set_stop(call.context, block);
   if (!call.keys.bias.empty()) {
     block.key_bias = call.keys.bias[call.cut.keys().index(query.b, query.head)].data();
     block.first_biased = static_cast<int32_t>(plan::slots_k(*params.plan));
@@ -214,6 +216,7 @@ void attend_item(const Call& call, const QueryBlock* queries, int count, Worker&
   } else {
     for (int i = 0; i < count; ++i) run(&forwards[static_cast<size_t>(i)], 1);
   }
+  call.context.check_cancel();
 
   for (int i = 0; i < count; ++i) {
     const auto at = static_cast<size_t>(i);
@@ -261,7 +264,7 @@ Ran forward(const AttendParams& given, Context& context) {
     worker.q = Buffer(context.memory, rows * static_cast<size_t>(sizes.head_dim));
     worker.out = Buffer(context.memory, rows * static_cast<size_t>(sizes.head_dim_v));
   }
-  const Call call{params, sizes, table, cut, keys, pairs.view};
+  const Call call{params, sizes, table, context, cut, keys, pairs.view};
   const std::vector<Item> items = items_of(blocks, context.concurrency());
   context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int worker) {
     const Item& here = items[static_cast<size_t>(item)];

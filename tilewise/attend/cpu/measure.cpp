@@ -46,6 +46,7 @@ struct Call {
   const PlanData& plan;
   Sizes sizes;
   const MeasureTable& table;
+  const Context& context;
   const Cut& cut;
   const KeySlots& keys;
   const TensorView& key_bias;  // in slots
@@ -195,6 +196,7 @@ MeasureBlock prepare_block(const Call& call, const QueryBlock& query, int tile_k
   block.band = &cut.band;
   block.scale = static_cast<float>(scale_of(params.softmax_scale, call.sizes.head_dim));
   block.softcap = params.softcap;
+  set_stop(call.context, block);
   if (params.lse.has_value()) {
     worker.lse.fill(0);
     for (size_t i = 0; i < static_cast<size_t>(query.lanes); ++i) {
@@ -214,6 +216,7 @@ MeasureBlock prepare_block(const Call& call, const QueryBlock& query, int tile_k
 void run(const Call& call, const MeasureBlock& measure) {
   const Dtype dtype = call.params.q.dtype();
   (dtype == Dtype::bf16 ? call.table.measure_bf16 : dtype == Dtype::f16 ? call.table.measure_f16 : call.table.measure_f32)(measure);
+  call.context.check_cancel();
 }
 
 // Blocks that write the same cells are one item; items of a head run longest first.
@@ -358,7 +361,7 @@ Ran measure(const MeasureParams& given, Context& context) {
   const bool is_bias_moved = params.key_bias.has_value() && params.plan->order_k.token.has_value();
   const Tensor own_bias = is_bias_moved ? prepare::to_slots(params.key_bias, params.plan->order_k, context) : Tensor();
   const TensorView& key_bias = is_bias_moved ? own_bias.view : params.key_bias;
-  const Call call{params, *params.plan, sizes, kTables[target], cut, keys, key_bias, measure_tile_q(params), measure_tile_k(params)};
+  const Call call{params, *params.plan, sizes, kTables[target], context, cut, keys, key_bias, measure_tile_q(params), measure_tile_k(params)};
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
   const size_t row_bytes = cut.queries().is_plain() ? 0 : static_cast<size_t>(sizes.head_dim) * size_of(params.q.dtype());
   for (Worker& worker : workers) {

@@ -47,8 +47,9 @@ TILEWISE_INLINE void set_tests(const Block& block, Cursor cursor, Strip& strip) 
   }
 }
 
-/// Fills the strip with the next keys; false when none are left. It is partial where it must be, or where `is_tested` asks for it.
+/// Fills the strip with the next keys; false when none are left or the call is stopped. It is partial where it must be, or where `is_tested` asks for it.
 TILEWISE_INLINE bool next_keys(const Block& block, uint64_t all_lanes, bool is_tested, Cursor& cursor, Strip& strip) {
+  if (block.is_stopped != nullptr && block.is_stopped(block.stop)) return false;
   const Cursor before = cursor;
   int count = 0;
   bool is_partial = is_tested;
@@ -151,13 +152,13 @@ TILEWISE_INLINE void find_keys(const Block& block, Strip& strip, float* scratch)
 
 /// One group of lanes: V vectors.
 struct Group {
-  int first;      // lane of the block
-  int lanes;      // real ones
-  float* q;       // [units][V * kWidth]
-  float* acc;     // [head_dim_v][V * kWidth]
-  float* shift;   // [V * kWidth] whole numbers: probabilities are 2^(logit * log2(e) - shift); -infinity: no key yet
-  float* sum;     // [V * kWidth] of probabilities
-  float* norm;    // [V * kWidth] of probabilities as the second product reads them: what out is divided by, so that their rounding cancels in part
+  int first;  // lane of the block
+  int lanes;  // real ones
+  float* q;  // [units][V * kWidth]
+  float* acc;  // [head_dim_v][V * kWidth]
+  float* shift;  // [V * kWidth] whole numbers: probabilities are 2^(logit * log2(e) - shift); -infinity: no key yet
+  float* sum;  // [V * kWidth] of probabilities
+  float* norm;  // [V * kWidth] of probabilities as the second product reads them: what out is divided by, so that their rounding cancels in part
 };
 
 /// scores[i][lane] = k[i] . q[lane] for rows [i, i + R) of the strip; the maximum is taken from registers.
