@@ -24,13 +24,14 @@ namespace tilewise::app {
 namespace {
 
 struct CompareOptions {
-  std::string model, device = "cpu", report, json, recipe, save_plans;
+  std::string model, qkv, mask, device = "cpu", report, json, recipe, save_plans;
   std::vector<std::string> texts, methods;
-  int64_t length = 16384, needle = 0;
-  double density = 0, max_bits = .005;
+  std::vector<int64_t> needles;
+  int64_t length = 16384;
+  double density = 0, max_bits = .005, max_error = .05;
   int64_t seed = 0;
   int threads = 0;
-  bool has_density = false;
+  bool has_density = false, has_tune = false;
 };
 
 std::string utc_now() {
@@ -56,10 +57,26 @@ CompareText read_text(const std::string& path, int64_t length, InputFigures& inp
   return text;
 }
 
+/// What one kind of input does not know is said by the option's name.
 void check_options(const CompareOptions& options) {
+  if (options.qkv.empty()) {
+    if (options.model.empty()) throw UsageError("give --model DIR and --text FILE..., or --qkv FILE");
+    if (options.texts.empty()) throw UsageError("--model needs --text FILE...");
+    if (!options.mask.empty()) throw UsageError("--mask is for --qkv; a model has its own mask");
+  } else {
+    const std::pair<const char*, bool> of_models[] = {{"--model", !options.model.empty()},
+                                                      {"--text", !options.texts.empty()},
+                                                      {"--needle", !options.needles.empty()},
+                                                      {"--recipe", !options.recipe.empty()}};
+    for (const auto& [name, is_given] : of_models) {
+      if (is_given) throw UsageError(std::string("--qkv reads tensors, ") + name + " goes with a model; give one kind");
+    }
+  }
   if (options.device != "cpu") throw UsageError("--device " + options.device + " is not built here; this program runs on cpu");
   if (std::isnan(options.density)) throw UsageError("--density is not a number; takes 0 to 1");  // ranges let it pass
   if (std::isnan(options.max_bits)) throw UsageError("--max-bits is not a number; takes 0 to 1000");
+  if (std::isnan(options.max_error)) throw UsageError("--max-error is not a number; takes 0 to 1000");
+  if (options.has_tune && options.has_density) throw UsageError("--tune looks for the density, and --density gives it; take one");
   if (!options.report.empty() && options.report == options.json) throw UsageError("--report and --json name the same file, " + options.report);
   if (!options.report.empty()) check_writable(options.report);
   if (!options.json.empty()) check_writable(options.json);
@@ -73,53 +90,93 @@ void check_model(const Model& model, const CompareOptions& options) {
         " positions that ", options.model, " was made for");
 }
 
+/// Methods that were asked for; else the demo's rows, or all where they are to be tuned.
+std::vector<MethodChoice> choose_methods(const CompareOptions& options) {
+  if (!options.methods.empty()) return usage([&] { return parse_method_list(options.methods); });
+  if (!options.recipe.empty()) return {};
+  return options.has_tune ? parse_method_list({"all"}) : demo_rows();
+}
+
+/// The folder of --save-plans. One that was made for a comparison that then failed goes away again, if no plan is in it.
+class PlanFolder {
+ public:
+  PlanFolder(std::string path, bool has_texts) : path_(std::move(path)), has_texts_(has_texts) {
+    if (path_.empty()) return;
+    std::error_code error;
+    is_new_ = std::filesystem::create_directories(path_, error);
+    check(!error, Error::Kind::io, "--save-plans ", path_, ": ", error.message());
+  }
+  PlanFolder(const PlanFolder&) = delete;
+  PlanFolder& operator=(const PlanFolder&) = delete;
+  ~PlanFolder() {
+    std::error_code ignored;  // a folder that is not empty stays
+    if (is_new_) std::filesystem::remove(path_, ignored);
+  }
+
+  /// Files are named by row, method, text (of a model) and layer.
+  void receive(CompareRequest& request) const {
+    if (path_.empty()) return;
+    request.on_plan = [this](size_t row, const std::string& name, size_t text, int layer, const Plan& plan) {
+      const WritingFiles guard;
+      const std::string of_text = has_texts_ ? "-text" + std::to_string(text + 1) : "";
+      save_plan(plan, path_ + "/" + std::to_string(row + 1) + "-" + name + of_text + "-layer" + std::to_string(layer) + ".safetensors");
+    };
+  }
+
+ private:
+  std::string path_;
+  bool has_texts_ = true, is_new_ = false;
+};
+
+Comparison compare_texts(const CompareOptions& options, CompareRequest& request, ProgressLine& line, Context& context) {
+  InputFigures input;
+  input.model = options.model;
+  for (const std::string& path : options.texts) request.texts.push_back(read_text(path, options.length, input));
+  for (const int64_t length : options.needles) {
+    const std::vector<NeedlePrompt> prompts = load_needles(options.model, length);
+    request.needles.insert(request.needles.end(), prompts.begin(), prompts.end());
+  }
+  line.show("reading " + options.model);
+  const Model model = Model::load(options.model, context);
+  check_model(model, options);
+  Comparison comparison = compare(model, request, context);
+  comparison.input.model = input.model;
+  comparison.input.texts = input.texts;
+  return comparison;
+}
+
+Comparison compare_tensors(const CompareOptions& options, CompareRequest& request, ProgressLine& line, Context& context) {
+  line.show("reading " + options.qkv);
+  const QkvMask mask = options.mask.empty() ? QkvMask::from_file : options.mask == "full" ? QkvMask::full : QkvMask::causal;
+  const QkvTensors tensors = load_qkv(options.qkv, mask, context);
+  return compare(tensors, request, context);
+}
+
 void run_compare(const CompareOptions& options) {
+  // Everything that is quick to find out comes before the model, so that a slip in the last option costs no minutes.
   check_options(options);
   CompareRequest request;
-  if (options.methods.empty() && options.recipe.empty()) {
-    request.methods = demo_rows();
-  } else {
-    request.methods = usage([&] { return parse_method_list(options.methods); });
-  }
+  request.methods = choose_methods(options);
   if (options.has_density) request.density = options.density;
   if (!options.recipe.empty()) {
     request.recipe = read_recipe(options.recipe);
     request.recipe_name = options.recipe;
   }
   request.max_bits = options.max_bits;
+  request.max_error = options.max_error;
+  request.has_tune = options.has_tune;
+  request.has_maps = !options.report.empty();
   request.seed = static_cast<uint64_t>(options.seed);
 
-  // Everything that is quick to find out comes before the model, so that a slip in the last option costs no minutes.
-  InputFigures input;
-  input.model = options.model;
-  for (const std::string& path : options.texts) request.texts.push_back(read_text(path, options.length, input));
-  if (options.needle > 0) request.needles = load_needles(options.model, options.needle);
-
   Context context = make_context(options.threads);
+  const PlanFolder folder(options.save_plans, options.qkv.empty());
+  folder.receive(request);
   ProgressLine line;
-  line.show("reading " + options.model);
-  const Model model = Model::load(options.model, context);
-  check_model(model, options);
   request.progress = [&](const CompareProgress& progress) { line.show(progress); };
-  if (!options.save_plans.empty()) {
-    std::filesystem::create_directories(options.save_plans);
-    request.on_plan = [&](size_t row, const std::string& name, size_t text, int layer, const Plan& plan) {
-      const WritingFiles guard;
-      save_plan(plan, options.save_plans + "/" + std::to_string(row + 1) + "-" + name + "-text" + std::to_string(text + 1) + "-layer" +
-                          std::to_string(layer) + ".safetensors");
-    };
-  }
-  Comparison comparison = compare(model, request, context);
+  Comparison comparison = options.qkv.empty() ? compare_texts(options, request, line, context) : compare_tensors(options, request, line, context);
   line.clear();
   context.check_cancel();
 
-  input.length = comparison.input.length;
-  input.needle_length = comparison.input.needle_length;
-  input.num_layers = comparison.input.num_layers;
-  input.heads_q = comparison.input.heads_q;
-  input.heads_kv = comparison.input.heads_kv;
-  input.head_dim = comparison.input.head_dim;
-  comparison.input = std::move(input);
   comparison.environment.version = version();
   comparison.environment.commit = commit();
   comparison.environment.threads = context.concurrency();
@@ -137,10 +194,15 @@ void run_compare(const CompareOptions& options) {
 }  // namespace
 
 void add_compare_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("compare", "run a model over your text with dense attention and with each method, and tell what each cost");
+  CLI::App* command = app.add_subcommand(
+      "compare", "run a model over your text, or saved tensors, with dense attention and with each method, and tell what each cost");
   const auto options = std::make_shared<CompareOptions>();
-  command->add_option("--model", options->model, "folder of a Hugging Face Llama-family checkpoint")->required();
-  command->add_option("--text", options->texts, "files to read; the bound must hold on every one")->required()->expected(1, 1000);
+  command->add_option("--model", options->model, "folder of a Hugging Face Llama-family checkpoint");
+  command->add_option("--text", options->texts, "files to read; the bound must hold on every one")->expected(1, 1000);
+  command->add_option("--qkv", options->qkv,
+                      "in place of model and text: a safetensors file with q, k, v [B, H, S, D] and perhaps mask (docs/formats/qkv.md)");
+  command->add_option("--mask", options->mask, "of --qkv where its file does not say: causal or full (causal)")
+      ->check(CLI::IsMember({"causal", "full"}));
   command->add_option("--length", options->length, "bytes to read of each text (16384)")->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
   command
       ->add_option("--methods", options->methods,
@@ -148,9 +210,17 @@ void add_compare_command(CLI::App& app) {
       ->expected(1, 1000);
   CLI::Option* density = command->add_option("--density", options->density, "sets the budget of every method that has the option density");
   density->check(CLI::Range(0.0, 1.0));
-  command->add_option("--needle", options->needle, "also ask the needles of this many bytes, from needles.json beside the model")
+  command
+      ->add_option("--needle", options->needles,
+                   "also ask the needles of so many bytes (several lengths may be given), from needles.json beside the model")
+      ->expected(1, 100)
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_flag(
+      "--tune", options->has_tune,
+      "run each method with the fastest of its settings that holds the bound on the first text (all methods, unless --methods names them)");
   command->add_option("--max-bits", options->max_bits, "bits per byte that the recommended method may add to dense (0.005)")
+      ->check(CLI::Range(0.0, 1000.0));
+  command->add_option("--max-error", options->max_error, "of --qkv in place of --max-bits: output error that the recommended method may have (0.05)")
       ->check(CLI::Range(0.0, 1000.0));
   command->add_option("--recipe", options->recipe, "a recipe file, run as one more row (docs/formats/recipe.md)");
   command->add_option("--seed", options->seed, "of methods that draw by chance (0)")

@@ -99,6 +99,11 @@ std::string comparison_text(const Comparison& comparison) {
         is_best ? Style::good : Style::plain, is_best ? Style::good : Style::plain);
   }
   std::string out = table.text();
+  if (comparison.input.is_mask_assumed) {
+    out += styled(comparison.input.qkv + ": nothing says which keys a query sees; taken as " + comparison.input.mask + " (--mask says otherwise)",
+                  Style::dim) +
+           "\n";
+  }
   for (const MethodFigures& row : comparison.methods) {
     for (const std::string& note : row.notes) out += styled(row.label + ": " + note, Style::dim) + "\n";
   }

@@ -47,6 +47,16 @@ TEST_F(BadCalls, UsageExitsWithTwo) {
   refuses({"nothing"}, 2, "");
   refuses({"--nothing"}, 2, "");
   refuses({"compare"}, 2, "--model");
+  refuses({"compare", "--text", folder_.file("text")}, 2, "--model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--model", folder_.path()}, 2, "--model goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--text", folder_.file("text")}, 2, "--text goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--needle", "64"}, 2, "--needle goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--recipe", folder_.file("text")}, 2, "--recipe goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--mask", "other"}, 2, "--mask");
+  refuses(compare({"--mask", "causal"}), 2, "--mask is for --qkv");
+  refuses(compare({"--tune", "--density", ".1"}), 2, "--tune");
+  refuses(compare({"--max-error", "-1"}), 2, "--max-error");
+  refuses(compare({"--max-error", "nan"}), 2, "--max-error");
   refuses({"compare", "--model", folder_.path()}, 2, "--text");
   refuses(compare({"--nothing"}), 2, "--nothing");
   refuses(compare({"--length", "1"}), 2, "--length");
@@ -94,6 +104,9 @@ TEST_F(BadCalls, EverythingElseExitsWithOne) {
   refuses(compare({"--report", folder_.file("nowhere/report.html")}), 1, "nowhere");
   refuses(compare({"--json", folder_.file("nowhere/out.json")}), 1, "nowhere");
   refuses(compare({"--report", folder_.path()}), 1, "directory");
+  refuses({"compare", "--qkv", folder_.file("nothing")}, 1, "No such file");
+  refuses({"compare", "--qkv", folder_.file("text")}, 1, "safetensors");
+  refuses(compare({"--save-plans", folder_.file("text/plans")}), 1, "--save-plans");
   refuses({"plan", "show", folder_.file("nothing")}, 1, "No such file");
   refuses({"plan", "check", folder_.file("text")}, 1, "text");
   refuses({"plan", "convert", folder_.file("nothing"), "--to", "dense", "--out", folder_.file("out")}, 1, "No such file");

@@ -4,6 +4,8 @@
 #include "app/command.h"
 #include "tests/app/process.h"
 #include "tests/study/tiny_model.h"
+#include "tilewise/base/hash.h"
+#include "tilewise/base/safetensors.h"
 
 namespace tilewise::app {
 namespace {
@@ -42,6 +44,46 @@ TEST(Commands, CompareWritesTableJsonAndReport) {
   }
   EXPECT_NE(document.at("command").get<std::string>().find("'" + folder.file("text one") + "'"), std::string::npos);
   EXPECT_NE(TemporaryFolder::read(folder.file("report.html")).find("</html>"), std::string::npos);
+}
+
+TEST(Commands, CompareReadsTensorsAndSavesTheirPlans) {
+  TemporaryFolder folder;
+  const auto drawn = [](const Shape& shape, uint64_t seed) {
+    Tensor tensor(host_memory(), Dtype::f32, shape);
+    for (int64_t i = 0; i < shape.numel(); ++i)
+      tensor.view.data<float>()[i] = static_cast<float>(splitmix64(seed + static_cast<uint64_t>(i)) % 1000) / 250 - 2;
+    return tensor;
+  };
+  const Tensor q = drawn({1, 4, 300, 32}, 1), k = drawn({1, 2, 300, 32}, 5000), v = drawn({1, 2, 300, 32}, 90000);
+  const NamedTensor tensors[] = {{"q", q.view}, {"k", k.view}, {"v", v.view}};
+  write_safetensors(folder.file("tensors"), tensors, {});
+  const int before = folder.count();
+  const Ended ended = run_program({"compare", "--qkv", folder.file("tensors"), "--tune", "--max-error", ".4", "--methods", "random:tile=16,mean_pool",
+                                   "--save-plans", folder.file("plans"), "--json", folder.file("out.json"), "--report", folder.file("out.html")});
+  ASSERT_EQ(ended.code, 0) << ended.err;
+  EXPECT_EQ(ended.err, "");
+  EXPECT_NE(ended.out.find("taken as causal"), std::string::npos) << ended.out;
+  EXPECT_EQ(folder.count(), before + 3);
+  const json document = json::parse(TemporaryFolder::read(folder.file("out.json")));
+  EXPECT_EQ(document.at("schema"), 1);
+  EXPECT_TRUE(document.at("input").at("model").is_null());
+  EXPECT_EQ(document.at("input").at("qkv"), folder.file("tensors"));
+  EXPECT_TRUE(document.at("input").at("is_mask_assumed").get<bool>());
+  EXPECT_TRUE(document.at("dense").at("bits_per_byte").is_null());
+  EXPECT_TRUE(document.at("dense").at("model_ms").is_null());
+  ASSERT_EQ(document.at("methods").size(), 2u);
+  EXPECT_EQ(document.at("tune").at("curves").size(), 2u);
+  for (const json& row : document.at("methods")) {
+    ASSERT_TRUE(row.at("refused").is_null());
+    for (const char* key : {"bits_per_byte", "max_extra_bits", "model_ms", "needle"}) EXPECT_TRUE(row.at(key).is_null()) << key;
+    for (const char* key : {"density", "recall", "output_error", "total_ms", "speedup"}) EXPECT_TRUE(row.at(key).is_number()) << key;
+  }
+  EXPECT_EQ(run_program({"plan", "check", folder.file("plans/1-random-layer0.safetensors"), "--allowed", "causal"}).code, 0);
+  EXPECT_EQ(run_program({"plan", "show", folder.file("plans/2-mean_pool-layer0.safetensors")}).code, 0);
+  // What fails leaves no folder behind.
+  TemporaryFolder::write(folder.file("broken"), "{}");
+  EXPECT_EQ(run_program({"compare", "--qkv", folder.file("broken"), "--save-plans", folder.file("new")}).code, 1);
+  EXPECT_EQ(folder.count(), before + 4);
 }
 
 TEST(Commands, PlansAreSavedShownCheckedAndConverted) {

@@ -25,7 +25,8 @@ inline NeedleFigures synthetic_needles(int wrong) {
 inline Comparison synthetic_comparison(const std::string& outside) {
   Comparison comparison;
   comparison.environment = {"0.1.0", "0123456789ab", "cpu avx512, Some Processor", "tilewise compare --model " + outside, "2026-01-02T03:04:05Z", 2};
-  comparison.input = {"models/" + outside, {{"documents/a-rather-long-name-of-a-document-" + outside + ".txt", 41052}}, 16384, 4096, 8, 6, 2, 64};
+  comparison.input = {
+      "models/" + outside, {{"documents/a-rather-long-name-of-a-document-" + outside + ".txt", 41052}}, 16384, {4096}, 8, 6, 2, 64, 16384};
   comparison.dense = {8520, 11200, .99407, size_t{512} << 20, "cpu/avx512", synthetic_needles(0)};
   struct Row {
     const char* name;

@@ -197,7 +197,7 @@ TEST_F(CompareTest, NeedlesAreRightIffGreedyDecodingGivesThem) {
   request.needles = {{90, .5, text, answer}, {90, .25, text, answer}};
   request.needles[1].answer.back() = static_cast<char>(request.needles[1].answer.back() ^ 1);
   const Comparison comparison = compare(*model_, request, context_);
-  EXPECT_EQ(comparison.input.needle_length, 90);
+  EXPECT_EQ(comparison.input.needle_lengths, std::vector<int64_t>{90});
   for (const auto& needle : {comparison.dense.needle, comparison.methods[0].needle}) {
     ASSERT_TRUE(needle.has_value());
     EXPECT_EQ(needle->correct, 1);
@@ -254,6 +254,44 @@ TEST_F(CompareTest, ProgressGoesUpAndCancelStops) {
     if (progress.row != "dense") stop.request_stop();
   };
   error(request, Error::Kind::cancelled);
+}
+
+TEST_F(CompareTest, TuneChoosesOnTheFirstTextAndQuotesTheOthers) {
+  CompareRequest request;
+  request.methods = {{"a_shape", {{"init", int64_t{64}}, {"tile", int64_t{32}}}}, {"random", {{"tile", int64_t{16}}}}};
+  request.texts = {drawn_text("one", 1, 200), drawn_text("two", 2, 200)};
+  const std::vector<int32_t> prompt = drawn_text("", 5, 90).tokens;
+  request.needles = {{90, .5, std::string(prompt.begin(), prompt.end()), "a"}};
+  request.has_tune = true;
+  request.max_bits = .5;
+  double last = -1;
+  request.progress = [&](const CompareProgress& progress) {
+    EXPECT_GE(progress.share, last);
+    EXPECT_LE(progress.share, 1);
+    last = progress.share;
+  };
+  const Comparison comparison = compare(*model_, request, context_);
+  ASSERT_TRUE(comparison.tune.has_value());
+  EXPECT_EQ(comparison.tune->text, "one");
+  ASSERT_EQ(comparison.tune->curves.size(), 2u);
+  ASSERT_EQ(comparison.methods.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    const TuneCurve& curve = comparison.tune->curves[i];
+    const MethodFigures& row = comparison.methods[i];
+    EXPECT_EQ(curve.name, row.name);
+    if (row.is_refused()) continue;
+    ASSERT_TRUE(curve.chosen.has_value());
+    const TunePoint& chosen = curve.points[*curve.chosen];
+    for (const auto& [name, value] : chosen.options) EXPECT_EQ(row.options.at(name), value);
+    EXPECT_EQ(row.label, chosen.label);
+    EXPECT_EQ(row.texts.size(), 2u);
+    // The trial ran the same model over the same text.
+    EXPECT_DOUBLE_EQ(chosen.excess, row.texts[0].bits_per_byte - row.texts[0].dense_bits_per_byte);
+    EXPECT_NEAR(chosen.density, row.density, .1);
+    EXPECT_EQ(row.needle.has_value(), !row.is_baseline && row.density < 1 && row.max_extra_bits <= request.max_bits);
+  }
+  request.density = .5;
+  error(request, Error::Kind::value);
 }
 
 TEST_F(CompareTest, RefusesBadRequestsBeforeAnyWork) {

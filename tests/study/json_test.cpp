@@ -40,7 +40,7 @@ TEST(CompareJson, HasEveryKeyOfTheSchema) {
 
 TEST(CompareJson, WritesNullForWhatIsMissingAndSurvivesAnyPath) {
   Comparison comparison = app::synthetic_comparison(app::kHostile);
-  comparison.input.needle_length = 0;
+  comparison.input.needle_lengths.clear();
   comparison.dense.needle.reset();
   comparison.methods[0].recall = INFINITY;
   const json document = json::parse(to_json(comparison));

@@ -4,144 +4,118 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tilewise/attend/attend.h"
-#include "tilewise/cache/contiguous.h"
 #include "tilewise/methods/registry.h"
-#include "tilewise/study/clock.h"
-#include "tilewise/study/layer_sums.h"
-#include "tilewise/study/progress.h"
+#include "tilewise/study/model_source.h"
+#include "tilewise/study/qkv_source.h"
+#include "tilewise/study/tune.h"
 
 namespace tilewise::study {
 namespace {
 
-/// What a row reads in one layer: a method's plan, or a recipe's with one plan per head for the figures.
-using Planner = std::function<RecipePlan(const Problem& problem, Context& context)>;
-
-std::string backend_name(const Ran& ran) { return ran.target.empty() ? ran.backend : ran.backend + "/" + ran.target; }
-
-Planner planner_of(std::string name, OptionValues options) {
-  return [name = std::move(name), options = std::move(options)](const Problem& problem, Context& context) {
-    return RecipePlan{plan_with(name, problem, options, context).plan, {}};
-  };
+std::string label_of(const std::string& name, const OptionValues& options) {
+  const std::string text = format_options(name, options);
+  return text.empty() ? name : name + " " + text;
 }
 
-/// Dense plans by lengths: they depend on nothing else, so all layers of a run share one.
-class DensePlans {
- public:
-  const Plan& of(const LayerAttention& layer, Context& context) {
-    const int64_t seqlen_q = layer.q.dim(2), seqlen_k = layer.k.dim(2);
-    if (plan_ == nullptr || plan_->seqlen_q != seqlen_q || plan_->seqlen_k != seqlen_k) {
-      plan_ = plan_with("dense", infer::problem_of(layer, 0), {}, context).plan;
-    }
-    return plan_;
+/// Errors that say that a method does not take a problem; all others end the comparison.
+bool is_refusal(const Error& error) {
+  switch (error.kind()) {
+    case Error::Kind::cancelled:
+    case Error::Kind::io:
+    case Error::Kind::cuda: return false;
+    default: return true;
   }
-
- private:
-  Plan plan_;
-};
-
-int argmax(const TensorView& logits, int64_t row) {
-  const float* values = &logits.at<const float>(row, 0);
-  return static_cast<int>(std::max_element(values, values + logits.dim(1)) - values);
 }
 
-std::vector<int32_t> bytes_of(const std::string& text) {
-  std::vector<int32_t> tokens;
-  for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
-  return tokens;
-}
-
-/// Everything that the rows of one comparison share.
+/// Runs the rows of one comparison over a source.
 class Comparer {
  public:
-  Comparer(const Model& model, const CompareRequest& request, Context& context)
-      : model_(model), config_(model.config()), request_(request), outer_(context), progress_(model.config(), request) {}
+  Comparer(Source& source, const CompareRequest& request, ProgressMeter& progress) : source_(source), request_(request), progress_(progress) {}
 
   Comparison run() {
     check_request();
     comparison_.max_bits = request_.max_bits;
-    comparison_.input.num_layers = config_.num_layers;
-    comparison_.input.heads_q = config_.heads_q;
-    comparison_.input.heads_kv = config_.heads_kv;
-    comparison_.input.head_dim = config_.head_dim;
-    comparison_.input.length = static_cast<int64_t>(request_.texts.front().tokens.size());
-    comparison_.input.needle_length = request_.needles.empty() ? 0 : request_.needles.front().length;
-    run_dense();
-    for (const MethodChoice& choice : request_.methods) {
-      if (choice.name != "dense") run_row(choice);
+    comparison_.max_error = request_.max_error;
+    comparison_.input = source_.input();
+    plan_stages();
+    progress_.begin(dense_stage_, "dense");
+    source_.run_dense(comparison_.dense);
+    if (!request_.needles.empty()) {
+      progress_.begin(dense_stage_ + 1, "dense");
+      comparison_.dense.needle = source_.ask_needles(planner_of("dense", {}));
     }
+    if (request_.has_tune) comparison_.tune.emplace().text = request_.texts.empty() ? comparison_.input.qkv : request_.texts.front().name;
+    for (const MethodChoice& choice : rows_) run_row(choice);
     if (request_.recipe) run_recipe();
+    if (request_.has_tune && !request_.needles.empty()) ask_two_best();
     return std::move(comparison_);
   }
 
  private:
-  void check_request() const {
-    const auto& texts = request_.texts;
-    check(!texts.empty(), Error::Kind::value, "compare: there is no text; give at least one");
-    for (const CompareText& text : texts) {
-      check(text.tokens.size() >= 2, Error::Kind::value, "compare: ", text.name, " has ", text.tokens.size(),
-            " tokens; bits per byte need at least 2, a first token and one to predict");
-      check(text.tokens.size() == texts.front().tokens.size(), Error::Kind::value, "compare: texts differ in length: ", texts.front().name, " has ",
-            texts.front().tokens.size(), " tokens, ", text.name, " ", text.tokens.size(), "; cut them to one length");
-    }
+  /// Where the work of one row stands among the progress meter's stages. Not there: as many as there are stages.
+  struct Stages {
+    size_t first_attempt = 0, attempts = 0, row = 0, needles = 0;
+  };
+
+  void check_request() {
+    source_.check(request_);
     for (const MethodChoice& choice : request_.methods) check_options(choice.name, choice.options);
-    if (request_.recipe) check_recipe(*request_.recipe, config_);
     check(std::isfinite(request_.max_bits) && request_.max_bits >= 0, Error::Kind::value, "compare: max_bits is ", request_.max_bits,
           "; takes a finite number from 0");
+    check(std::isfinite(request_.max_error) && request_.max_error >= 0, Error::Kind::value, "compare: max_error is ", request_.max_error,
+          "; takes a finite number from 0");
+    check(!(request_.has_tune && request_.density), Error::Kind::value, "compare: tuning looks for the density, and a density is given; take one");
+    for (const MethodChoice& choice : request_.methods) {
+      if (choice.name != "dense") rows_.push_back(choice);
+    }
   }
 
-  void run_dense() {
-    DenseFigures& dense = comparison_.dense;
-    progress_.begin("dense", 0);
-    const auto counting = std::make_shared<CountingMemory>(outer_.memory);
-    Context own = outer_;
-    own.memory = counting;
-    DensePlans plans;
-    double attend_ms = 0;
-    const auto attend = [&](const LayerAttention& layer, Context& context) {
-      progress_.layer(layer.layer);
-      const Plan& plan = plans.of(layer, context);
-      const Stopwatch watch;
-      dense.backend = backend_name(attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .plan = plan}, context));
-      attend_ms += watch.ms();
+  void plan_stages() {
+    dense_stage_ = progress_.add(source_.work(Step::dense, "dense"));
+    progress_.add(source_.work(Step::needles, "dense"));
+    const auto add = [&](const std::string& name, int attempts) {
+      Stages stages;
+      stages.attempts = static_cast<size_t>(attempts);
+      for (int i = 0; i < attempts; ++i) {
+        const size_t stage = progress_.add(source_.work(Step::attempt, name));
+        if (i == 0) stages.first_attempt = stage;
+      }
+      stages.row = progress_.add(source_.work(Step::row, name));
+      if (!request_.has_tune) stages.needles = progress_.add(source_.work(Step::needles, name));
+      stages_.push_back(stages);
     };
-    double model_ms = 0, bits_per_byte = 0;
-    for (size_t i = 0; i < request_.texts.size(); ++i) {
-      progress_.text(i);
-      const Pass pass = read_text(request_.texts[i], attend, own);
-      model_ms += pass.total_ms;
-      bits_per_byte += pass.bits_per_byte;
-      dense_bits_.push_back(pass.bits_per_byte);
+    for (const MethodChoice& choice : rows_) {
+      add(choice.name, request_.has_tune ? expected_trials(method_info(choice.name), choice.options) : 0);
     }
-    const double texts = static_cast<double>(request_.texts.size());
-    dense.attend_ms = attend_ms / texts;
-    dense.model_ms = model_ms / texts;
-    dense.bits_per_byte = bits_per_byte / texts;
-    dense.peak_bytes = counting->peak_bytes();
-    if (!request_.needles.empty()) dense.needle = ask_needles(attend, own);
+    if (request_.recipe) add("recipe", 0);
+    if (request_.has_tune && !request_.needles.empty()) {
+      last_needles_ = progress_.add(source_.work(Step::needles, ""));
+      progress_.add(source_.work(Step::needles, ""));
+    }
   }
+
+  const Stages& stages() const { return stages_[comparison_.methods.size()]; }
 
   void run_row(const MethodChoice& choice) {
     MethodFigures row;
     row.name = choice.name;
     OptionValues options = choice.options;
     const MethodInfo& info = method_info(choice.name);
+    row.is_baseline = info.source == "baseline";
+    if (request_.has_tune && !tune_row(info, options, row)) {
+      finish(std::move(row), {});
+      return;
+    }
     if (request_.density && info.has_option("density")) options["density"] = *request_.density;
     for (const OptionInfo& option : info.options) {
       const auto given = options.find(option.name);
       row.options[option.name] = given == options.end() ? option.default_value : given->second;
     }
     row.label = label_of(choice.name, options);
-    row.is_baseline = info.source == "baseline";
     if (choice.name == "oracle") row.notes.push_back("looks at the true attention to choose: a yardstick, not a method to use");
     if (choice.name == "random") row.notes.push_back("tiles drawn by chance: a floor for every method of this density");
-    if (request_.density && !info.has_option("density")) {
-      row.refused = "has no option density, so --density cannot set its budget";
-      progress_.skip_row(comparison_.methods.size());
-    } else {
-      measure_row(row, planner_of(choice.name, options));
-    }
-    comparison_.methods.push_back(std::move(row));
+    if (request_.density && !info.has_option("density")) row.refused = "has no option density, so --density cannot set its budget";
+    finish(std::move(row), planner_of(choice.name, options));
   }
 
   void run_recipe() {
@@ -151,175 +125,114 @@ class Comparer {
     const Recipe& recipe = *request_.recipe;
     if (recipe.config_hash.empty()) row.notes.push_back("the recipe does not name the model that it was made for");
     if (request_.density) row.notes.push_back("--density does not reach into a recipe: its methods keep their options");
-    measure_row(row, [&recipe](const Problem& problem, Context& context) { return plan_recipe(recipe, problem, context); });
+    finish(std::move(row), [&recipe](const Problem& problem, Context& context) { return plan_recipe(recipe, problem, context); });
+  }
+
+  /// Runs the row, or finds the reason why there is nothing to fill in, and adds it. A row that fails half way is refused as a whole.
+  void finish(MethodFigures row, const Planner& planner) {
+    const Stages here = stages();
+    if (!row.is_refused()) {
+      MethodFigures filled = row;
+      try {
+        progress_.begin(here.row, row.label);
+        source_.fill_row(filled, comparison_.methods.size(), planner);
+        if (!request_.needles.empty() && !request_.has_tune) {
+          progress_.begin(here.needles, row.label);
+          filled.needle = source_.ask_needles(planner);
+        }
+        row = std::move(filled);
+      } catch (const Error& error) {
+        if (!is_refusal(error)) throw;
+        row.refused = error.what();
+      }
+    }
+    if (row.is_refused()) {
+      progress_.drop(here.row);
+      if (here.needles > 0) progress_.drop(here.needles);
+    }
     comparison_.methods.push_back(std::move(row));
+    planners_.push_back(planner);
   }
 
-  /// Fills the row, or the reason why there is nothing to fill in.
-  void measure_row(MethodFigures& row, const Planner& planner) {
-    progress_.begin(row.label, comparison_.methods.size() + 1);
-    MethodFigures filled = row;
-    try {
-      fill_row(filled, planner);
-      row = std::move(filled);
-    } catch (const Error& error) {
-      switch (error.kind()) {
-        case Error::Kind::cancelled:
-        case Error::Kind::io:
-        case Error::Kind::cuda: throw;
-        default: row.refused = error.what();
+  /// Sets the options to the best setting. False: none can be run, and the row says why.
+  bool tune_row(const MethodInfo& info, OptionValues& options, MethodFigures& row) {
+    const Stages here = stages();
+    size_t done = 0;
+    const auto try_setting = [&](const OptionValues& setting, double most_ms, TunePoint& point) {
+      // Trials beyond those that were expected are told as part of the last.
+      progress_.begin(here.first_attempt + std::min(done, here.attempts - 1), "tuning: " + point.label);
+      ++done;
+      try {
+        const Attempt attempt = source_.attempt(planner_of(info.name, setting), most_ms);
+        point.density = attempt.density;
+        point.excess = attempt.excess;
+        point.plan_ms = attempt.plan_ms;
+        point.attend_ms = attempt.attend_ms;
+        point.outcome = attempt.is_stopped ? TunePoint::Outcome::slow : TunePoint::Outcome::over;
+      } catch (const Error& error) {
+        if (!is_refusal(error)) throw;
+        point.outcome = TunePoint::Outcome::refused;
+        point.refused = error.what();
       }
-      progress_.skip_row(comparison_.methods.size());
-    }
-  }
-
-  /// The row's own run. A row that fails half way is refused as a whole.
-  void fill_row(MethodFigures& row, const Planner& planner) {
-    const auto counting = std::make_shared<CountingMemory>(outer_.memory);
-    Context own = outer_;
-    own.memory = counting;
-    LayerSums sums(config_.num_layers, config_.heads_q);
-    DensePlans dense_plans;
-    double plan_ms = 0, attend_ms = 0, dense_ms = 0, apart_ms = 0;
-    size_t text_index = 0;
-
-    const auto beside_dense = [&](const LayerAttention& layer, Context& context) {
-      progress_.layer(layer.layer);
-      const Stopwatch whole;
-      double counted_ms = 0;
-      // The dense pass and the figures take their memory past the row's counter: they are not part of the method.
-      const Tensor dense_out(outer_.memory, Dtype::f32, layer.out.shape());
-      const Shape rows{layer.q.dim(0), layer.q.dim(1), layer.q.dim(2)};
-      const Tensor dense_lse(outer_.memory, Dtype::f32, rows), lse(outer_.memory, Dtype::f32, rows);
-      const Plan dense_plan = dense_plans.of(layer, outer_);
-      const auto run_dense = [&] {
-        const Stopwatch watch;
-        attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = dense_out.view, .lse = dense_lse.view, .plan = dense_plan}, outer_);
-        dense_ms += watch.ms();
-      };
-      RecipePlan planned;
-      const auto run_sparse = [&] {
-        const Stopwatch planning;
-        planned = planner(infer::problem_of(layer, request_.seed), context);
-        const double plan_now = planning.ms();
-        const Stopwatch attending;
-        const Ran ran = attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .lse = lse.view, .plan = planned.plan}, context);
-        const double attend_now = attending.ms();
-        row.backend = backend_name(ran);
-        plan_ms += plan_now;
-        attend_ms += attend_now;
-        counted_ms += plan_now + attend_now;
-      };
-      // Who runs second finds k and v in the cache; taking turns shares that out.
-      if (layer.layer % 2 == 0) run_dense();
-      run_sparse();
-      if (layer.layer % 2 != 0) run_dense();
-      if (planned.head_plans.empty()) {
-        sums.add_plan(layer.layer, planned.plan, dense_plan);
-      } else {
-        sums.add_plans(layer.layer, planned.head_plans, dense_plan);
-      }
-      sums.add_outputs(layer.layer, layer.out, lse.view, dense_out.view, dense_lse.view, outer_);
-      if (request_.on_plan) request_.on_plan(comparison_.methods.size(), row.name, text_index, layer.layer, planned.plan);
-      apart_ms += whole.ms() - counted_ms;
     };
-
-    double model_ms = 0;
-    row.bits_per_byte = 0;
-    row.max_extra_bits = -INFINITY;
-    for (size_t i = 0; i < request_.texts.size(); ++i) {
-      progress_.text(i);
-      text_index = i;
-      const Pass pass = read_text(request_.texts[i], beside_dense, own);
-      model_ms += pass.total_ms;
-      row.bits_per_byte += pass.bits_per_byte;
-      row.max_extra_bits = std::max(row.max_extra_bits, pass.bits_per_byte - dense_bits_[i]);
-      row.texts.push_back({request_.texts[i].name, pass.bits_per_byte, dense_bits_[i]});
+    TuneRequest request;
+    request.fixed = options;
+    request.bound = comparison_.bound();
+    // A method that takes longer than dense is of no use; a yardstick may.
+    if (!row.is_baseline) request.most_ms = kMostOfDense * comparison_.dense.attend_ms;
+    TuneCurve curve = tune_method(info, request, try_setting);
+    for (size_t i = done; i < here.attempts; ++i) progress_.drop(here.first_attempt + i);
+    if (curve.chosen) {
+      for (const auto& [name, value] : curve.points[*curve.chosen].options) options[name] = value;
+      if (!curve.is_within) row.notes.push_back("no setting that was tried holds the bound: this is the nearest");
+    } else {
+      row.label = label_of(info.name, options);
+      row.refused = refusal_of(curve);
     }
-    const double texts = static_cast<double>(request_.texts.size());
-    row.bits_per_byte /= texts;
-    row.plan_ms = plan_ms / texts;
-    row.attend_ms = attend_ms / texts;
-    row.total_ms = row.plan_ms + row.attend_ms;
-    row.dense_attend_ms = dense_ms / texts;
-    row.speedup = row.dense_attend_ms / row.total_ms;
-    row.model_ms = (model_ms - apart_ms) / texts;
-    row.peak_bytes = counting->peak_bytes();
-    sums.write(row);
+    comparison_.tune->curves.push_back(std::move(curve));
+    return !row.is_refused();
+  }
 
-    if (!request_.needles.empty()) {
-      const auto alone = [&](const LayerAttention& layer, Context& context) {
-        progress_.layer(layer.layer);
-        const RecipePlan planned = planner(infer::problem_of(layer, request_.seed), context);
-        attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .plan = planned.plan}, context);
-      };
-      row.needle = ask_needles(alone, own);
+  static std::string refusal_of(const TuneCurve& curve) {
+    for (const TunePoint& point : curve.points) {
+      if (point.outcome == TunePoint::Outcome::refused) return point.refused;
+    }
+    return "every setting that was tried is slower than dense attention";
+  }
+
+  /// Needles of the two fastest rows that hold the bound on every text.
+  void ask_two_best() {
+    std::vector<size_t> order;
+    for (size_t i = 0; i < comparison_.methods.size(); ++i) {
+      const MethodFigures& row = comparison_.methods[i];
+      const bool is_asked = !row.is_refused() && !row.is_baseline && row.density < 1 && comparison_.excess(row) <= comparison_.bound();
+      if (is_asked) order.push_back(i);
+    }
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      const double speed_a = comparison_.methods[a].speedup, speed_b = comparison_.methods[b].speedup;
+      return speed_a != speed_b ? speed_a > speed_b : a < b;
+    });
+    for (size_t i = 0; i < 2; ++i) {
+      if (i >= order.size()) {
+        progress_.drop(last_needles_ + i);
+        continue;
+      }
+      progress_.begin(last_needles_ + i, comparison_.methods[order[i]].label);
+      comparison_.methods[order[i]].needle = source_.ask_needles(planners_[order[i]]);
     }
   }
 
-  struct Pass {
-    double total_ms = 0, bits_per_byte = 0;
-  };
+  /// A setting of a method that is not a yardstick is given up beyond this share of dense attention's time: noise could have made it slow.
+  static constexpr double kMostOfDense = 1.2;
 
-  Pass read_text(const CompareText& text, const AttentionFunction& attention, Context& context) const {
-    const auto cache = model_.make_cache(static_cast<int64_t>(text.tokens.size()), context);
-    ForwardOptions options;
-    options.attention = attention;
-    options.has_bits = true;
-    const Stopwatch watch;
-    const ForwardResult result = model_.forward(text.tokens, *cache, options, context);
-    return {watch.ms(), result.bits / static_cast<double>(result.predictions)};
-  }
-
-  NeedleFigures ask_needles(const AttentionFunction& attention, Context& context) {
-    NeedleFigures figures;
-    for (size_t i = 0; i < request_.needles.size(); ++i) {
-      const NeedlePrompt& needle = request_.needles[i];
-      progress_.needle(i);
-      const bool is_right = answers(needle, attention, context);
-      const auto same = [&](const NeedleCell& cell) { return cell.length == needle.length && cell.depth == needle.depth; };
-      auto cell = std::find_if(figures.cells.begin(), figures.cells.end(), same);
-      if (cell == figures.cells.end()) cell = figures.cells.insert(cell, {needle.length, needle.depth, 0, 0});
-      cell->of += 1;
-      cell->correct += is_right ? 1 : 0;
-      figures.of += 1;
-      figures.correct += is_right ? 1 : 0;
-    }
-    std::sort(figures.cells.begin(), figures.cells.end(),
-              [](const NeedleCell& a, const NeedleCell& b) { return a.length != b.length ? a.length < b.length : a.depth < b.depth; });
-    return figures;
-  }
-
-  bool answers(const NeedlePrompt& needle, const AttentionFunction& attention, Context& context) const {
-    const std::vector<int32_t> prompt = bytes_of(needle.prompt), answer = bytes_of(needle.answer);
-    const int64_t more = static_cast<int64_t>(answer.size()) - 1;
-    const auto cache = model_.make_cache(static_cast<int64_t>(prompt.size()) + more, context);
-    ForwardOptions options;
-    options.attention = attention;
-    const ForwardResult first = model_.forward(prompt, *cache, options, context);
-    if (argmax(first.logits.view, first.logits.view.dim(0) - 1) != answer.front()) return false;
-    if (more == 0) return true;
-    ForwardOptions dense;
-    dense.logits_rows = more;
-    const ForwardResult rest = model_.forward(std::span(answer).first(static_cast<size_t>(more)), *cache, dense, context);
-    for (int64_t i = 0; i < more; ++i) {
-      if (argmax(rest.logits.view, i) != answer[static_cast<size_t>(i) + 1]) return false;
-    }
-    return true;
-  }
-
-  static std::string label_of(const std::string& name, const OptionValues& options) {
-    const std::string text = format_options(name, options);
-    return text.empty() ? name : name + " " + text;
-  }
-
-  const Model& model_;
-  const ModelConfig& config_;
+  Source& source_;
   const CompareRequest& request_;
-  Context& outer_;
-  ProgressMeter progress_;
+  ProgressMeter& progress_;
+  std::vector<MethodChoice> rows_;
+  std::vector<Stages> stages_;  // of rows_, then the recipe
+  std::vector<Planner> planners_;
+  size_t dense_stage_ = 0, last_needles_ = 0;
   Comparison comparison_;
-  std::vector<double> dense_bits_;  // of each text
 };
 
 }  // namespace
@@ -327,6 +240,16 @@ class Comparer {
 
 TILEWISE_BEGIN_PUBLIC
 
-Comparison compare(const Model& model, const CompareRequest& request, Context& context) { return study::Comparer(model, request, context).run(); }
+Comparison compare(const Model& model, const CompareRequest& request, Context& context) {
+  study::ProgressMeter progress(request.progress);
+  study::ModelSource source(model, request, progress, context);
+  return study::Comparer(source, request, progress).run();
+}
+
+Comparison compare(const QkvTensors& tensors, const CompareRequest& request, Context& context) {
+  study::ProgressMeter progress(request.progress);
+  study::QkvSource source(tensors, request, progress, context);
+  return study::Comparer(source, request, progress).run();
+}
 
 TILEWISE_END_PUBLIC

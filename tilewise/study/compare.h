@@ -10,6 +10,7 @@
 #include "tilewise/infer/recipe.h"
 #include "tilewise/study/comparison.h"
 #include "tilewise/study/needles.h"
+#include "tilewise/study/qkv.h"
 
 TILEWISE_BEGIN_PUBLIC
 
@@ -40,6 +41,11 @@ struct CompareRequest {
   std::optional<Recipe> recipe = {};          // run as one more row, called "recipe"
   std::string recipe_name = {};               // of its file, for the row's label
   double max_bits = .005;
+  double max_error = .05;  // in place of max_bits where tensors are compared
+  /// Every method is run with the fastest of its settings that holds the bound on the first text: the option grids of the registry, but for options that
+  /// a choice gives. Needles are then asked of the two fastest rows that hold it on every text.
+  bool has_tune = false;
+  bool has_maps = false;  // also map where each head's mass lies and what was left out (takes about one more dense pass a row)
   uint64_t seed = 0;
   std::function<void(const CompareProgress&)> progress = {};
   /// Called with every plan of a row over a text, outside all times. `row` counts Comparison::methods, `name` is the method's.
@@ -51,8 +57,14 @@ struct CompareRequest {
 /// interleave and errors add up as they would in use. Needles: the prompt with the method, then the first bytes of the answer as one dense chunk
 /// over the kept K and V; right where every argmax is the answer's byte, which equals greedy decoding.
 /// What a method cannot take becomes the reason in its row; nothing runs dense in its place.
+/// Tuning: tilewise/study/tune.h.
 /// Errors  value (no text, texts of different lengths, unknown method or option, a token outside the vocabulary), cancelled, memory, io.
 TILEWISE_API Comparison compare(const Model& model, const CompareRequest& request, Context& context);
+
+/// The same on saved tensors: one attention call, each row three times in turns with dense, the medians counted. No model, so no bits per byte, needles or
+/// model time. The request holds neither texts nor needles nor a recipe.
+/// Errors  as above; what attend_forward throws of dense attention.
+TILEWISE_API Comparison compare(const QkvTensors& tensors, const CompareRequest& request, Context& context);
 
 /// The rows of `make demo`: tilewise/study/demo_rows.cpp.
 TILEWISE_API const std::vector<MethodChoice>& demo_rows();

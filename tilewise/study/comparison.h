@@ -41,7 +41,7 @@ struct TextFigures {
 
 /// Dense attention in a run of its own. Times are per text: with several texts, their mean.
 struct DenseFigures {
-  double attend_ms = 0, model_ms = 0, bits_per_byte = kNoFigure;
+  double attend_ms = 0, model_ms = kNoFigure, bits_per_byte = kNoFigure;  // tensors have neither a model nor bits
   size_t peak_bytes = 0;
   std::string backend;  // "cpu/avx512"
   std::optional<NeedleFigures> needle;
@@ -85,9 +85,40 @@ struct InputFigures {
     int64_t bytes = 0;  // of the file
   };
   std::vector<Text> texts;
-  int64_t length = 0;         // tokens read of each
-  int64_t needle_length = 0;  // 0: no needles
+  int64_t length = 0;                   // tokens read of each; of tensors: Sq
+  std::vector<int64_t> needle_lengths;  // none: no needles
   int num_layers = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
+  int64_t length_k = 0, batch = 1;      // Sk (of texts: length) and B
+  std::string qkv;                      // file of tensors; empty: a model with texts
+  std::string mask = "causal";          // "causal", "full", "spans"
+  bool is_mask_assumed = false;         // nothing said which
+  std::string dtype = "f32";            // of q, k and v
+
+  bool has_model() const { return qkv.empty(); }
+};
+
+/// One setting that --tune tried, alone, on the first text (or the tensors).
+struct TunePoint {
+  enum class Outcome : uint8_t { within, over, slow, refused };  // slow: given up, it took longer than the best or than dense
+  OptionValues options;  // those that were tuned, by name
+  std::string label;
+  double density = kNoFigure, excess = kNoFigure;  // excess: bits per byte above dense; of tensors the output error
+  double plan_ms = kNoFigure, attend_ms = kNoFigure;
+  Outcome outcome = Outcome::refused;
+  std::string refused;
+
+  double total_ms() const { return plan_ms + attend_ms; }
+};
+/// All settings that were tried of one method, in the order of the trials.
+struct TuneCurve {
+  std::string name;
+  std::vector<TunePoint> points;
+  std::optional<size_t> chosen;  // index into points: the fastest within the bound, else the nearest to it; nothing where none ran
+  bool is_within = false;        // the chosen one holds the bound
+};
+struct TuneFigures {
+  std::string text;  // that chose
+  std::vector<TuneCurve> curves;
 };
 
 /// What `tilewise compare` found out, as data.
@@ -97,6 +128,12 @@ struct Comparison {
   double max_bits = .005;  // what a recommended method may add to dense bits per byte, on every text
   DenseFigures dense;
   std::vector<MethodFigures> methods;
+  double max_error = .05;  // of tensors: the output error that a recommended method may have
+  std::optional<TuneFigures> tune;
+
+  /// What the bound holds of a row (extra bits or output error), and the bound.
+  double excess(const MethodFigures& row) const { return input.has_model() ? row.max_extra_bits : row.output_error; }
+  double bound() const { return input.has_model() ? max_bits : max_error; }
 };
 
 /// The one recommendation.
@@ -106,7 +143,8 @@ struct Verdict {
 };
 
 /// The fastest method that is not a baseline and leaves something out (largest speed-up over dense, above 1), whose bits per byte stay within
-/// `max_bits` of dense on every text, and which answers at least as many needles as dense does.
+/// `max_bits` of dense on every text, and which answers as many needles as dense does, but for one in twenty. Of tensors: whose output error stays
+/// within `max_error`. After --tune the text quotes the texts that did not choose, where there are any.
 TILEWISE_API Verdict verdict_of(const Comparison& comparison);
 
 /// docs/formats/compare.md, schema 1, indented by one space, UTF-8 whatever the paths hold.

@@ -67,6 +67,40 @@ Json method(const MethodFigures& row) {
           {"notes", row.notes}};
 }
 
+const char* outcome_name(TunePoint::Outcome outcome) {
+  switch (outcome) {
+    case TunePoint::Outcome::within: return "within";
+    case TunePoint::Outcome::over: return "over";
+    case TunePoint::Outcome::slow: return "slow";
+    case TunePoint::Outcome::refused: break;
+  }
+  return "refused";
+}
+
+Json tune(const Comparison& comparison) {
+  if (!comparison.tune) return nullptr;
+  Json curves = Json::array();
+  for (const TuneCurve& curve : comparison.tune->curves) {
+    Json points = Json::array();
+    for (const TunePoint& point : curve.points) {
+      points.push_back({{"options", options(point.options)},
+                        {"label", point.label},
+                        {"density", number(point.density)},
+                        {"excess", number(point.excess)},
+                        {"plan_ms", number(point.plan_ms)},
+                        {"attend_ms", number(point.attend_ms)},
+                        {"total_ms", number(point.total_ms())},
+                        {"outcome", outcome_name(point.outcome)},
+                        {"refused", point.refused.empty() ? Json(nullptr) : Json(point.refused)}});
+    }
+    curves.push_back({{"name", curve.name},
+                      {"chosen", curve.chosen ? Json(*curve.chosen) : Json(nullptr)},
+                      {"is_within", curve.is_within},
+                      {"points", std::move(points)}});
+  }
+  return {{"text", comparison.tune->text}, {"bound", number(comparison.bound())}, {"curves", std::move(curves)}};
+}
+
 }  // namespace
 }  // namespace tilewise::study
 
@@ -80,33 +114,43 @@ std::string to_json(const Comparison& comparison) {
   Json rows = Json::array();
   for (const MethodFigures& row : comparison.methods) rows.push_back(study::method(row));
   const Verdict verdict = verdict_of(comparison);
-  const Json document = {
-      {"schema", 1},
-      {"version", comparison.environment.version},
-      {"commit", comparison.environment.commit},
-      {"device", comparison.environment.device},
-      {"threads", comparison.environment.threads},
-      {"created", comparison.environment.created},
-      {"command", comparison.environment.command},
-      {"input",
-       {{"model", in.model},
-        {"texts", std::move(texts)},
-        {"length", in.length},
-        {"needle_length", in.needle_length > 0 ? Json(in.needle_length) : Json(nullptr)},
-        {"num_layers", in.num_layers},
-        {"heads_q", in.heads_q},
-        {"heads_kv", in.heads_kv},
-        {"head_dim", in.head_dim}}},
-      {"verdict",
-       {{"text", verdict.text}, {"best", verdict.best ? Json(*verdict.best) : Json(nullptr)}, {"max_bits", study::number(comparison.max_bits)}}},
-      {"dense",
-       {{"attend_ms", study::number(comparison.dense.attend_ms)},
-        {"model_ms", study::number(comparison.dense.model_ms)},
-        {"bits_per_byte", study::number(comparison.dense.bits_per_byte)},
-        {"needle", study::needle(comparison.dense.needle)},
-        {"peak_bytes", comparison.dense.peak_bytes},
-        {"backend", comparison.dense.backend}}},
-      {"methods", std::move(rows)}};
+  const Json document = {{"schema", 1},
+                         {"version", comparison.environment.version},
+                         {"commit", comparison.environment.commit},
+                         {"device", comparison.environment.device},
+                         {"threads", comparison.environment.threads},
+                         {"created", comparison.environment.created},
+                         {"command", comparison.environment.command},
+                         {"input",
+                          {{"model", in.has_model() ? Json(in.model) : Json(nullptr)},
+                           {"qkv", in.has_model() ? Json(nullptr) : Json(in.qkv)},
+                           {"texts", std::move(texts)},
+                           {"length", in.length},
+                           {"length_k", in.length_k},
+                           {"batch", in.batch},
+                           {"mask", in.mask},
+                           {"is_mask_assumed", in.is_mask_assumed},
+                           {"dtype", in.dtype},
+                           {"needle_length", in.needle_lengths.empty() ? Json(nullptr) : Json(in.needle_lengths.front())},
+                           {"needle_lengths", in.needle_lengths},
+                           {"num_layers", in.num_layers},
+                           {"heads_q", in.heads_q},
+                           {"heads_kv", in.heads_kv},
+                           {"head_dim", in.head_dim}}},
+                         {"verdict",
+                          {{"text", verdict.text},
+                           {"best", verdict.best ? Json(*verdict.best) : Json(nullptr)},
+                           {"max_bits", study::number(comparison.max_bits)},
+                           {"max_error", in.has_model() ? Json(nullptr) : study::number(comparison.max_error)}}},
+                         {"dense",
+                          {{"attend_ms", study::number(comparison.dense.attend_ms)},
+                           {"model_ms", study::number(comparison.dense.model_ms)},
+                           {"bits_per_byte", study::number(comparison.dense.bits_per_byte)},
+                           {"needle", study::needle(comparison.dense.needle)},
+                           {"peak_bytes", comparison.dense.peak_bytes},
+                           {"backend", comparison.dense.backend}}},
+                         {"methods", std::move(rows)},
+                         {"tune", study::tune(comparison)}};
   // Paths may hold any bytes; what is not UTF-8 becomes U+FFFD.
   return document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tilewise/plan/count.h"
+#include "tilewise/select/as_float.h"
 
 namespace tilewise::study {
 namespace {
@@ -71,10 +72,11 @@ void LayerSums::add_plans(int layer, const std::vector<Plan>& head_plans, const 
 }
 
 void LayerSums::add_outputs(int layer, const TensorView& out, const TensorView& lse, const TensorView& dense_out, const TensorView& dense_lse,
-                            const Context& context) {
+                            Context& context) {
+  const select::AsFloat ours(out, context), theirs(dense_out, context);
   context.parallel_for(heads_, [&](int64_t head, int) {
     for (int64_t b = 0; b < out.dim(0); ++b)
-      at(layer, static_cast<int>(head)) += compare_head(out, lse, dense_out, dense_lse, b, static_cast<int>(head));
+      at(layer, static_cast<int>(head)) += compare_head(ours.view, lse, theirs.view, dense_lse, b, static_cast<int>(head));
   });
 }
 

@@ -27,9 +27,9 @@ class LayerSums {
   void add_plan(int layer, const Plan& plan, const Plan& dense);
   /// As add_plan for a layer whose heads have plans of their own; `head_plans[h]` is read at head h.
   void add_plans(int layer, const std::vector<Plan>& head_plans, const Plan& dense);
-  /// Adds what a layer computed: out and dense_out [1, Hq, Sq, D], lse and dense_lse [1, Hq, Sq], all f32.
+  /// Adds what a layer computed: out and dense_out [B, Hq, Sq, Dv] in any of f32, bf16, f16, lse and dense_lse [B, Hq, Sq] f32.
   void add_outputs(int layer, const TensorView& out, const TensorView& lse, const TensorView& dense_out, const TensorView& dense_lse,
-                   const Context& context);
+                   Context& context);
 
   /// Fills density, allowed_density, recall, output_error and heads.
   void write(MethodFigures& row) const;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -9,35 +10,28 @@
 
 namespace tilewise::study {
 
-/// Knows how much work a comparison is (in FLOP, roughly) and tells the caller where it stands and how long it will take.
-/// Rows are numbered as they run: 0 is dense, then the methods.
+/// Adds up how much work is known to come, stage by stage, and tells the caller where it stands and how long it will take. The unit of work is free:
+/// only shares of the whole are told.
 class ProgressMeter {
  public:
-  ProgressMeter(const ModelConfig& config, const CompareRequest& request);
+  explicit ProgressMeter(std::function<void(const CompareProgress&)> tell) : tell_(std::move(tell)) {}
 
-  void begin(const std::string& row, size_t number);
-  void text(size_t index);
-  void needle(size_t index);
-  /// A layer of the current text or needle begins.
-  void layer(int index);
-  /// Method `index` (its row has number index + 1) was refused: nothing of it is left to do.
-  void skip_row(size_t index);
+  /// One more stage, behind those that there are. Returns its number.
+  size_t add(double work);
+  /// `stage` begins; those before it are over, however much of them was done.
+  void begin(size_t stage, std::string name);
+  /// `done` of the current stage's work is behind us; `part` is about to be worked on.
+  void part(const std::string& part, double done);
+  /// Nothing more is to come of this stage, and what it was to be does not count.
+  void drop(size_t stage);
 
  private:
-  struct Row {
-    double text = 0, needle = 0;  // work of one
-    bool is_skipped = false;
-  };
-  double work_of(const Row& row) const;
-  double before(size_t number) const;
-
-  const CompareRequest& request_;
-  int num_layers_;
-  std::vector<Row> rows_;
+  std::function<void(const CompareProgress&)> tell_;
+  std::vector<double> work_;
   Stopwatch watch_;
   std::string name_;
-  size_t number_ = 0, index_ = 0;
-  bool is_needle_ = false;
+  size_t stage_ = 0;
+  double last_ = 0;  // shares never fall, though work may be added
 };
 
 }  // namespace tilewise::study

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -13,12 +14,20 @@ std::string number(const char* format, double value) {
   return text;
 }
 
+/// One miss more in twenty prompts is chance, not a loss: 38 of 40 do where dense answers all, 9 of 10 do not.
 bool has_needles(const MethodFigures& row, const Comparison& comparison) {
   if (!comparison.dense.needle) return true;
-  return row.needle && row.needle->correct >= comparison.dense.needle->correct;
+  return row.needle && row.needle->correct >= comparison.dense.needle->correct - comparison.dense.needle->of / 20;
 }
 
-bool has_bits(const MethodFigures& row, double max_bits) { return row.max_extra_bits <= max_bits; }  // false for NaN
+bool is_within(const MethodFigures& row, const Comparison& comparison) { return comparison.excess(row) <= comparison.bound(); }  // false for NaN
+
+/// " bits per byte" or " output error", behind a figure.
+const char* unit_of(const Comparison& comparison) { return comparison.input.has_model() ? " bits per byte" : " output error"; }
+
+std::string excess_text(const Comparison& comparison, double excess) {
+  return number(comparison.input.has_model() ? "%+.4f" : "%.4f", excess) + unit_of(comparison);
+}
 
 std::string needles_text(const MethodFigures& row) {
   if (!row.needle) return "";
@@ -27,14 +36,15 @@ std::string needles_text(const MethodFigures& row) {
 
 /// Where nothing is good enough: how near the nearest came.
 std::string none_text(const Comparison& comparison) {
-  const std::string bound = number("%.3g", comparison.max_bits) + " bits per byte";
+  const std::string bound = number("%.3g", comparison.bound()) + unit_of(comparison);
   const std::string needles = comparison.dense.needle ? " with its needles" : "";
   const MethodFigures* nearest = nullptr;
   const MethodFigures* slow = nullptr;  // holds both bounds, is not faster
   for (const MethodFigures& row : comparison.methods) {
     if (row.is_refused() || row.is_baseline) continue;
-    if (has_bits(row, comparison.max_bits) && has_needles(row, comparison)) slow = &row;  // or reads everything
-    if (!std::isnan(row.max_extra_bits) && (nearest == nullptr || row.max_extra_bits < nearest->max_extra_bits)) nearest = &row;
+    if (is_within(row, comparison) && has_needles(row, comparison)) slow = &row;  // or reads everything
+    const double excess = comparison.excess(row);
+    if (!std::isnan(excess) && (nearest == nullptr || excess < comparison.excess(*nearest))) nearest = &row;
   }
   if (slow != nullptr) {
     return "None: no method is both faster than dense and within " + bound + " of it" + needles + "; " + slow->label + " holds the bounds at " +
@@ -42,7 +52,18 @@ std::string none_text(const Comparison& comparison) {
   }
   if (nearest == nullptr) return "None: no sparse method ran. Stay with dense.";
   return "None: no method stays within " + bound + " of dense" + needles + "; the nearest is " + nearest->label + " at " +
-         number("%+.4f", nearest->max_extra_bits) + needles_text(*nearest) + ". Stay with dense.";
+         excess_text(comparison, comparison.excess(*nearest)) + needles_text(*nearest) + ". Stay with dense.";
+}
+
+/// What is said of the winner: its figures on all texts, or after --tune on those that did not choose it.
+std::string quality_text(const Comparison& comparison, const MethodFigures& row) {
+  const std::string bound = " (bound " + number("%.3g", comparison.bound()) + ")";
+  if (!comparison.tune) return excess_text(comparison, comparison.excess(row)) + bound;
+  if (row.texts.size() < 2) return excess_text(comparison, comparison.excess(row)) + bound + " on what it was tuned on";
+  double excess = -INFINITY;
+  for (size_t i = 1; i < row.texts.size(); ++i) excess = std::max(excess, row.texts[i].bits_per_byte - row.texts[i].dense_bits_per_byte);
+  return excess_text(comparison, excess) + bound + (row.texts.size() == 2 ? " on the text" : " on the worst of the texts") +
+         " that did not choose it";
 }
 
 }  // namespace
@@ -56,7 +77,7 @@ Verdict verdict_of(const Comparison& comparison) {
     const MethodFigures& row = comparison.methods[i];
     // What leaves nothing out is dense under another name, however the clock fell.
     if (row.is_refused() || row.is_baseline || row.density >= 1 || !(row.speedup > 1)) continue;
-    if (!study::has_bits(row, comparison.max_bits) || !study::has_needles(row, comparison)) continue;
+    if (!study::is_within(row, comparison) || !study::has_needles(row, comparison)) continue;
     if (!verdict.best || row.speedup > comparison.methods[*verdict.best].speedup) verdict.best = i;
   }
   if (!verdict.best) {
@@ -65,8 +86,7 @@ Verdict verdict_of(const Comparison& comparison) {
   }
   const MethodFigures& row = comparison.methods[*verdict.best];
   verdict.text = "Use " + row.label + ": attention " + study::number("%.2f", row.speedup) + "x as fast as dense, " +
-                 study::number("%+.4f", row.max_extra_bits) + " bits per byte (bound " + study::number("%.3g", comparison.max_bits) + ")" +
-                 study::needles_text(row) + ".";
+                 study::quality_text(comparison, row) + study::needles_text(row) + ".";
   return verdict;
 }
 

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/study/tune.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tilewise/methods/registry.h"
+
+namespace tilewise::study {
+namespace {
+
+using Outcome = TunePoint::Outcome;
+
+double of(const OptionValues& options, const char* name) {
+  const OptionValue& value = options.at(name);
+  return std::holds_alternative<int64_t>(value) ? static_cast<double>(std::get<int64_t>(value)) : std::get<double>(value);
+}
+
+/// A world in which everything is known: density, excess and time of each setting of xattention.
+struct World {
+  double plan_ms = 100, tile_cost = 1, stride_excess = 0;
+  bool is_slow_stopped = true;
+  int trials = 0;
+
+  double density(const OptionValues& o) const { return .05 / (1.02 - of(o, "threshold")) * (of(o, "tile") == 128 ? 1.2 : 1.0); }
+  double excess(const OptionValues& o) const { return .002 / density(o) - .004 + (of(o, "stride") == 16 ? stride_excess : 0); }
+  double total_ms(const OptionValues& o) const {
+    return plan_ms * 16 / of(o, "stride") + 8000 * density(o) * (of(o, "tile") == 128 ? tile_cost : 1.0);
+  }
+  TuneCurve tune(double bound, OptionValues fixed = {}) {
+    const MethodInfo& info = method_info("xattention");
+    return tune_method(info, {.fixed = std::move(fixed), .bound = bound, .most_ms = 1e9},
+                       [&](const OptionValues& o, double most_ms, TunePoint& point) {
+                         ++trials;
+                         point.density = density(o);
+                         point.plan_ms = plan_ms * 16 / of(o, "stride");
+                         point.attend_ms = total_ms(o) - point.plan_ms;
+                         if (is_slow_stopped && point.total_ms() > most_ms) {
+                           point.outcome = Outcome::slow;
+                           return;
+                         }
+                         point.outcome = Outcome::over;
+                         point.excess = excess(o);
+                       });
+  }
+  /// Every setting of the grids.
+  std::optional<double> fastest(double bound) const {
+    std::optional<double> best;
+    for (const int64_t tile : {64, 128}) {
+      for (const int64_t stride : {8, 16}) {
+        for (const double threshold : {.8, .9, .95, .97, .99}) {
+          const OptionValues o{{"tile", tile}, {"stride", stride}, {"threshold", threshold}};
+          if (excess(o) <= bound && (!best || total_ms(o) < *best)) best = total_ms(o);
+        }
+      }
+    }
+    return best;
+  }
+};
+
+TEST(Tune, FindsTheFastestOfTheGridInFewTrials) {
+  for (const double bound : {-.01, -.001, .001, .005, .012, .1}) {
+    for (const double tile_cost : {.7, 1.0, 1.4}) {
+      for (const double stride_excess : {0.0, .002}) {
+        SCOPED_TRACE(testing::Message() << bound << " " << tile_cost << " " << stride_excess);
+        World world{.tile_cost = tile_cost, .stride_excess = stride_excess};
+        const TuneCurve curve = world.tune(bound);
+        const auto expected = world.fastest(bound);
+        ASSERT_TRUE(curve.chosen.has_value());
+        EXPECT_EQ(curve.is_within, expected.has_value());
+        const TunePoint& chosen = curve.points[*curve.chosen];
+        if (expected) {
+          EXPECT_LE(chosen.total_ms(), *expected * 1.03 + 1e-9);
+          EXPECT_LE(chosen.excess, bound);
+        }
+        EXPECT_LE(world.trials, expected_trials(method_info("xattention"), {}) + 1);
+        EXPECT_LT(world.trials, 11) << "of 20 settings";
+        EXPECT_EQ(world.trials, static_cast<int>(curve.points.size()));
+      }
+    }
+  }
+}
+
+TEST(Tune, ShowsTheNearestWhereNoneHolds) {
+  World world;
+  const TuneCurve curve = world.tune(-1);
+  EXPECT_FALSE(curve.is_within);
+  ASSERT_TRUE(curve.chosen.has_value());
+  for (const TunePoint& point : curve.points) EXPECT_GE(point.excess, curve.points[*curve.chosen].excess);
+}
+
+TEST(Tune, LeavesGivenOptionsAlone) {
+  World world;
+  const TuneCurve curve = world.tune(.005, {{"tile", int64_t{128}}, {"stride", int64_t{8}}});
+  for (const TunePoint& point : curve.points) {
+    EXPECT_EQ(point.options.size(), 1u);
+    EXPECT_NE(point.label.find("stride=8"), std::string::npos) << point.label;
+  }
+  EXPECT_LE(world.trials, 4);
+}
+
+TEST(Tune, EqualTimesGoToTheLowerDensity) {
+  World world{.plan_ms = 1, .tile_cost = 1 / 1.21};  // a tile of 128 reads a fifth more and is a hair faster
+  const TuneCurve curve = world.tune(.005);
+  ASSERT_TRUE(curve.is_within);
+  EXPECT_EQ(of(curve.points[*curve.chosen].options, "tile"), 64);
+}
+
+TEST(Tune, GridsThatFallAreFound) {
+  const auto tune = [](double bound, int& trials) {
+    // Of the oracle's own grid .05, .9, .95 the density here falls.
+    return tune_method(method_info("oracle"), {.fixed = {{"tile", int64_t{64}}}, .bound = bound, .most_ms = 0},
+                       [&](const OptionValues& o, double, TunePoint& point) {
+                         ++trials;
+                         const double density = 1 - of(o, "threshold");
+                         point.density = density;
+                         point.plan_ms = 1;
+                         point.attend_ms = 100 * density;
+                         point.excess = density > .5 ? 0 : density > .07 ? .004 : .02;
+                         point.outcome = Outcome::over;
+                       });
+  };
+  int trials = 0;
+  const TuneCurve curve = tune(.005, trials);
+  ASSERT_TRUE(curve.is_within);
+  EXPECT_DOUBLE_EQ(of(curve.points[*curve.chosen].options, "threshold"), .9);
+  EXPECT_EQ(trials, 3);
+}
+
+TEST(Tune, RefusalsAndSlownessAreNoChoice) {
+  const auto refused = [](const OptionValues&, double, TunePoint& point) { point.refused = "why"; };
+  const TuneCurve none = tune_method(method_info("xattention"), {}, refused);
+  EXPECT_FALSE(none.chosen.has_value());
+  EXPECT_FALSE(none.is_within);
+  const auto slow = [](const OptionValues&, double, TunePoint& point) { point.outcome = Outcome::slow; };
+  EXPECT_FALSE(tune_method(method_info("xattention"), {}, slow).chosen.has_value());
+  // A method without a grid is run as it is.
+  int trials = 0;
+  const TuneCurve dense =
+      tune_method(method_info("dense"), {.fixed = {}, .bound = 1, .most_ms = 0}, [&](const OptionValues& o, double, TunePoint& point) {
+        ++trials;
+        EXPECT_TRUE(o.empty());
+        point.density = 1;
+        point.plan_ms = point.attend_ms = 1;
+        point.excess = 0;
+        point.outcome = Outcome::over;
+      });
+  EXPECT_TRUE(dense.is_within);
+  EXPECT_EQ(trials, 1);
+}
+
+}  // namespace
+}  // namespace tilewise::study

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/study/qkv_source.h"
+
+#include <vector>
+
+#include "tilewise/study/row_meter.h"
+
+namespace tilewise::study {
+namespace {
+
+/// One call is short, and its first run meets cold caches and untouched memory.
+constexpr int kRepeats = 3;
+
+}  // namespace
+
+void QkvSource::check(const CompareRequest& request) const {
+  using tilewise::check;
+  check(request.texts.empty() && request.needles.empty(), Error::Kind::value, "compare: texts and needles need a model, these are tensors");
+  check(!request.recipe, Error::Kind::value, "compare: a recipe is made for the layers of a model, these are tensors of one call");
+}
+
+InputFigures QkvSource::input() const {
+  InputFigures input;
+  input.qkv = tensors_.name;
+  input.mask = tensors_.mask_text;
+  input.is_mask_assumed = tensors_.is_mask_assumed;
+  input.dtype = std::string(name(tensors_.q.view.dtype()));
+  input.batch = tensors_.q.view.dim(0);
+  input.length = tensors_.q.view.dim(2);
+  input.length_k = tensors_.k.view.dim(2);
+  input.num_layers = 1;
+  input.heads_q = static_cast<int>(tensors_.q.view.dim(1));
+  input.heads_kv = static_cast<int>(tensors_.k.view.dim(1));
+  input.head_dim = static_cast<int>(tensors_.q.view.dim(3));
+  return input;
+}
+
+double QkvSource::work(Step step, const std::string& name) const {
+  switch (step) {
+    case Step::dense: return kRepeats;
+    case Step::row: return kRepeats * (1 + extra_share(name)) + (request_.has_maps ? .7 : 0);
+    case Step::attempt: return kRepeats * extra_share(name);
+    case Step::needles: break;
+  }
+  return 0;
+}
+
+Problem QkvSource::problem() const {
+  Problem problem;
+  problem.q = tensors_.q.view;
+  problem.k = tensors_.k.view;
+  problem.v = tensors_.v.view;
+  problem.mask = tensors_.mask;
+  problem.softmax_scale = tensors_.softmax_scale;
+  problem.seed = request_.seed;
+  return problem;
+}
+
+Tensor QkvSource::make_out(const std::shared_ptr<Memory>& memory) const {
+  const TensorView &q = tensors_.q.view, &v = tensors_.v.view;
+  return Tensor(memory, q.dtype(), {q.dim(0), q.dim(1), q.dim(2), v.dim(3)});
+}
+
+void QkvSource::run_dense(DenseFigures& dense) {
+  const auto counting = std::make_shared<CountingMemory>(outer_.memory);
+  Context own = outer_;
+  own.memory = counting;
+  const Problem here = problem();
+  dense_out_ = make_out(outer_.memory);
+  dense_lse_ = Tensor(outer_.memory, Dtype::f32, {here.q.dim(0), here.q.dim(1), here.q.dim(2)});
+  const Plan& plan = dense_plans_.of(here, own);
+  std::vector<double> times;
+  for (int i = 0; i < kRepeats; ++i) {
+    progress_.part("run " + std::to_string(i + 1) + "/" + std::to_string(kRepeats), static_cast<double>(i) / kRepeats);
+    const Stopwatch watch;
+    dense.backend = backend_name(attend(here, plan, dense_out_.view, dense_lse_.view, own));
+    times.push_back(watch.ms());
+  }
+  dense.attend_ms = median(times);
+  dense.peak_bytes = counting->peak_bytes();
+}
+
+void QkvSource::fill_row(MethodFigures& row, size_t number, const Planner& planner) {
+  const auto counting = std::make_shared<CountingMemory>(outer_.memory);
+  Context own = outer_;
+  own.memory = counting;
+  const Problem here = problem();
+  RowMeter meter(planner, 1, static_cast<int>(here.q.dim(1)), outer_);
+  const Tensor out = make_out(outer_.memory);
+  progress_.part("beside dense", 0);
+  const Plan plan = meter.run(here, out.view, own, kRepeats);
+  if (request_.on_plan) request_.on_plan(number, row.name, 0, 0, plan);
+  row.peak_bytes = counting->peak_bytes();
+  meter.write(row, 1);
+}
+
+NeedleFigures QkvSource::ask_needles(const Planner&) { fail(Error::Kind::value, "compare: needles need a model, these are tensors"); }
+
+Attempt QkvSource::attempt(const Planner& planner, double most_ms) {
+  Context own = outer_;
+  const Problem here = problem();
+  const Tensor out = make_out(outer_.memory);
+  const Tensor lse(outer_.memory, Dtype::f32, dense_lse_.view.shape());
+  Attempt result;
+  std::vector<double> plan_ms, attend_ms;
+  Plan plan;
+  for (int i = 0; i < kRepeats && !result.is_stopped; ++i) {
+    progress_.part("run " + std::to_string(i + 1) + "/" + std::to_string(kRepeats), static_cast<double>(i) / kRepeats);
+    const Stopwatch planning;
+    plan = planner(here, own).plan;
+    plan_ms.push_back(planning.ms());
+    const Stopwatch attending;
+    attend(here, plan, out.view, lse.view, own);
+    attend_ms.push_back(attending.ms());
+    result.is_stopped = plan_ms.back() + attend_ms.back() > most_ms;
+  }
+  result.plan_ms = median(plan_ms);
+  result.attend_ms = median(attend_ms);
+  LayerSums sums(1, static_cast<int>(here.q.dim(1)));
+  sums.add_plan(0, plan, dense_plans_.of(here, own));
+  sums.add_outputs(0, out.view, lse.view, dense_out_.view, dense_lse_.view, own);
+  MethodFigures figures;
+  sums.write(figures);
+  result.density = figures.density;
+  result.excess = figures.output_error;
+  return result;
+}
+
+}  // namespace tilewise::study

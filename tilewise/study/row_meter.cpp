@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/study/row_meter.h"
+
+#include <vector>
+
+#include "tilewise/study/clock.h"
+
+namespace tilewise::study {
+Plan RowMeter::run(const Problem& problem, const TensorView& out, Context& own, int repeats) {
+  const Stopwatch whole;
+  const Tensor dense_out(outer_.memory, out.dtype(), out.shape());
+  const Shape rows{problem.q.dim(0), problem.q.dim(1), problem.q.dim(2)};
+  const Tensor dense_lse(outer_.memory, Dtype::f32, rows), lse(outer_.memory, Dtype::f32, rows);
+  const Plan dense_plan = dense_plans_.of(problem, outer_);
+  std::vector<double> dense_ms, plan_ms, attend_ms;
+  RecipePlan planned;
+  const auto run_dense = [&] {
+    const Stopwatch watch;
+    attend(problem, dense_plan, dense_out.view, dense_lse.view, outer_);
+    dense_ms.push_back(watch.ms());
+  };
+  const auto run_sparse = [&] {
+    const Stopwatch planning;
+    planned = planner_(problem, own);
+    plan_ms.push_back(planning.ms());
+    const Stopwatch attending;
+    backend_ = backend_name(attend(problem, planned.plan, out, lse.view, own));
+    attend_ms.push_back(attending.ms());
+  };
+  for (int i = 0; i < repeats; ++i) {
+    // Who runs second finds k and v in the cache; taking turns shares that out.
+    const bool is_dense_first = (problem.layer + i) % 2 == 0;
+    if (is_dense_first) run_dense();
+    run_sparse();
+    if (!is_dense_first) run_dense();
+  }
+  plan_ms_ += median(plan_ms);
+  attend_ms_ += median(attend_ms);
+  dense_ms_ += median(dense_ms);
+  if (planned.head_plans.empty()) {
+    sums_.add_plan(problem.layer, planned.plan, dense_plan);
+  } else {
+    sums_.add_plans(problem.layer, planned.head_plans, dense_plan);
+  }
+  sums_.add_outputs(problem.layer, out, lse.view, dense_out.view, dense_lse.view, outer_);
+  apart_ms_ += whole.ms() - median(plan_ms) - median(attend_ms);
+  return planned.plan;
+}
+
+void RowMeter::write(MethodFigures& row, double texts) const {
+  row.plan_ms = plan_ms_ / texts;
+  row.attend_ms = attend_ms_ / texts;
+  row.total_ms = row.plan_ms + row.attend_ms;
+  row.dense_attend_ms = dense_ms_ / texts;
+  row.speedup = row.dense_attend_ms / row.total_ms;
+  row.backend = backend_;
+  sums_.write(row);
+}
+
+}  // namespace tilewise::study
