@@ -54,8 +54,13 @@ class Search {
     } else {
       main_ = main_axis(axes_);
       place = halve(place);
-      for (size_t axis = 0; axis < axes_.size(); ++axis) {
-        if (axis != main_) place = walk(place, axis);
+      // What one axis found may make another's other values worth a second look; what was tried is not tried again.
+      for (int sweep = 0; sweep < 2; ++sweep) {
+        const Place before = place;
+        for (size_t axis = 0; axis < axes_.size(); ++axis) {
+          if (axis != main_) place = walk(place, axis);
+        }
+        if (place == before) break;
       }
     }
     choose();

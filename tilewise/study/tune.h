@@ -18,7 +18,7 @@ struct TuneRequest {
 
 /// The fastest setting of a method's grids that holds the bound, by few trials. The option with the most values (of equals the last) is searched by halving,
 /// since along it density rises and excess falls; every other option is then tried at its other values, one after the other, each walking along the first
-/// from where the best stands. A trial that takes a tenth longer than the best so far is given up. Times within 3 % of the fastest count as equal: the
+/// from where the best stands, and once more if that moved the best. A trial that takes a tenth longer than the best so far is given up. Times within 3 % of the fastest count as equal: the
 /// lower density wins, so that noise decides as little as it can.
 TuneCurve tune_method(const MethodInfo& info, const TuneRequest& request, const TryFunction& try_setting);
 
