@@ -67,7 +67,7 @@ inline Gradients exact_backward(const BackwardProblem& problem) {
 }
 
 /// Gradients as a plain f32 implementation computes them on the given dtype: products and sums one after another in f32, P and dS rounded to the dtype
-/// before they meet q, k and dout, each gradient rounded once. The yardstick of the bound below.
+/// before they meet q, k and dout, pooled keys too, each gradient rounded once. The yardstick of the bound below.
 inline Gradients backward_in_dtype(const BackwardProblem& problem) {
   const RandomPlan& plan = problem.forward.plan;
   const AttendBackwardParams params = problem.params();
@@ -91,8 +91,13 @@ inline Gradients backward_in_dtype(const BackwardProblem& problem) {
     for (int64_t h = 0; h < heads; ++h) {
       const dense::Keys keys = dense::keys_of(plan, p, b, h);
       std::vector<std::vector<float>> k, v;
-      for (const std::vector<double>& row : keys.k) k.push_back(floats(row));
-      for (const std::vector<double>& row : keys.v) v.push_back(floats(row));
+      const auto pooled = [&](const std::vector<double>& row) {
+        std::vector<float> result = floats(row);
+        for (float& x : result) x = rounded(x);
+        return result;
+      };
+      for (const std::vector<double>& row : keys.k) k.push_back(pooled(row));
+      for (const std::vector<double>& row : keys.v) v.push_back(pooled(row));
       const int64_t hk = h / (heads / p.k.dim(1)), hv = h / (heads / p.v.dim(1));
       for (int64_t i = 0; i < seqlen_q; ++i) {
         const auto lse = static_cast<float>(to_double(p.lse, p.lse.offset(b, h, i)));

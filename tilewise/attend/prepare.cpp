@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <utility>
 
 #include "tilewise/attend/schedule.h"
@@ -80,16 +81,18 @@ Schedule attend_prepare(const Plan& plan, int heads_kv, Context& context) {
   auto schedule = std::make_shared<ScheduleData>();
   schedule->plan = plan;
   schedule->heads_kv = heads_kv;
+  const TensorView& order = plan->order_k.token;
+  schedule->heads = order.has_value() ? std::lcm(heads_kv, static_cast<int>(order.dim(1))) : heads_kv;
   const bool has_picked = has_picked_keys(*plan);
   schedule->by_key = transposed(plan, has_picked, context);
 
   const Lists& keys = schedule->by_key->by_key;
   const Lists& queries = plan->by_query;
-  const int heads = plan->heads_q, group = heads / heads_kv;
+  const int heads = plan->heads_q, group = heads / schedule->heads;
   const int64_t slots_k = plan::slots_k_with_pools(*plan), slots_q = plan::slots_q(*plan);
   const int64_t rows_k = plan::num_rows(keys, slots_k), rows_q = plan::num_rows(queries, slots_q);
   for (int64_t b = 0; b < plan->batch; ++b) {
-    for (int head = 0; head < heads_kv; ++head) {
+    for (int head = 0; head < schedule->heads; ++head) {
       context.check_cancel();
       const auto first = static_cast<int64_t>(schedule->key_blocks.size()), first_picked = static_cast<int64_t>(schedule->picked_blocks.size());
       schedule->first_key_block.push_back(first);

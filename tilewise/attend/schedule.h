@@ -10,7 +10,7 @@ inline namespace v0 {
 
 /// Up to 64 neighbouring slots that a kernel holds in lanes.
 struct LaneBlock {
-  int32_t b, head;  // head of k for blocks of keys, of q for blocks of queries
+  int32_t b, head;  // head of key slots for blocks of keys, of q for blocks of queries
   int64_t row;      // of by_key, of by_query
   int32_t first, lanes;
   int32_t offset;   // slots of the row before `first`, a multiple of 64
@@ -20,11 +20,12 @@ struct LaneBlock {
 struct ScheduleData {
   Plan plan;     // what it was made for
   int heads_kv = 0;
+  int heads = 0;  // of key slots: of k, or more where an order of keys has more groups
   Plan by_key;   // its by_key holds the pairs of `plan` but those that by_query.picked names
-  // By (b, head of k), and there in the order in which the blocks add to the sums that they share.
+  // By (b, head of key slots), and there in the order in which the blocks add to the sums that they share.
   std::vector<LaneBlock> key_blocks;
   std::vector<LaneBlock> picked_blocks;  // queries that read picked keys
-  std::vector<int64_t> first_key_block, first_picked_block;  // [B * Hkv + 1]
+  std::vector<int64_t> first_key_block, first_picked_block;  // [B * heads + 1]
 };
 
 }  // namespace v0

@@ -39,23 +39,16 @@ void expect_backward(const BackwardProblem& problem, Context& context, const std
   });
 }
 
-// Every part of a plan that the backward takes.
+// Every part of a plan, every dtype.
 ProblemOptions backward_options(Rng& rng) {
-  ProblemOptions o = random_options(rng, false);
-  PlanOptions& p = o.plan;
-  p.is_by_key = chance(rng, 0.25);
-  if (chance(rng, 0.2)) p.mask = MaskKind::spans;
-  if (chance(rng, 0.1)) {
-    p.mask = MaskKind::grid;
-    p.seqlen_k = p.seqlen_q;
-  }
+  ProblemOptions o = random_options(rng, true);
   if (chance(rng, 0.2)) o.dtype = Dtype::f16;
   return o;
 }
 
 TEST(AttendCpuBackward, EqualsReferenceOnRandomProblems) {
   Context context = cpu_context(2);
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= 120; ++seed) {
     Rng rng(seed);
     const ProblemOptions options = backward_options(rng);
     expect_backward(make_backward(rng, options), context, "seed " + std::to_string(seed));
@@ -329,6 +322,8 @@ TEST(AttendCpuBackward, TakesWhatItSaysAndRefusesTheRest) {
   EXPECT_EQ(refused([](ProblemOptions& o) { o.dtype = Dtype::f16; }), "");
   EXPECT_EQ(refused([](ProblemOptions& o) { o.plan.is_by_key = true; }), "");
   EXPECT_EQ(refused([](ProblemOptions& o) { o.plan.mask = MaskKind::spans; }), "");
+  EXPECT_EQ(refused([](ProblemOptions& o) { o.plan.pools = {4}; }), "");
+  EXPECT_EQ(refused([](ProblemOptions& o) { o.plan.has_order_q = o.plan.has_order_k = true; }), "");
   EXPECT_NE(refused([](ProblemOptions& o) { o.dtype = Dtype::f64; }).find("q is f64"), std::string::npos);
   EXPECT_NE(refused([](ProblemOptions& o) { o.head_dim = 264; }).find("q has 264 channels, above 256"), std::string::npos);
   EXPECT_NE(refused([](ProblemOptions& o) { o.head_dim_v = 12; }).find("v has 12 channels, not a multiple of 8"), std::string::npos);
