@@ -11,6 +11,7 @@
 #include "tilewise/plan/bits.h"
 #include "tilewise/plan/content_hash.h"
 #include "tilewise/plan/count.h"
+#include "tilewise/plan/exchange/bsr.h"
 #include "tilewise/plan/file.h"
 #include "tilewise/plan/rows.h"
 #include "tilewise/plan/validate.h"
@@ -60,14 +61,11 @@ void show(const std::string& path) {
             << "hash       " << content_hash_text(plan) << "\n\n";
   Table table;
   table.add({{"head", Style::bold}, {"density", Style::bold}, {"fill", Style::bold}, {"pairs read", Style::bold}});
-  const double dense = static_cast<double>(plan->dense_reads) / plan->heads_q;
   for (int head = 0; head < plan->heads_q; ++head) {
     const double read = static_cast<double>(reads(plan, head));
     const double allowed = static_cast<double>(allowed_pairs(plan, head));
-    table.add({{std::to_string(head)},
-               {number("%.4f", dense > 0 ? read / dense : 0)},
-               {number("%.4f", read > 0 ? allowed / read : 1)},
-               {number("%.0f", read)}});
+    table.add(
+        {{std::to_string(head)}, {number("%.4f", density(plan, head))}, {number("%.4f", read > 0 ? allowed / read : 1)}, {number("%.0f", read)}});
   }
   std::cout << table.text();
 }
@@ -81,15 +79,45 @@ void check_file(const std::string& path, const std::string& allowed) {
             << (allowed.empty() ? "" : ", every pair is one that the " + allowed + " mask allows") << "\n";
 }
 
-void convert(const std::string& path, const std::string& to, const std::string& out, bool is_pooled) {
-  check(to == "dense", Error::Kind::unsupported, "plan convert: --to ", to, " is not built yet; --to dense writes every pair as a byte");
+struct ConvertOptions {
+  std::string to, out;
+  bool is_pooled = false, has_mask = false;
+  int block_q = 0, block_k = 0, threads = 0;
+};
+
+void convert_to_bsr(const Plan& plan, const ConvertOptions& options) {
+  Context context = make_context(options.threads);
+  const OwnedBsr made = bsr_of_plan({.plan = plan, .block_q = options.block_q, .block_k = options.block_k, .has_mask = options.has_mask}, context);
+  std::vector<NamedTensor> tensors{{"indptr", made.bsr.indptr}, {"indices", made.bsr.indices}};
+  if (made.bsr.mask.has_value()) tensors.push_back({"mask", made.bsr.mask});
+  const WritingFiles guard;
+  write_safetensors(options.out, tensors,
+                    {{"plan_hash", content_hash_text(plan)},
+                     {"axes", "indptr: batch or 1, groups of query heads, block rows + 1; indices: block columns; mask: block, query, key"},
+                     {"seqlen_q", std::to_string(made.bsr.seqlen_q)},
+                     {"seqlen_k", std::to_string(made.bsr.seqlen_k)},
+                     {"block_q", std::to_string(made.bsr.block_q)},
+                     {"block_k", std::to_string(made.bsr.block_k)}});
+}
+
+void convert(const std::string& path, const ConvertOptions& options) {
+  const bool is_bsr = options.to == "bsr";
+  if (is_bsr ? options.is_pooled : options.has_mask || options.block_q != 0 || options.block_k != 0) {
+    throw UsageError(is_bsr ? "plan convert: --pooled goes with --to dense; blocks of tokens hold no pooled key"
+                            : "plan convert: --mask, --block-q and --block-k go with --to bsr");
+  }
+  const std::string& out = options.out;
   check_writable(out);
   const Plan plan = load_plan(path);
+  if (is_bsr) {
+    convert_to_bsr(plan, options);
+    return;
+  }
   constexpr double kMostBytes = 16.0 * 1024 * 1024 * 1024;
   const double bytes = static_cast<double>(plan->batch) * plan->heads_q * static_cast<double>(plan->seqlen_q) * static_cast<double>(plan->seqlen_k);
   check(bytes <= kMostBytes, Error::Kind::unsupported, "plan convert: a dense mask of ", path, " takes ", size_text(bytes), ", at most ",
         size_text(kMostBytes), " are written; plan show has its figures");
-  const Tensor bits = to_bits(plan, is_pooled);
+  const Tensor bits = to_bits(plan, options.is_pooled);
   const NamedTensor tensors[] = {{"bits", bits.view}};
   const WritingFiles guard;
   write_safetensors(out, tensors, {{"plan_hash", content_hash_text(plan)}, {"axes", "batch, query head, query token, key token"}});
@@ -99,8 +127,8 @@ void convert(const std::string& path, const std::string& to, const std::string& 
 
 void add_plan_command(CLI::App& app) {
   struct Options {
-    std::string file, allowed, to, out;
-    bool is_pooled = false;
+    std::string file, allowed;
+    ConvertOptions convert;
   };
   CLI::App* command = app.add_subcommand("plan", "look at a plan file (compare --save-plans makes them)");
   command->require_subcommand(1);
@@ -115,12 +143,18 @@ void add_plan_command(CLI::App& app) {
   check_command->callback([options] { check_file(options->file, options->allowed); });
   CLI::App* convert_command = command->add_subcommand("convert", "write the plan in another form");
   convert_command->add_option("file", options->file, "a plan")->required();
-  convert_command->add_option("--to", options->to, "dense: bool [B, Hq, Sq, Sk] in a safetensors file")
+  convert_command
+      ->add_option("--to", options->convert.to, "dense: bool [B, Hq, Sq, Sk] in a safetensors file; bsr: indptr, indices and block sizes in one")
       ->required()
       ->check(CLI::IsMember({"dense", "bsr"}));
-  convert_command->add_option("--out", options->out, "the file to write")->required();
-  convert_command->add_flag("--pooled", options->is_pooled, "a pooled key stands for every token that it holds");
-  convert_command->callback([options] { convert(options->file, options->to, options->out, options->is_pooled); });
+  convert_command->add_option("--out", options->convert.out, "the file to write")->required();
+  convert_command->add_flag("--pooled", options->convert.is_pooled, "dense: a pooled key stands for every token that it holds");
+  convert_command->add_option("--block-q", options->convert.block_q, "bsr: queries of a block; 0: the plan's tile")->check(CLI::Range(0, 1 << 20));
+  convert_command->add_option("--block-k", options->convert.block_k, "bsr: keys of a block; 0: the plan's tile")->check(CLI::Range(0, 1 << 20));
+  convert_command->add_flag("--mask", options->convert.has_mask,
+                            "bsr: write blocks that are read in part, with their pairs in `mask`; without it such a plan is refused");
+  add_threads_option(*convert_command, options->convert.threads);
+  convert_command->callback([options] { convert(options->file, options->convert); });
 }
 
 }  // namespace tilewise::app

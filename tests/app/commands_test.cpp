@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
@@ -113,6 +114,31 @@ TEST(Commands, PlansAreSavedShownCheckedAndConverted) {
   const Ended refused = run_program({"plan", "convert", file, "--to", "bsr", "--out", folder.file("bsr")});
   EXPECT_EQ(refused.code, 1);
   EXPECT_TRUE(refused.has_one_error_line()) << refused.err;
+  EXPECT_NE(refused.err.find("query 0 of head 0 reads 1 of the 32 keys of block 0"), std::string::npos) << refused.err;
+  EXPECT_EQ(run_program({"plan", "convert", file, "--to", "bsr", "--pooled", "--out", folder.file("bsr")}).code, 2);
+  EXPECT_EQ(run_program({"plan", "convert", file, "--to", "dense", "--block-q", "8", "--out", folder.file("bsr")}).code, 2);
+  const Ended blocks = run_program({"plan", "convert", file, "--to", "bsr", "--mask", "--block-k", "16", "--out", folder.file("bsr")});
+  EXPECT_EQ(blocks.code, 0) << blocks.err;
+  const SafetensorsFile bsr(folder.file("bsr"));
+  EXPECT_EQ(bsr.metadata().at("block_q"), "32");
+  EXPECT_EQ(bsr.metadata().at("block_k"), "16");
+  const Tensor indptr = bsr.load("indptr", host_memory()), indices = bsr.load("indices", host_memory()), mask = bsr.load("mask", host_memory());
+  const Tensor bytes(host_memory(), Dtype::boolean, {1, 4, 150, 150});
+  bytes.fill_zero();
+  for (int64_t head = 0; head < 4; ++head) {
+    const int64_t group = head * indptr.view.dim(1) / 4;
+    for (int64_t row = 0; row < 5; ++row) {
+      for (int64_t i = indptr.view.at<int32_t>(0, group, row); i < indptr.view.at<int32_t>(0, group, row + 1); ++i) {
+        for (int64_t q = 0; q < 32 && row * 32 + q < 150; ++q) {
+          for (int64_t k = 0; k < 16; ++k) {
+            const int64_t key = indices.view.at<int32_t>(i) * 16 + k;
+            if (mask.view.at<bool>(i, q, k)) bytes.view.at<bool>(0, head, row * 32 + q, key) = true;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(std::memcmp(bytes.view.raw(), tensor.view.raw(), 4 * 150 * 150), 0);
   std::string damaged = TemporaryFolder::read(file);
   damaged[damaged.size() - 5] = static_cast<char>(damaged[damaged.size() - 5] ^ 0x40);
   TemporaryFolder::write(file, damaged);

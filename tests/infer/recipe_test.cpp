@@ -47,6 +47,41 @@ TEST(Recipe, ReadsWhatItWrites) {
   EXPECT_EQ(parse_recipe(format_recipe(small), "text"), small);
 }
 
+// A recipe of schema 1 that every later version must read: each method with every option that it had, by name.
+TEST(Recipe, ReadsTheGoldenFile) {
+  const Recipe recipe = read_recipe("tests/infer/golden_recipe.json");
+  EXPECT_EQ(recipe.num_layers, 3);
+  EXPECT_EQ(recipe.heads_q, 6);
+  EXPECT_EQ(recipe.heads_kv, 2);
+  EXPECT_EQ(recipe.head_dim, 64);
+  EXPECT_EQ(recipe.config_hash, "0123456789abcdef");
+  const RecipeMethod otherwise{"xattention",
+                               {{"tile", int64_t{128}},
+                                {"stride", int64_t{16}},
+                                {"threshold", .9},
+                                {"density", 0.},
+                                {"top_k", int64_t{0}},
+                                {"selector", std::string("inverse")},
+                                {"norm", 1.},
+                                {"kdb", int64_t{1}},
+                                {"keep_sink", false},
+                                {"keep_recent", false},
+                                {"compat", false},
+                                {"seed", int64_t{0}},
+                                {"chunk_size", int64_t{0}}}};
+  EXPECT_EQ(recipe.otherwise.method, otherwise.method);
+  EXPECT_EQ(recipe.otherwise.options, otherwise.options);
+  EXPECT_EQ(recipe.of(0, 3), (RecipeMethod{"a_shape", {{"init", int64_t{64}}, {"local", int64_t{2048}}, {"tile", int64_t{64}}}}));
+  EXPECT_EQ(recipe.of(0, 5), (RecipeMethod{"dense", {{"tile", int64_t{64}}}}));
+  EXPECT_EQ(recipe.of(1, 0).method, "xattention");
+  EXPECT_EQ(recipe.of(2, 1), (RecipeMethod{"mean_pool", {{"tile", int64_t{128}}, {"threshold", .9}, {"density", 0.}}}));
+  EXPECT_EQ(recipe.of(2, 2), (RecipeMethod{"random", {{"density", .2}, {"tile", int64_t{64}}, {"seed", int64_t{7}}}}));
+  EXPECT_EQ(recipe.of(2, 4),
+            (RecipeMethod{"oracle", {{"rule", std::string("sum")}, {"threshold", .9}, {"density", 0.}, {"tile", int64_t{64}}, {"force", true}}}));
+  EXPECT_NE(recipe.calibration.find("postgresql-wal.txt"), std::string::npos);
+  EXPECT_EQ(parse_recipe(format_recipe(recipe), "text"), recipe);
+}
+
 TEST(Recipe, RefusesEachFault) {
   struct Case {
     std::string text;

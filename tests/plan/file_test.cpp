@@ -67,6 +67,75 @@ TEST(PlanFile, ReadsTheGoldenFile) {
   EXPECT_FALSE(find_fault(loaded, loaded->mask).has_value());
 }
 
+/// Planned by key: spans, an order of the queries, query lists, dense reads that differ by head. by_query was made from it.
+Plan golden_plan_by_key() {
+  PlanData data;
+  data.seqlen_q = 24, data.seqlen_k = 20;
+  data.heads_q = 2;
+  data.dense_reads_of_head = {24 * 20, 24 * 12};
+  data.dense_reads = 24 * 32;
+  data.is_by_key = true;
+  std::vector<int32_t> spans;
+  for (int32_t c = 0; c < 2; ++c) {
+    for (int32_t q = 0; q < 24; ++q) spans.insert(spans.end(), {0, c == 0 ? 20 : 8, 16, c == 0 ? 16 : 20});
+  }
+  data.mask.spans = plan::own(spans.data(), {2, 1, 24, 4}, host_memory(), data);
+  data.mask.head_class = {0, 1};
+  std::vector<int32_t> tokens;
+  for (int32_t slot = 0; slot < 26; ++slot) tokens.push_back(slot < 2 ? -1 : 25 - slot);
+  data.order_q = {plan::own(tokens.data(), {1, 1, 26}, host_memory(), data), {}};
+  ListsBuilder builder(16, 1, 2, 2);
+  builder.set(0, 0, 0, {{{2, 10, {}}}, {{10, 16, {0xf0f0}}}, {{20, 22, {0x3}}}});
+  builder.set(0, 0, 1, {{}, {{0, 26, {}}}, {}});
+  builder.set(0, 1, 0, {{}, {{4, 18, {}}}, {{20, 21, {0x81}}}});
+  builder.share(0, 1, 1, 0, 0, 1);
+  data.by_key = builder.build_by_key(host_memory(), data);
+  Context context;
+  return complete(make_plan(std::move(data)), context, 16);
+}
+
+/// Neighbourhoods, and lists as a kernel leaves them: spaced, with a status.
+Plan golden_plan_of_grids() {
+  PlanData data;
+  data.seqlen_q = data.seqlen_k = 36;
+  data.heads_q = 2;
+  data.dense_reads = 2 * 36 * 36;
+  data.mask.first = 4;
+  data.mask.grids = {{{.length = 4, .window = 3}, {.length = 8, .window = 2, .stride = 2, .dilation = 2, .is_causal = true}},
+                     {{.length = 8, .window = 8}, {.length = 4, .window = 1}}};
+  data.mask.head_class = {1, 0};
+  data.by_query.tile = 16;
+  const int64_t begin[] = {0, 3, 6};
+  const int32_t count[] = {2, 1, 1}, status[] = {1, 0};
+  const int32_t start[] = {0, 20, -1, 4, -1, -1, 0}, stop[] = {12, 36, -1, 36, -1, -1, 36};
+  data.by_query.masked = {plan::own(begin, {1, 1, 3}, host_memory(), data),
+                          plan::own(count, {1, 1, 3}, host_memory(), data),
+                          plan::own(start, {7}, host_memory(), data),
+                          plan::own(stop, {7}, host_memory(), data),
+                          {},
+                          4};
+  data.by_query.status = plan::own(status, {2}, host_memory(), data);
+  return make_plan(std::move(data));
+}
+
+TEST(PlanFile, ReadsEveryGoldenFile) {
+  const std::vector<std::pair<const char*, Plan>> files{{"tests/plan/golden_plan_by_key.safetensors", golden_plan_by_key()},
+                                                        {"tests/plan/golden_plan_of_grids.safetensors", golden_plan_of_grids()}};
+  for (const auto& [path, plan] : files) {
+    ASSERT_FALSE(find_fault(plan, plan->mask).has_value()) << *find_fault(plan, plan->mask);
+    const Plan loaded = load_plan(path);
+    EXPECT_EQ(content_hash(loaded), content_hash(plan)) << path;
+    EXPECT_EQ(loaded->is_by_key, plan->is_by_key);
+    EXPECT_EQ(loaded->by_key.has_runs(), plan->by_key.has_runs());
+    EXPECT_EQ(loaded->dense_reads_of_head, plan->dense_reads_of_head);
+    EXPECT_EQ(allowed_pairs(loaded), allowed_pairs(plan));
+    EXPECT_EQ(loaded->mask.grids, plan->mask.grids);
+    EXPECT_EQ(loaded->by_query.status.has_value(), plan->by_query.status.has_value());
+  }
+  EXPECT_EQ(content_hash_text(files[0].second), "0524b13050923f31");
+  EXPECT_EQ(content_hash_text(files[1].second), "c56468073ed3bb9b");
+}
+
 TEST(PlanFile, ComesBackAsItWas) {
   const TemporaryFolder folder;
   Context context;
@@ -133,6 +202,20 @@ TEST(PlanFile, TrustsNothing) {
       {"out of range", [](auto&, auto& m, auto&) { m["batch"] = "99999999"; }},
       {"is not valid", [](auto&, auto& m, auto&) { m["seqlen_q"] = "41"; }},
       {"is damaged", [](auto&, auto& m, auto&) { m["dense_reads"] = "7"; }},
+      {"planned is 'by_row'", [](auto&, auto& m, auto&) { m["planned"] = "by_row"; }},
+      {"is damaged", [](auto&, auto& m, auto&) { m["planned"] = "by_key"; }},
+      {"dense_reads_of_head has 3 numbers",
+       [](auto& t, auto&, auto& extra) {
+         extra.emplace_back(host_memory(), Dtype::i64, Shape{3});
+         extra.back().fill_zero();
+         t.push_back({"dense_reads_of_head", extra.back().view});
+       }},
+      {"dense_reads_of_head adds up to 0",
+       [](auto& t, auto&, auto& extra) {
+         extra.emplace_back(host_memory(), Dtype::i64, Shape{2});
+         extra.back().fill_zero();
+         t.push_back({"dense_reads_of_head", extra.back().view});
+       }},
       {"is damaged", [](auto&, auto& m, auto&) { m["hash"] = "0000000000000000"; }},
       {"no hash", [](auto&, auto& m, auto&) { m.erase("hash"); }},
       {"is no part of a plan", [](auto& t, auto&, auto&) { t[0].name = "by_query.other"; }},

@@ -11,8 +11,8 @@
 
 #include "tilewise/base/context.h"
 #include "tilewise/plan/rows.h"
+#include "tilewise/plan/visible.h"
 #include "tilewise/select/inputs.h"
-#include "tilewise/select/visible.h"
 
 // Tensors and plain definitions that the tests of select/, methods/ and conformance/ share.
 namespace tilewise::testing {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "tests/app/synthetic.h"
 
@@ -36,6 +38,32 @@ TEST(CompareJson, HasEveryKeyOfTheSchema) {
   EXPECT_EQ(first.at("heads")[47].at("layer"), 7);
   EXPECT_EQ(first.at("needle").at("cells").size(), 5u);
   EXPECT_EQ(document.at("verdict").at("best"), 0);
+}
+
+/// Every key of `want` is in `got`, with a value of the same type or null.
+void expect_keys(const json& want, const json& got, const std::string& where) {
+  if (want.is_array() && !want.empty() && got.is_array()) {
+    ASSERT_FALSE(got.empty()) << where;
+    expect_keys(want[0], got[0], where + "[0]");
+  }
+  if (!want.is_object()) {
+    EXPECT_TRUE(want.is_null() || got.is_null() || (want.is_number() ? got.is_number() : want.type() == got.type()))
+        << where << " is a " << got.type_name();
+    return;
+  }
+  for (const auto& [key, value] : want.items()) {
+    ASSERT_TRUE(got.contains(key)) << where << "." << key << " is gone: that raises the schema";
+    if (key != "options") expect_keys(value, got.at(key), where + "." + key);
+  }
+}
+
+// A document of schema 1: what reads one today reads every later version's.
+TEST(CompareJson, HasEveryKeyOfTheGoldenFile) {
+  std::ifstream file("tests/study/golden_compare.json");
+  ASSERT_TRUE(file.good());
+  const json golden = json::parse(file), document = json::parse(to_json(app::synthetic_comparison("a")));
+  EXPECT_EQ(document.at("schema"), golden.at("schema"));
+  expect_keys(golden, document, "");
 }
 
 TEST(CompareJson, WritesNullForWhatIsMissingAndSurvivesAnyPath) {

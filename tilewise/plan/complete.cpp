@@ -360,6 +360,7 @@ Plan complete(const Plan& plan, Context& context, int tile) {
   check(tile >= 16 && tile <= 256, Error::Kind::value, "complete: tile ", tile, " is outside 16 to 256");
 
   PlanData data = share(plan);
+  data.is_by_key = !is_by_query;
   const NewRows rows = cut_rows(tile, is_by_query ? part_edges(*plan) : std::vector<int64_t>{0, slots_q(*plan)});
   std::vector<TensorView> views{lists.whole.begin, lists.whole.count, lists.masked.begin, lists.masked.count, lists.picked.begin, lists.picked.count};
   // Padding decides which runs need bits, so groups follow the orders as well.

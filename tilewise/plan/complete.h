@@ -7,7 +7,7 @@ TILEWISE_BEGIN_PUBLIC
 
 /// The plan with both directions: the missing one is transposed from the other, exactly, with rows of `tile` slots (0: as the direction at hand).
 /// A key that only some queries of a row read becomes a `rows` bit; untested pairs may become tested ones, since they satisfy the plan's own mask.
-/// A plan that has both comes back as it is. The result shares the arrays of `plan`; new rows of equal readers share a list.
+/// A plan that has both comes back as it is. The content hash stays. The result shares the arrays of `plan`; new rows of equal readers share a list.
 /// Work O(runs + rows + what is written), up to a logarithm; pair by pair only where an order or a grid asks.
 /// Errors  value (null plan; tile outside 16 to 256; an untested pair that the plan's own mask forbids), memory, cancelled.
 TILEWISE_API Plan complete(const Plan& plan, Context& context, int tile = 0);

@@ -85,13 +85,14 @@ void add_mask(Hash& hash, const PlanData& data) {
 uint64_t content_hash(const Plan& plan) {
   check(plan != nullptr, Error::Kind::value, "content_hash: the plan is null; make one with a method or load one");
   const PlanData& data = *plan;
-  const bool is_by_query = data.by_query.has_runs() || !data.by_key.has_runs();
+  const bool is_by_query = !data.by_key.has_runs() || (data.by_query.has_runs() && !data.is_by_key);
   const Lists& lists = is_by_query ? data.by_query : data.by_key;
   Hash hash;
   for (const int64_t value :
        {data.seqlen_q, data.seqlen_k, data.dense_reads, data.batch, int64_t{data.heads_q}, int64_t{is_by_query}, int64_t{lists.tile}}) {
     hash.add_signed(value);
   }
+  for (const int64_t reads : data.dense_reads_of_head) hash.add_signed(reads);
   const int64_t slots = is_by_query ? plan::slots_q(data) : plan::slots_k_with_pools(data);
   for (int64_t row = 0; row < plan::num_rows(lists, slots); ++row) hash.add_signed(plan::row_last(lists, row, slots));
   hash.add(data.pools.size());

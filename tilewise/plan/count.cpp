@@ -92,6 +92,10 @@ const PlanData& data_of(const Plan& plan, const char* function) {
   return *plan;
 }
 
+void require_head(const char* function, const PlanData& data, int head) {
+  check(head >= 0 && head < data.heads_q, Error::Kind::value, function, ": head ", head, " of a plan with ", data.heads_q, " heads");
+}
+
 bool uses_by_query(const PlanData& data) { return data.by_query.has_runs() || !data.by_key.has_runs(); }
 
 /// Over all heads, or one; equal readers are counted once and multiplied.
@@ -99,7 +103,6 @@ Counts count(const PlanData& data, bool has_allowed, int only_head = -1) {
   const bool is_by_query = uses_by_query(data);
   Counts total;
   if (only_head >= 0) {
-    check(only_head < data.heads_q, Error::Kind::value, "reads: head ", only_head, " of a plan with ", data.heads_q, " heads");
     for (int64_t b = 0; b < data.batch; ++b) {
       const Counts one = Counter(data, is_by_query, b, only_head).count(has_allowed);
       total.reads += one.reads;
@@ -118,13 +121,34 @@ Counts count(const PlanData& data, bool has_allowed, int only_head = -1) {
 }  // namespace
 
 int64_t reads(const Plan& plan) { return count(data_of(plan, "reads"), false).reads; }
-int64_t reads(const Plan& plan, int head) { return count(data_of(plan, "reads"), false, std::max(head, 0)).reads; }
+int64_t reads(const Plan& plan, int head) {
+  const PlanData& data = data_of(plan, "reads");
+  require_head("reads", data, head);
+  return count(data, false, head).reads;
+}
 int64_t allowed_pairs(const Plan& plan) { return count(data_of(plan, "allowed_pairs"), true).allowed; }
-int64_t allowed_pairs(const Plan& plan, int head) { return count(data_of(plan, "allowed_pairs"), true, std::max(head, 0)).allowed; }
+int64_t allowed_pairs(const Plan& plan, int head) {
+  const PlanData& data = data_of(plan, "allowed_pairs");
+  require_head("allowed_pairs", data, head);
+  return count(data, true, head).allowed;
+}
 
 double density(const Plan& plan) {
   const PlanData& data = data_of(plan, "density");
   return data.dense_reads == 0 ? 0.0 : static_cast<double>(reads(plan)) / static_cast<double>(data.dense_reads);
+}
+
+double dense_reads_of(const Plan& plan, int head) {
+  const PlanData& data = data_of(plan, "dense_reads_of");
+  require_head("dense_reads_of", data, head);
+  return data.dense_reads_of_head.empty() ? static_cast<double>(data.dense_reads) / data.heads_q
+                                          : static_cast<double>(data.dense_reads_of_head[static_cast<size_t>(head)]);
+}
+
+double density(const Plan& plan, int head) {
+  require_head("density", data_of(plan, "density"), head);
+  const double dense = dense_reads_of(plan, head);
+  return dense == 0 ? 0.0 : static_cast<double>(reads(plan, head)) / dense;
 }
 
 double fill(const Plan& plan) {

@@ -15,7 +15,7 @@
 TILEWISE_BEGIN_PUBLIC
 namespace {
 
-constexpr std::string_view kFormat = "tilewise.plan", kVersion = "1";
+constexpr std::string_view kFormat = "tilewise.plan", kVersion = "1", kByKey = "by_key";
 constexpr std::array<const char*, 3> kLists{"whole", "masked", "picked"};
 
 /// The tensors of a plan by name, and the vectors that the plan keeps as such.
@@ -90,6 +90,7 @@ class Reader {
     require(at != file_.metadata().end(), "there is no ", key, " in its metadata; this is no plan");
     return at->second;
   }
+  bool has_text(const std::string& key) const { return file_.metadata().count(key) != 0; }
   int64_t number(const std::string& key) {
     const std::string value = text(key);
     int64_t result = 0;
@@ -201,6 +202,7 @@ void save_plan(const Plan& plan, const std::string& path) {
   writer.add("order_q", data.order_q);
   writer.add("order_k", data.order_k);
   const auto length = [](const auto& values) { return static_cast<int64_t>(values.size()); };
+  if (!data.dense_reads_of_head.empty()) writer.add("dense_reads_of_head", data.dense_reads_of_head, {length(data.dense_reads_of_head)});
   if (!data.pools.empty()) writer.add("pools", {data.pools.begin(), data.pools.end()}, {length(data.pools)});
   std::vector<int64_t> bands;
   for (const Mask::Band& band : data.mask.bands) bands.insert(bands.end(), {band.left, band.right, band.sink});
@@ -221,6 +223,7 @@ void save_plan(const Plan& plan, const std::string& path) {
   metadata["seqlen_q"] = std::to_string(data.seqlen_q);
   metadata["seqlen_k"] = std::to_string(data.seqlen_k);
   metadata["dense_reads"] = std::to_string(data.dense_reads);
+  if (data.is_by_key) metadata["planned"] = kByKey;
   metadata["batch"] = std::to_string(data.batch);
   metadata["heads_q"] = std::to_string(data.heads_q);
   if (!data.mask.grids.empty()) metadata["mask.first"] = std::to_string(data.mask.first);
@@ -247,6 +250,11 @@ Plan load_plan(const std::string& path, const std::shared_ptr<Memory>& memory) {
   data->order_q = reader.order("order_q", *data);
   data->order_k = reader.order("order_k", *data);
   Shape shape;
+  data->dense_reads_of_head = reader.numbers("dense_reads_of_head", 1, shape, 0, INT64_MAX);
+  if (reader.has_text("planned")) {
+    reader.require(reader.text("planned") == kByKey, "planned is '", reader.text("planned"), "', takes '", kByKey, "' or nothing");
+    data->is_by_key = true;
+  }
   for (const int64_t group : reader.numbers("pools", 1, shape, 2, INT32_MAX)) data->pools.push_back(static_cast<int>(group));
   data->mask = reader.mask(*data);
   reader.require_all_asked();

@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "tilewise/plan/complete.h"
+#include "tilewise/plan/join.h"
 #include "tilewise/plan/pack.h"
+#include "tilewise/plan/recut.h"
 #include "tilewise/plan/rows.h"
 
 TILEWISE_BEGIN_PUBLIC
@@ -14,36 +16,6 @@ TILEWISE_BEGIN_PUBLIC
 namespace {
 
 using namespace tilewise::plan;
-
-constexpr size_t kMaxClasses = 16;
-
-bool are_equal(const TensorView& a, const TensorView& b) {
-  if (a.has_value() != b.has_value()) return false;
-  if (!a.has_value() || a.raw() == b.raw()) return true;
-  if (a.shape() != b.shape() || !a.is_contiguous() || !b.is_contiguous()) return false;
-  const auto* x = static_cast<const int32_t*>(a.raw());
-  return std::equal(x, x + a.numel(), static_cast<const int32_t*>(b.raw()));
-}
-
-void check_parts(std::span<const Plan> plans, std::span<const int> plan_of_head) {
-  check(!plans.empty(), Error::Kind::value, "combine_heads: there is no plan");
-  for (const Plan& plan : plans) check(plan != nullptr, Error::Kind::value, "combine_heads: a plan is null");
-  const PlanData& first = *plans[0];
-  check(static_cast<int>(plan_of_head.size()) == first.heads_q, Error::Kind::value, "combine_heads: plan_of_head names ", plan_of_head.size(),
-        " heads, the plans have ", first.heads_q);
-  for (size_t head = 0; head < plan_of_head.size(); ++head) {
-    check(plan_of_head[head] >= 0 && plan_of_head[head] < static_cast<int>(plans.size()), Error::Kind::value, "combine_heads: head ", head,
-          " takes plan ", plan_of_head[head], " of ", plans.size());
-  }
-  for (const Plan& plan : plans) {
-    check(plan->seqlen_q == first.seqlen_q && plan->seqlen_k == first.seqlen_k && plan->batch == first.batch && plan->heads_q == first.heads_q,
-          Error::Kind::value, "combine_heads: plans differ in size: ", plan->batch, " x ", plan->heads_q, " heads, ", plan->seqlen_q, " x ",
-          plan->seqlen_k, " tokens beside ", first.batch, " x ", first.heads_q, ", ", first.seqlen_q, " x ", first.seqlen_k);
-    check(!plan->mask.bands.empty(), Error::Kind::unsupported, "combine_heads: only plans whose mask is made of bands can be combined");
-    check(plan->pools == first.pools && are_equal(plan->order_q.token, first.order_q.token) && are_equal(plan->order_k.token, first.order_k.token),
-          Error::Kind::unsupported, "combine_heads: the plans differ in orders or pools; one launch has one of each");
-  }
-}
 
 /// One list of one direction, put together head by head.
 RunList join(std::span<const Plan> plans, std::span<const int> plan_of_head, RunList Lists::* member, int64_t num_rows, Context& context,
@@ -107,47 +79,61 @@ RunList join(std::span<const Plan> plans, std::span<const int> plan_of_head, Run
 }  // namespace
 
 Plan combine_heads(std::span<const Plan> plans, std::span<const int> plan_of_head, Context& context) {
-  check_parts(plans, plan_of_head);
-  int tile = plans[0]->by_query.tile;
-  for (const Plan& plan : plans) {
-    check(plan->by_query.has_runs() || !plan->by_key.has_runs(), Error::Kind::unsupported,
-          "combine_heads: a plan has by_key alone; complete() it first");
-    tile = std::min(tile, plan->by_query.tile);
-  }
-  std::vector<Plan> fine;
-  for (const Plan& plan : plans) fine.push_back(retile(plan, context, tile));
-
-  const PlanData& first = *fine[0];
-  const int64_t num_rows = plan::num_rows(first.by_query, slots_q(first));
-  for (const Plan& plan : fine) {
-    check(plan->by_query.tile == tile && are_equal(plan->by_query.edge, first.by_query.edge), Error::Kind::unsupported,
-          "combine_heads: the plans cut their rows differently (`edge`), so no list of rows fits all");
+  check_alike("combine_heads", plans);
+  const int heads = plans[0]->heads_q;
+  check(static_cast<int>(plan_of_head.size()) == heads, Error::Kind::value, "combine_heads: plan_of_head names ", plan_of_head.size(),
+        " heads, the plans have ", heads);
+  for (size_t head = 0; head < plan_of_head.size(); ++head) {
+    check(plan_of_head[head] >= 0 && plan_of_head[head] < static_cast<int>(plans.size()), Error::Kind::value, "combine_heads: head ", head,
+          " takes plan ", plan_of_head[head], " of ", plans.size());
   }
   PlanData data;
-  data.seqlen_q = first.seqlen_q;
-  data.seqlen_k = first.seqlen_k;
-  data.batch = first.batch;
-  data.heads_q = first.heads_q;
-  data.order_q = first.order_q;
-  data.order_k = first.order_k;
-  data.pools = first.pools;
-  data.shared = fine;
+  data.seqlen_q = plans[0]->seqlen_q;
+  data.seqlen_k = plans[0]->seqlen_k;
+  data.batch = plans[0]->batch;
+  data.heads_q = heads;
+  data.order_q = plans[0]->order_q;
+  data.order_k = plans[0]->order_k;
+  data.pools = plans[0]->pools;
 
-  for (int head = 0; head < data.heads_q; ++head) {
-    const PlanData& from = *fine[static_cast<size_t>(plan_of_head[static_cast<size_t>(head)])];
-    data.dense_reads += from.dense_reads / data.heads_q;
-    const Mask::Band& band = from.mask.bands[static_cast<size_t>(head_class(from.mask, head))];
-    const auto at = std::find(data.mask.bands.begin(), data.mask.bands.end(), band);
-    data.mask.head_class.push_back(static_cast<uint8_t>(at - data.mask.bands.begin()));
-    if (at == data.mask.bands.end()) data.mask.bands.push_back(band);
+  // Rows that begin wherever a row of some plan does; each then lies within one row of every plan.
+  std::vector<Plan> fine;
+  std::vector<const Lists*> lists;
+  int tile = 256;
+  for (const Plan& plan : plans) {
+    fine.push_back(plan->by_query.has_runs() ? plan : complete(plan, context));
+    lists.push_back(&fine.back()->by_query);
+    tile = std::min(tile, fine.back()->by_query.tile);
   }
-  check(data.mask.bands.size() <= kMaxClasses, Error::Kind::value, "combine_heads: the heads use ", data.mask.bands.size(),
-        " different bands, one launch takes ", kMaxClasses);
+  const int64_t slots = slots_q(data);
+  const std::vector<int32_t> edge = common_edges(lists, slots);
+  for (Plan& plan : fine) {
+    PlanData cut = share(plan);
+    cut.by_query = recut(*plan, Direction::by_query, edge, tile, cut, context);
+    plan = std::make_shared<const PlanData>(std::move(cut));
+  }
+  data.shared = fine;
   data.by_query.tile = tile;
-  data.by_query.edge = first.by_query.edge;
+  data.by_query.edge = fine[0]->by_query.edge;
+
+  std::vector<const PlanData*> from;
+  for (const int plan : plan_of_head) from.push_back(fine[static_cast<size_t>(plan)].get());
+  data.mask = join_masks("combine_heads", from, context.memory, data);
+  for (int head = 0; head < heads; ++head) {
+    const PlanData& plan = *from[static_cast<size_t>(head)];
+    // Of equal shares, each takes what keeps the sum over all heads: no pair is lost to rounding.
+    const int64_t share = plan.dense_reads / heads, rest = plan.dense_reads % heads;
+    const int64_t equal = share + (head + 1) * rest / heads - head * rest / heads;
+    data.dense_reads_of_head.push_back(plan.dense_reads_of_head.empty() ? equal : plan.dense_reads_of_head[static_cast<size_t>(head)]);
+    data.dense_reads += data.dense_reads_of_head.back();
+  }
+  const int64_t num_rows = plan::num_rows(data.by_query, slots);
   data.by_query.whole = join(fine, plan_of_head, &Lists::whole, num_rows, context, data);
   data.by_query.masked = join(fine, plan_of_head, &Lists::masked, num_rows, context, data);
   data.by_query.picked = join(fine, plan_of_head, &Lists::picked, num_rows, context, data);
+  if (std::equal(data.dense_reads_of_head.begin() + 1, data.dense_reads_of_head.end(), data.dense_reads_of_head.begin())) {
+    data.dense_reads_of_head.clear();
+  }
   return std::make_shared<const PlanData>(std::move(data));
 }
 

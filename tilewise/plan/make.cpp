@@ -1,58 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/plan/make.h"
 
-#include <algorithm>
-#include <array>
+#include <vector>
 
 #include "tilewise/plan/builder.h"
 #include "tilewise/plan/mask.h"
 #include "tilewise/plan/rows.h"
+#include "tilewise/plan/visible.h"
 
 TILEWISE_BEGIN_PUBLIC
 namespace {
 
-struct DenseRow {
-  RowRuns runs;
-  int64_t keys = 0;  // that the runs hold
-};
-
-// What queries of tokens [first, last] (as they count under bands) see together and each.
-DenseRow dense_row(const Mask::Band& band, int64_t first, int64_t last, int64_t seqlen_k, int tile) {
-  const auto clamp = [&](int64_t token) { return std::clamp<int64_t>(token, 0, seqlen_k); };
-  const auto low = [&](int64_t token) { return band.left == Mask::kAll ? 0 : clamp(token - band.left); };
-  const auto high = [&](int64_t token) { return band.right == Mask::kAll ? seqlen_k : clamp(token + band.right + 1); };
-  const int64_t sink_any = std::min(clamp(band.sink), high(last)), sink_all = std::min(clamp(band.sink), high(first));
-  std::array<int64_t, 7> cuts{0, sink_any, sink_all, low(first), low(last), high(first), high(last)};
-  std::sort(cuts.begin(), cuts.end());
-
-  DenseRow row;
-  const auto append = [](std::vector<Run>& runs, int64_t start, int64_t stop) {
-    if (start >= stop) return;
-    if (!runs.empty() && runs.back().stop == start)
-      runs.back().stop = static_cast<int32_t>(stop);
-    else
-      runs.push_back({static_cast<int32_t>(start), static_cast<int32_t>(stop), {}});
-  };
-  std::vector<Run> whole;
-  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    const int64_t start = cuts[i], stop = cuts[i + 1];
-    if (start == stop) continue;
-    const bool is_all = start < sink_all || (start >= low(last) && start < high(first));
-    const bool is_any = start < sink_any || (start >= low(first) && start < high(last));
-    if (is_all)
-      append(whole, start, stop);
-    else if (is_any)
-      append(row.runs.masked, start, stop);
-    row.keys += is_any ? stop - start : 0;
-  }
-  for (const Run& run : whole) {
-    const int64_t start = std::min<int64_t>((run.start + tile - 1) / tile * tile, run.stop);
-    const int64_t stop = run.stop == seqlen_k ? seqlen_k : std::max<int64_t>(start, run.stop / tile * tile);
-    append(row.runs.whole, start, stop);
-    if (run.start < start) row.runs.masked.push_back({run.start, static_cast<int32_t>(start), {}});
-    if (stop < run.stop) row.runs.masked.push_back({static_cast<int32_t>(stop), run.stop, {}});
-  }
-  return row;
+std::vector<Run> runs_of(const std::vector<plan::Interval>& intervals) {
+  std::vector<Run> runs;
+  for (const plan::Interval& interval : intervals) runs.push_back({static_cast<int32_t>(interval.first), static_cast<int32_t>(interval.last), {}});
+  return runs;
 }
 
 }  // namespace
@@ -76,29 +38,22 @@ Plan dense_plan(const DensePlanParams& params, const std::shared_ptr<Memory>& me
   data.heads_q = params.heads_q;
   data.mask = params.mask;
 
-  const int64_t shift = params.seqlen_k - params.seqlen_q;
-  const int64_t rows = (params.seqlen_q + params.tile - 1) / params.tile;
-  std::vector<int> first_head_of(16, -1);  // of each class
-  bool is_one_class = true;
-  for (int head = 0; head < params.heads_q; ++head)
-    is_one_class = is_one_class && plan::head_class(data.mask, head) == plan::head_class(data.mask, 0);
-  const int groups = is_one_class ? 1 : params.heads_q;
-  ListsBuilder builder(params.tile, 1, groups, rows);
-  std::vector<int64_t> reads_of(16, 0);
-  for (int head = 0; head < params.heads_q; ++head) {
-    const size_t index = static_cast<size_t>(plan::head_class(data.mask, head));
-    for (int64_t row = 0; row < rows && first_head_of[index] < 0; ++row) {
-      const int64_t first = row * params.tile, last = std::min<int64_t>(first + params.tile, params.seqlen_q);
-      DenseRow runs = dense_row(data.mask.bands[index], first + shift, last - 1 + shift, params.seqlen_k, params.tile);
-      reads_of[index] += runs.keys * (last - first);
-      builder.set(0, is_one_class ? 0 : head, row, std::move(runs.runs));
+  const plan::RowGrid grid = plan::RowGrid::plain(params.seqlen_q, params.seqlen_k, params.tile);
+  plan::set_dense_reads(data, params.mask, grid);
+  const int groups = plan::differs_by_head(params.mask) ? params.heads_q : 1;
+  ListsBuilder builder(params.tile, 1, groups, grid.rows());
+  std::vector<int> head_of_class(16, -1);
+  for (int head = 0; head < groups; ++head) {
+    int& same = head_of_class[static_cast<size_t>(plan::head_class(data.mask, head))];
+    for (int64_t row = 0; row < grid.rows(); ++row) {
+      if (same >= 0) {
+        builder.share(0, head, row, 0, same, row);
+        continue;
+      }
+      const plan::Visible visible = plan::visible_keys(params.mask, head, 0, grid, row, params.tile);
+      builder.set(0, head, row, {runs_of(visible.whole), runs_of(visible.masked), {}});
     }
-    data.dense_reads += reads_of[index] * params.batch;
-    if (first_head_of[index] < 0) {
-      first_head_of[index] = head;
-    } else if (!is_one_class) {
-      for (int64_t row = 0; row < rows; ++row) builder.share(0, head, row, 0, first_head_of[index], row);
-    }
+    if (same < 0) same = head;
   }
   data.by_query = builder.build(memory, data);
   return make_plan(std::move(data));

@@ -169,10 +169,12 @@ PlanData share(const Plan& plan) {
   data.seqlen_q = plan->seqlen_q;
   data.seqlen_k = plan->seqlen_k;
   data.dense_reads = plan->dense_reads;
+  data.dense_reads_of_head = plan->dense_reads_of_head;
   data.batch = plan->batch;
   data.heads_q = plan->heads_q;
   data.by_query = plan->by_query;
   data.by_key = plan->by_key;
+  data.is_by_key = plan->is_by_key;
   data.order_q = plan->order_q;
   data.order_k = plan->order_k;
   data.pools = plan->pools;

@@ -76,11 +76,13 @@ struct TILEWISE_API Mask {
 /// Everything a kernel reads to know which pairs to compute. A pooled key's slot lies behind the slots of k.
 struct PlanData {
   int64_t seqlen_q = 0, seqlen_k = 0;  // tokens
-  int64_t dense_reads =
-      0;  // pairs, over all batch entries and heads, that the dense plan of the model's mask and this tile reads: the denominator of density
+  // Pairs, over all batch entries and heads, that the dense plan of the model's mask and this tile reads: the denominator of density.
+  int64_t dense_reads = 0;
+  std::vector<int64_t> dense_reads_of_head;  // [Hq], they add up to dense_reads; empty: every head has an equal share
   int64_t batch = 1;        // B and Hq that dense_reads counts and lists broadcast to
   int heads_q = 1;
   Lists by_query, by_key;   // the same pairs twice; one may be without runs until complete() builds it
+  bool is_by_key = false;   // by_key is what was planned and by_query was made from it: the content hash reads by_key
   Order order_q, order_k;
   std::vector<int> pools;   // group sizes g: after the slots of k come, for each g, ceil(slots / g) mean keys
   Mask mask;

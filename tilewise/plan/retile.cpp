@@ -8,6 +8,7 @@
 #include "tilewise/plan/groups.h"
 #include "tilewise/plan/mask_rule.h"
 #include "tilewise/plan/pack.h"
+#include "tilewise/plan/recut.h"
 #include "tilewise/plan/rows.h"
 
 TILEWISE_BEGIN_PUBLIC
@@ -38,36 +39,36 @@ std::vector<NewRow> cut_or_join(const Lists& lists, int tile, int64_t slots, con
   return rows;
 }
 
-/// Absent where row i begins at i * tile anyway.
+std::vector<NewRow> cut_at(const Lists& lists, const std::vector<int32_t>& edge, int64_t slots) {
+  std::vector<NewRow> rows;
+  int64_t old = 0;
+  for (size_t i = 0; i + 1 < edge.size(); ++i) {
+    while (row_last(lists, old, slots) <= edge[i]) ++old;
+    rows.push_back({edge[i], edge[i + 1], old, old + 1});
+  }
+  return rows;
+}
+
 std::vector<int32_t> edges_of(const std::vector<NewRow>& rows, int tile, int64_t slots) {
   std::vector<int32_t> edge{0};
-  bool is_uniform = true;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    is_uniform = is_uniform && rows[i].first == static_cast<int64_t>(i) * tile && rows[i].last == std::min<int64_t>(slots, rows[i].first + tile);
-    edge.push_back(static_cast<int32_t>(rows[i].last));
-  }
-  if (is_uniform) edge.clear();
-  return edge;
+  for (const NewRow& row : rows) edge.push_back(static_cast<int32_t>(row.last));
+  return unless_uniform(std::move(edge), tile, slots);
 }
 
 /// Rewrites one direction of a plan.
 class Retiler {
  public:
-  Retiler(const PlanData& data, bool is_by_query, int tile)
+  Retiler(const PlanData& data, bool is_by_query, int tile, const std::vector<int32_t>& edge = {})
       : data_(data),
         lists_(is_by_query ? data.by_query : data.by_key),
         is_by_query_(is_by_query),
         tile_(tile),
         slots_(is_by_query ? slots_q(data) : slots_k_with_pools(data)),
-        rows_(cut_or_join(lists_, tile, slots_, is_by_query ? std::vector<int64_t>{0, slots_} : part_edges(data))),
+        rows_(!edge.empty() ? cut_at(lists_, edge, slots_)
+                            : cut_or_join(lists_, tile, slots_, is_by_query ? std::vector<int64_t>{0, slots_} : part_edges(data))),
         edge_(edges_of(rows_, tile, slots_)) {}
 
   Lists run(PlanData& out, Context& context) const { return tile_ > lists_.tile ? coarsen(out, context) : refine(out, context); }
-
- private:
-  int64_t stop_of(const Runs& runs, int i, int grain) const {
-    return run_stop(runs, i, grain, is_by_query_ ? part_end(data_, runs.start[i]) : slots_q(data_));
-  }
 
   Lists refine(PlanData& out, Context& context) const {
     Lists made;
@@ -80,6 +81,11 @@ class Retiler {
     made.masked = refine_list(lists_.masked, Kind::masked, out, context);
     made.picked = refine_list(lists_.picked, Kind::picked, out, context);
     return made;
+  }
+
+ private:
+  int64_t stop_of(const Runs& runs, int i, int grain) const {
+    return run_stop(runs, i, grain, is_by_query_ ? part_end(data_, runs.start[i]) : slots_q(data_));
   }
 
   RunList refine_list(const RunList& list, Kind kind, PlanData& out, Context& context) const {
@@ -235,6 +241,38 @@ class Retiler {
 };
 
 }  // namespace
+
+TILEWISE_END_PUBLIC
+
+namespace tilewise::plan {
+
+std::vector<int32_t> common_edges(std::span<const Lists* const> lists, int64_t slots) {
+  std::vector<int32_t> edge{0};
+  for (const Lists* one : lists) {
+    for (int64_t row = 0; row < num_rows(*one, slots); ++row) edge.push_back(static_cast<int32_t>(row_last(*one, row, slots)));
+  }
+  std::sort(edge.begin(), edge.end());
+  edge.erase(std::unique(edge.begin(), edge.end()), edge.end());
+  return edge;
+}
+
+std::vector<int32_t> unless_uniform(std::vector<int32_t> edge, int tile, int64_t slots) {
+  bool is_uniform = true;
+  for (size_t i = 0; i + 1 < edge.size() && is_uniform; ++i) {
+    const int64_t first = static_cast<int64_t>(i) * tile;
+    is_uniform = edge[i] == first && edge[i + 1] == std::min<int64_t>(slots, first + tile);
+  }
+  if (is_uniform) edge.clear();
+  return edge;
+}
+
+Lists recut(const PlanData& data, Direction direction, const std::vector<int32_t>& edge, int tile, PlanData& out, Context& context) {
+  return Retiler(data, direction == Direction::by_query, tile, edge).refine(out, context);
+}
+
+}  // namespace tilewise::plan
+
+TILEWISE_BEGIN_PUBLIC
 
 Plan retile(const Plan& plan, Context& context, int tile_q, int tile_k) {
   check(plan != nullptr, Error::Kind::value, "retile: the plan is null; make one with a method or load one");

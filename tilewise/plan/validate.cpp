@@ -62,6 +62,18 @@ void require_structure(const PlanData& data) {
           " and seqlen_k ", data.seqlen_k, ", takes 0 to 2^31 - 1");
   require(data.batch >= 1 && data.heads_q >= 1 && data.dense_reads >= 0, "batch is ", data.batch, ", heads_q ", data.heads_q, ", dense_reads ",
           data.dense_reads, "; takes at least 1, 1 and 0");
+  if (!data.dense_reads_of_head.empty()) {
+    require(static_cast<int>(data.dense_reads_of_head.size()) == data.heads_q, "dense_reads_of_head has ", data.dense_reads_of_head.size(),
+            " numbers, takes one for each of ", data.heads_q, " heads, or none");
+    int64_t rest = data.dense_reads;  // subtracted, so that no sum of damaged numbers overflows
+    for (const int64_t reads : data.dense_reads_of_head) {
+      require(reads >= 0 && reads <= rest, "dense_reads_of_head adds up to more than dense_reads, ", data.dense_reads,
+              ", or holds a negative number");
+      rest -= reads;
+    }
+    require(rest == 0, "dense_reads_of_head adds up to ", data.dense_reads - rest, ", dense_reads is ", data.dense_reads);
+  }
+  require(!data.is_by_key || data.by_key.has_runs() || !data.by_query.has_runs(), "the plan was made by_key, and by_key has no runs");
   require_order("order_q", data.order_q, data, data.seqlen_q);
   require_order("order_k", data.order_k, data, data.seqlen_k);
   for (const int group : data.pools) require(group >= 2, "a pool has groups of ", group, " slots, takes at least 2");

@@ -5,9 +5,20 @@
 #include <string_view>
 
 #include "tilewise/plan/plan.h"
+#include "tilewise/plan/visible.h"
 
 // select/ stands below methods/, so it takes tensors and a mask, not a method's Problem.
 namespace tilewise::select {
+
+// What a row sees is the plan's knowledge; selection speaks of it all the time.
+using plan::differs_by_batch;
+using plan::differs_by_head;
+using plan::Interval;
+using plan::is_causal;
+using plan::is_full;
+using plan::RowGrid;
+using plan::Visible;
+using plan::visible_keys;
 
 /// What scores are made from: tensors in token order and the mask that they are made for.
 struct Inputs {

@@ -5,7 +5,7 @@
 
 #include "tilewise/attend/attend.h"
 #include "tilewise/plan/make.h"
-#include "tilewise/select/visible.h"
+#include "tilewise/plan/visible.h"
 
 namespace tilewise::select {
 

@@ -5,7 +5,7 @@
 
 #include "tilewise/base/context.h"
 #include "tilewise/plan/pack.h"
-#include "tilewise/select/visible.h"
+#include "tilewise/select/inputs.h"
 
 // From what each row reads to the lists of a plan, rows in parallel.
 namespace tilewise::select {

@@ -4,6 +4,7 @@
 
 #include "tilewise/plan/builder.h"
 #include "tilewise/plan/make.h"
+#include "tilewise/plan/mask.h"
 #include "tilewise/plan/rows.h"
 #include "tilewise/select/plan.h"
 
@@ -35,17 +36,6 @@ std::vector<Run> runs_of(const std::vector<Interval>& intervals) {
   runs.reserve(intervals.size());
   for (const Interval& interval : intervals) runs.push_back({static_cast<int32_t>(interval.first), static_cast<int32_t>(interval.last), {}});
   return runs;
-}
-
-/// Whether a query that counts as token `q` (query number `query`) sees key token `k`; bands and spans, a grid cell is always "perhaps".
-bool allows(const Mask& mask, int head, int64_t b, int64_t query, int64_t offset, int64_t k) {
-  const int index = plan::head_class(mask, head);
-  if (mask.spans.has_value()) {
-    const int64_t entry = mask.spans.dim(1) == 1 ? 0 : b;
-    const auto bound = [&](int i) { return mask.spans.at<int32_t>(index, entry, query, i); };
-    return (k >= bound(0) && k < bound(1)) || (k >= bound(2) && k < bound(3));
-  }
-  return plan::band_allows(mask.bands[static_cast<size_t>(index)], query + offset, k);
 }
 
 /// Tokens of the slots of one axis, as order holds them for batch entry b and a head.
@@ -101,7 +91,7 @@ RowRuns ordered_row(const Mask& mask, int head, int64_t b, const std::vector<int
     if (k < 0) continue;  // a padding slot is read by nobody
     int64_t seen_by = 0;
     if (mask.grids.empty()) {
-      for (const int64_t query : real) seen_by += allows(mask, head, b, query, offset, k) ? 1 : 0;
+      for (const int64_t query : real) seen_by += plan::allows(mask, head, b, query, k, offset) ? 1 : 0;
       if (seen_by == 0) continue;
     }
     reads += static_cast<int64_t>(real.size());
@@ -123,7 +113,7 @@ PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, in
   data.seqlen_k = grid.seqlen_k;
   data.batch = batch;
   data.heads_q = heads;
-  data.dense_reads = dense_reads(model, grid, batch, heads);
+  plan::set_dense_reads(data, model, grid);
   data.mask = read;
   data.mask.spans = own(read.spans, data, context.memory);
   return data;
@@ -174,8 +164,13 @@ Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order&
   });
   data.by_query = builder.build(context.memory, data);
   data.dense_reads = 0;
-  for (const int64_t count : reads) data.dense_reads += count;
-  data.dense_reads *= batch == 0 ? 0 : (batch / entries) * (heads / groups);
+  data.dense_reads_of_head.assign(static_cast<size_t>(groups), 0);
+  const int64_t times = batch == 0 ? 0 : batch / entries;
+  for (size_t item = 0; item < reads.size(); ++item) {
+    data.dense_reads_of_head[item / static_cast<size_t>(rows) % static_cast<size_t>(groups)] += reads[item] * times;
+    data.dense_reads += reads[item] * times * (heads / groups);
+  }
+  if (groups == 1) data.dense_reads_of_head.clear();
   return make_plan(std::move(data));
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 #include "tilewise/base/context.h"
 #include "tilewise/select/inputs.h"
-#include "tilewise/select/visible.h"
 
 namespace tilewise::select {
 

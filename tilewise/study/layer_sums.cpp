@@ -63,8 +63,7 @@ void LayerSums::add_plans(int layer, const std::vector<Plan>& head_plans, const 
     const Plan& plan = head_plans[static_cast<size_t>(head)];
     HeadSums sums;
     sums.reads = static_cast<double>(reads(plan, head));
-    // Heads share the model's mask, so each has an equal part of the plan's denominator.
-    sums.dense_reads = static_cast<double>(plan->dense_reads) / plan->heads_q;
+    sums.dense_reads = dense_reads_of(plan, head);
     sums.allowed = static_cast<double>(allowed_pairs(plan, head));
     sums.dense_allowed = static_cast<double>(allowed_pairs(dense, head));
     at(layer, head) += sums;

@@ -16,6 +16,7 @@
 #include "tilewise/plan/complete.h"
 #include "tilewise/plan/content_hash.h"
 #include "tilewise/plan/count.h"
+#include "tilewise/plan/sets.h"
 #include "tilewise/plan/validate.h"
 
 namespace tilewise::testing {
@@ -276,6 +277,58 @@ void expect_cpu(const System& system, const Dense& dense, const Plan& plan, cons
   expect_near(ones, sum.view, kCpuBound * 4, name + " probabilities");
 }
 
+/// A second plan with the system's sizes, orders, pools and mask, whose rows of 48 read random stretches: half of them slot by slot.
+Plan stretches_beside(const Plan& plan) {
+  PlanData data = plan::share(plan);
+  data.by_query = data.by_key = {};
+  data.is_by_key = false;
+  std::mt19937_64 rng(11);
+  const std::vector<int64_t> ends = plan::part_ends(data, plan::Direction::by_query);
+  make_by_query(data, 48, kHeadsQ, [&](int64_t, int, int64_t, int64_t first, int64_t last) {
+    RowRuns runs;
+    for (size_t part = 0, at = 0; part < ends.size(); ++part) {
+      const auto end = static_cast<size_t>(ends[part]);
+      while ((at += rng() % 25) < end) {
+        const size_t stop = std::min(end, at + 1 + rng() % 30);
+        std::vector<uint64_t> rows;
+        if (rng() % 2 == 0) rows = bits_where(48, last - first, [&](int64_t) { return rng() % 2 == 0; });
+        if (rows.empty() || !is_zero(rows)) add_run(runs.masked, static_cast<int64_t>(at), static_cast<int64_t>(stop), rows);
+        at = stop;
+      }
+      at = end;
+    }
+    return runs;
+  });
+  return make_plan(std::move(data));
+}
+
+/// unite() and intersect() with such a plan, against pairs counted one by one.
+void expect_sets(const System& system) {
+  Context context;
+  const Plan other = stretches_beside(system.plan);
+  const Plan any = unite(system.plan, other, context), all = intersect(system.plan, other, context);
+  for (const Plan& made : {any, all}) {
+    const auto fault = find_fault(made, made->mask);
+    ASSERT_FALSE(fault.has_value()) << system.name << ": " << *fault;
+  }
+  ASSERT_EQ(reads(any) + reads(all), reads(system.plan) + reads(other)) << system.name;
+  for (int64_t b = 0; b < system.plan->batch; ++b) {
+    for (int h = 0; h < system.plan->heads_q; ++h) {
+      const Pairs own = pairs_of(system.plan, b, h), beside = pairs_of(other, b, h), united = pairs_of(any, b, h), common = pairs_of(all, b, h);
+      for (size_t q = 0; q < own.size(); ++q) {
+        for (size_t key = 0; key < own[q].size(); ++key) {
+          ASSERT_EQ(united[q][key], own[q][key] | beside[q][key]) << system.name << " united: head " << h << ", query " << q << ", key " << key;
+          ASSERT_EQ(common[q][key], own[q][key] & beside[q][key]) << system.name << " intersected: head " << h << ", query " << q << ", key " << key;
+        }
+      }
+    }
+  }
+  const bool is_by_query = system.plan->by_query.has_runs();
+  const Plan fine = is_by_query ? retile(system.plan, context, 16) : system.plan;
+  ASSERT_EQ(reads(unite(system.plan, fine, context)), reads(system.plan)) << system.name;
+  ASSERT_EQ(reads(intersect(system.plan, fine, context)), reads(system.plan)) << system.name;
+}
+
 }  // namespace
 
 void check_system(const System& system) {
@@ -284,6 +337,8 @@ void check_system(const System& system) {
   expect_pairs(system, system.plan, "");
   if (::testing::Test::HasFatalFailure()) return;
   expect_closed(system);
+  if (::testing::Test::HasFatalFailure()) return;
+  expect_sets(system);
   if (::testing::Test::HasFatalFailure()) return;
   const Dense dense = dense_of(system);
   expect_attention(system, dense, system.plan, "");

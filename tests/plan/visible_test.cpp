@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tilewise/select/visible.h"
+#include "tilewise/plan/visible.h"
 
 #include <gtest/gtest.h>
 
 #include "tests/select/testing.h"
 
-namespace tilewise::select {
+namespace tilewise::plan {
 namespace {
 
 /// Checks one row against the mask itself, pair by pair.
@@ -112,6 +112,9 @@ TEST(Visible, CountsDenseReads) {
   mixed.bands = {Mask::causal().bands[0], Mask::full().bands[0]};
   mixed.head_class = {0, 1, 1};
   EXPECT_EQ(dense_reads(mixed, RowGrid::plain(128, 128, 64), 1, 3), 64 * (64 + 128) + 2 * 128 * 128);
+  EXPECT_EQ(dense_reads_of_heads(mixed, RowGrid::plain(128, 128, 64), 2, 3),
+            (std::vector<int64_t>{2 * 64 * (64 + 128), 2 * 128 * 128, 2 * 128 * 128}));
+  EXPECT_EQ(dense_reads_of_heads(Mask::causal(), RowGrid::plain(128, 128, 64), 2, 3), (std::vector<int64_t>{2 * 64 * (64 + 128)}));
 }
 
 TEST(Visible, KnowsCausalAndFull) {
@@ -129,4 +132,4 @@ TEST(Visible, KnowsCausalAndFull) {
 }
 
 }  // namespace
-}  // namespace tilewise::select
+}  // namespace tilewise::plan

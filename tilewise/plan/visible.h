@@ -5,8 +5,8 @@
 
 #include "tilewise/plan/plan.h"
 
-// What a mask lets a row of queries see, as intervals of key tokens: the one place where selection asks the mask.
-namespace tilewise::select {
+// What a mask lets a row of queries see, as intervals of key tokens: the one place where plans are made from a mask.
+namespace tilewise::plan {
 
 /// Keys [first, last).
 struct Interval {
@@ -51,7 +51,11 @@ TILEWISE_API bool is_full(const Mask& mask, int64_t seqlen_q, int64_t seqlen_k);
 TILEWISE_API bool differs_by_head(const Mask& mask);
 TILEWISE_API bool differs_by_batch(const Mask& mask);
 
-/// Pairs that the dense plan of the mask reads on these rows, over all batch entries and heads.
+/// Pairs that the dense plan of the mask reads on these rows, over the batch: one number a head, or a single one where no two heads differ.
+TILEWISE_API std::vector<int64_t> dense_reads_of_heads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads);
+/// The sum over all heads.
 TILEWISE_API int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads);
+/// Sets dense_reads and, where heads differ, dense_reads_of_head of a plan whose batch and heads are set.
+TILEWISE_API void set_dense_reads(PlanData& plan, const Mask& model, const RowGrid& grid);
 
-}  // namespace tilewise::select
+}  // namespace tilewise::plan

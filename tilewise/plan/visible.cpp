@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tilewise/select/visible.h"
+#include "tilewise/plan/visible.h"
 
 #include <algorithm>
 #include <map>
+#include <numeric>
+#include <utility>
 
 #include "tilewise/plan/rows.h"
 
-namespace tilewise::select {
+namespace tilewise::plan {
 namespace {
 
 int64_t floor_to(int64_t value, int64_t step) { return (value >= 0 ? value / step : -((-value + step - 1) / step)) * step; }
@@ -115,7 +117,7 @@ Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& g
     visible.masked.push_back({0, end});
     return visible;
   }
-  const int index = plan::head_class(mask, head);
+  const int index = head_class(mask, head);
   const Cover cover = mask.spans.has_value()
                           ? cover_of_spans(mask.spans, index, batch, q_first, q_last, end)
                           : cover_of_band(mask.bands[static_cast<size_t>(index)], q_first + grid.offset(), q_last - 1 + grid.offset(), end);
@@ -147,19 +149,38 @@ bool differs_by_head(const Mask& mask) {
 
 bool differs_by_batch(const Mask& mask) { return mask.spans.has_value() && mask.spans.dim(1) > 1; }
 
-int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads) {
-  if (batch == 0) return 0;
-  const int64_t entries = differs_by_batch(mask) ? batch : 1;
-  const int groups = differs_by_head(mask) ? heads : 1;
-  int64_t total = 0;
-  for (int64_t b = 0; b < entries; ++b) {
-    for (int h = 0; h < groups; ++h) {
+std::vector<int64_t> dense_reads_of_heads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads) {
+  const int64_t entries = differs_by_batch(mask) ? batch : std::min<int64_t>(batch, 1);
+  std::vector<int64_t> reads(differs_by_head(mask) ? static_cast<size_t>(heads) : 1, 0);
+  std::vector<int> head_of_class(256, -1);
+  for (int head = 0; head < static_cast<int>(reads.size()); ++head) {
+    int& same = head_of_class[static_cast<size_t>(head_class(mask, head))];
+    if (same >= 0) {
+      reads[static_cast<size_t>(head)] = reads[static_cast<size_t>(same)];
+      continue;
+    }
+    same = head;
+    int64_t& total = reads[static_cast<size_t>(head)];
+    for (int64_t b = 0; b < entries; ++b) {
       for (int64_t row = 0; row < grid.rows(); ++row) {
-        total += (grid.last(row) - grid.first(row)) * visible_keys(mask, h, b, grid, row, grid.tile).length();
+        total += (grid.last(row) - grid.first(row)) * visible_keys(mask, head, b, grid, row, grid.tile).length();
       }
     }
+    if (entries > 0) total *= batch / entries;
   }
-  return total * (batch / entries) * (heads / groups);
+  return reads;
 }
 
-}  // namespace tilewise::select
+int64_t dense_reads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads) {
+  const std::vector<int64_t> reads = dense_reads_of_heads(mask, grid, batch, heads);
+  return std::accumulate(reads.begin(), reads.end(), int64_t{0}) * (heads / static_cast<int>(reads.size()));
+}
+
+void set_dense_reads(PlanData& plan, const Mask& model, const RowGrid& grid) {
+  std::vector<int64_t> reads = dense_reads_of_heads(model, grid, plan.batch, plan.heads_q);
+  const bool is_alike = reads.size() == 1;
+  plan.dense_reads = std::accumulate(reads.begin(), reads.end(), int64_t{0}) * (is_alike ? plan.heads_q : 1);
+  plan.dense_reads_of_head = is_alike ? std::vector<int64_t>{} : std::move(reads);
+}
+
+}  // namespace tilewise::plan
