@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <functional>
+#include <random>
 #include <stop_token>
 #include <string>
 
@@ -304,20 +305,123 @@ TEST_P(EveryMethod, RefusesTensorsThatDoNotFit) {
   }
 }
 
-TEST_P(EveryMethod, TakesOrdersOrRefusesThem) {
+std::vector<int32_t> identity(int64_t copies, int64_t tokens) {
+  std::vector<int32_t> order;
+  for (int64_t i = 0; i < copies * tokens; ++i) order.push_back(static_cast<int32_t>(i % tokens));
+  return order;
+}
+
+TEST_P(EveryMethod, TakesTheIdentityForNoOrder) {
+  for (const Sizes& s : std::vector<Sizes>{{2, 4, 2, 131, 131, 32}, {1, 2, 1, 65, 301, 16}, {1, 2, 1, 150, 70, 16}}) {
+    TestProblem test(s, Dtype::f32, Mask::causal(), 5);
+    const std::vector<int32_t> queries = identity(s.batch * s.heads_q, s.seqlen_q), keys = identity(s.heads_kv, s.seqlen_k);
+    for (const OptionValues& options : option_sets(info())) {
+      SCOPED_TRACE(::testing::Message() << GetParam() << " " << format_options(GetParam(), options) << " " << s);
+      Context context;
+      const Plan plain = plan_with(GetParam(), test.problem, options, context).plan;
+      test.problem.order_q.token = TensorView::of(queries.data(), {s.batch, s.heads_q, s.seqlen_q});
+      expect_same(*plain, *plan_with(GetParam(), test.problem, options, context).plan);
+      test.problem.order_k.token = TensorView::of(keys.data(), {1, s.heads_kv, s.seqlen_k});
+      const Plan ordered = plan_with(GetParam(), test.problem, options, context).plan;
+      expect_same(*plain, *ordered);
+      EXPECT_TRUE(testing::bits_of(*plain, true) == testing::bits_of(*ordered, true));
+      test.problem.order_q = test.problem.order_k = {};
+    }
+  }
+}
+
+/// Orders of a problem: which axis has one, whether heads and batch entries differ, how many slots hold nothing.
+struct OrderCase {
+  const char* name;
+  bool has_q, has_k, is_own_of_head, is_own_of_entry;
+  int64_t padding;
+};
+constexpr OrderCase kOrderCases[] = {{"queries", true, false, false, false, 0},
+                                     {"keys", false, true, false, false, 0},
+                                     {"both, of each head", true, true, true, false, 0},
+                                     {"both, of each entry, with padding", true, true, false, true, 7},
+                                     {"keys of each head with padding", false, true, true, true, 21}};
+
+struct DrawnOrders {
+  std::vector<int32_t> queries, keys;
+  Order order_q, order_k;
+
+  DrawnOrders(const OrderCase& c, const Sizes& s, unsigned seed) {
+    std::mt19937 engine(seed);
+    const int64_t entries = c.is_own_of_entry ? s.batch : 1;
+    const auto draw = [&](std::vector<int32_t>& tokens, int64_t groups, int64_t seqlen) {
+      for (int64_t i = 0; i < entries * groups; ++i) {
+        std::vector<int32_t> order = identity(1, seqlen);
+        order.insert(order.end(), static_cast<size_t>(c.padding), -1);
+        std::shuffle(order.begin(), order.end(), engine);
+        tokens.insert(tokens.end(), order.begin(), order.end());
+      }
+      return TensorView::of(tokens.data(), {entries, groups, seqlen + c.padding});
+    };
+    if (c.has_q) order_q.token = draw(queries, c.is_own_of_head ? s.heads_q : 1, s.seqlen_q);
+    if (c.has_k) order_k.token = draw(keys, c.is_own_of_head ? s.heads_kv : 1, s.seqlen_k);
+  }
+  DrawnOrders(const DrawnOrders&) = delete;
+};
+
+TEST_P(EveryMethod, PlansSoundlyUnderRandomOrders) {
+  unsigned seed = 100;
+  for (const Sizes& s : std::vector<Sizes>{{2, 4, 2, 131, 131, 32}, {1, 2, 1, 65, 301, 16}, {1, 2, 2, 150, 70, 16}, {2, 2, 1, 1, 40, 16}}) {
+    std::vector<int32_t> spans;
+    for (const NamedMask& mask : masks_for(s, spans)) {
+      for (const OrderCase& c : kOrderCases) {
+        const DrawnOrders orders(c, s, ++seed);
+        TestProblem test(s, seed % 2 == 0 ? Dtype::f32 : Dtype::bf16, mask.mask, seed);
+        test.problem.order_q = orders.order_q;
+        test.problem.order_k = orders.order_k;
+        for (const OptionValues& options : option_sets(info())) {
+          SCOPED_TRACE(::testing::Message() << GetParam() << " " << format_options(GetParam(), options) << " " << s << " " << mask.name
+                                            << ", order of " << c.name << ", seed " << seed);
+          Context context;
+          try {
+            const Plan plan = plan_with(GetParam(), test.problem, options, context).plan;
+            EXPECT_EQ(plan->order_q.token.has_value(), c.has_q && (s.seqlen_q > 1 || c.padding > 0));
+            EXPECT_EQ(plan->order_k.token.has_value(), c.has_k);
+            expect_sound(plan, test, mask, s);
+            if (::testing::Test::HasFatalFailure()) return;
+            Context shuffled;
+            shuffled.executor = std::make_shared<testing::ShuffledExecutor>(3);
+            expect_same(*plan, *plan_with(GetParam(), test.problem, options, shuffled).plan);
+          } catch (const Error& error) {
+            EXPECT_EQ(error.kind(), Error::Kind::unsupported) << error.what();
+            EXPECT_TRUE(!mask.is_plain || (info().is_causal_only && mask.name == "full")) << error.what();
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(EveryMethod, RefusesOrdersThatLoseTokens) {
   TestProblem test({1, 2, 1, 60, 60, 16}, Dtype::f32, Mask::causal(), 5);
-  std::vector<int32_t> order(60);
-  for (int i = 0; i < 60; ++i) order[static_cast<size_t>(i)] = (i * 7) % 60;
-  test.problem.order_k.token = TensorView::of(order.data(), {1, 1, 60});
-  Context context;
-  try {
-    const Plan plan = plan_with(GetParam(), test.problem, {}, context).plan;
-    EXPECT_TRUE(plan->order_k.token.has_value());
-    ASSERT_NO_THROW(validate(plan));
-    ASSERT_NO_THROW(validate(plan, test.problem.mask));
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), Error::Kind::unsupported);
-    EXPECT_NE(std::string(error.what()).find("order"), std::string::npos) << error.what();
+  const std::vector<int32_t> good = identity(1, 60);
+  std::vector<int32_t> twice = good, beyond = good;
+  std::swap(twice[0], twice[1]);
+  twice[2] = 3;
+  beyond[0] = 60;
+  std::vector<int64_t> wide(60);
+  const std::vector<std::pair<TensorView, Error::Kind>> calls = {
+      {TensorView::of(twice.data(), {1, 1, 60}), Error::Kind::value}, {TensorView::of(beyond.data(), {1, 1, 60}), Error::Kind::value},
+      {TensorView::of(good.data(), {1, 1, 59}), Error::Kind::shape},  {TensorView::of(good.data(), {1, 3, 20}), Error::Kind::shape},
+      {TensorView::of(good.data(), {60}), Error::Kind::shape},        {TensorView::of(wide.data(), {1, 1, 60}), Error::Kind::dtype}};
+  for (const bool is_query : {false, true}) {
+    for (const auto& [token, kind] : calls) {
+      Problem problem = test.problem;
+      (is_query ? problem.order_q : problem.order_k).token = token;
+      Context context;
+      try {
+        plan_with(GetParam(), problem, {}, context);
+        ADD_FAILURE() << "took an order " << token.shape();
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), kind) << error.what();
+        EXPECT_NE(std::string(error.what()).find(is_query ? "order_q" : "order_k"), std::string::npos) << error.what();
+      }
+    }
   }
 }
 
@@ -347,36 +451,45 @@ TEST_P(EveryMethod, GivesItsMemoryBack) {
   EXPECT_EQ(memory->bytes(), 0u);
 }
 
-// A plan is only as good as what attention makes of it: the output equals a softmax over the pairs that the plan's bits name.
+/// The output of attention with the plan equals a softmax over the pairs that its bits name.
+void expect_attended(const Plan& plan, const TestProblem& test, const testing::TestTensor& v, const Sizes& s, Context& context) {
+  std::vector<float> out(static_cast<size_t>(s.batch * s.heads_q * s.seqlen_q * s.dim));
+  const Shape shape{s.batch, s.heads_q, s.seqlen_q, s.dim};
+  attend_forward({.q = test.q.view, .k = test.k.view, .v = v.view, .out = TensorView::of(out.data(), shape), .plan = plan}, context);
+  Bits bits = testing::bits_of(*plan, true);
+  for (int h = 0; h < s.heads_q; ++h) {
+    for (int64_t i = 0; i < s.seqlen_q; ++i) {
+      std::vector<double> weight(static_cast<size_t>(s.seqlen_k), 0.0);
+      double total = 0;
+      for (int64_t k = 0; k < s.seqlen_k; ++k) {
+        if (bits.at(0, h, i, k) == 0) continue;
+        double dot = 0;
+        for (int64_t d = 0; d < s.dim; ++d) dot += test.q.get(0, h, i, d) * test.k.get(0, test.head_kv(h), k, d);
+        total += weight[static_cast<size_t>(k)] = std::exp(dot / std::sqrt(static_cast<double>(s.dim)));
+      }
+      for (int64_t d = 0; d < s.dim; ++d) {
+        double sum = 0;
+        for (int64_t k = 0; k < s.seqlen_k; ++k) sum += weight[static_cast<size_t>(k)] * v.get(0, test.head_kv(h), k, d);
+        ASSERT_NEAR(out[static_cast<size_t>((h * s.seqlen_q + i) * s.dim + d)], total > 0 ? sum / total : 0, 2e-5) << "head " << h << " query " << i;
+      }
+    }
+  }
+}
+
+// A plan is only as good as what attention makes of it, in token order and under others.
 TEST_P(EveryMethod, IsAttendedAsItsBitsSay) {
   for (const Sizes& s : std::vector<Sizes>{{1, 4, 2, 131, 131, 16}, {1, 2, 1, 65, 150, 16}}) {
-    const TestProblem test(s, Dtype::f32, Mask::causal(), 17);
+    TestProblem test(s, Dtype::f32, Mask::causal(), 17);
     const testing::TestTensor v = testing::random_tensor(Dtype::f32, s.batch, s.heads_kv, s.seqlen_k, s.dim, 18);
+    const DrawnOrders orders(kOrderCases[3], s, 19);
     for (const OptionValues& options : option_sets(info())) {
       Context context;
-      const Plan plan = plan_with(GetParam(), test.problem, options, context).plan;
-      std::vector<float> out(static_cast<size_t>(s.batch * s.heads_q * s.seqlen_q * s.dim));
-      const Shape shape{s.batch, s.heads_q, s.seqlen_q, s.dim};
-      attend_forward({.q = test.q.view, .k = test.k.view, .v = v.view, .out = TensorView::of(out.data(), shape), .plan = plan}, context);
-      Bits bits = testing::bits_of(*plan, true);
-      for (int h = 0; h < s.heads_q; ++h) {
-        for (int64_t i = 0; i < s.seqlen_q; ++i) {
-          std::vector<double> weight(static_cast<size_t>(s.seqlen_k), 0.0);
-          double total = 0;
-          for (int64_t k = 0; k < s.seqlen_k; ++k) {
-            if (bits.at(0, h, i, k) == 0) continue;
-            double dot = 0;
-            for (int64_t d = 0; d < s.dim; ++d) dot += test.q.get(0, h, i, d) * test.k.get(0, test.head_kv(h), k, d);
-            total += weight[static_cast<size_t>(k)] = std::exp(dot / std::sqrt(static_cast<double>(s.dim)));
-          }
-          for (int64_t d = 0; d < s.dim; ++d) {
-            double sum = 0;
-            for (int64_t k = 0; k < s.seqlen_k; ++k) sum += weight[static_cast<size_t>(k)] * v.get(0, test.head_kv(h), k, d);
-            ASSERT_NEAR(out[static_cast<size_t>((h * s.seqlen_q + i) * s.dim + d)], total > 0 ? sum / total : 0, 2e-5)
-                << "head " << h << " query " << i;
-          }
-        }
-      }
+      test.problem.order_q = test.problem.order_k = {};
+      expect_attended(plan_with(GetParam(), test.problem, options, context).plan, test, v, s, context);
+      test.problem.order_q = orders.order_q;
+      test.problem.order_k = orders.order_k;
+      expect_attended(plan_with(GetParam(), test.problem, options, context).plan, test, v, s, context);
+      if (::testing::Test::HasFatalFailure()) return;
     }
   }
 }

@@ -4,7 +4,9 @@
 
 #include <cstdlib>
 #include <functional>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "tests/select/testing.h"
 #include "tilewise/methods/registry.h"
@@ -68,6 +70,59 @@ inline void expect_tiles(const Plan& plan, const TestProblem& test, int tile, co
     }
   }
   EXPECT_GE(compared * 10, rows * 9) << "too many rows lie on their cut to tell";
+}
+
+/// Sums over the last queries, from the definition.
+struct LastSums {
+  std::vector<double> key, offset;
+};
+inline LastSums sums_of(const TestProblem& test, int64_t b, int h, int64_t last) {
+  const int64_t sq = test.q.view.dim(2), sk = test.k.view.dim(2), dim = test.k.view.dim(3);
+  LastSums sums{std::vector<double>(static_cast<size_t>(sk), 0.0), std::vector<double>(static_cast<size_t>(sk), 0.0)};
+  for (int64_t i = std::max<int64_t>(0, sq - last); i < sq; ++i) {
+    const int64_t token = i + sk - sq;
+    std::vector<double> p;
+    double total = 0;
+    for (int64_t j = 0; j <= token; ++j) {
+      double dot = 0;
+      for (int64_t d = 0; d < dim; ++d) dot += test.q.get(b, h, i, d) * test.k.get(b, test.head_kv(h), j, d);
+      p.push_back(std::exp(dot / std::sqrt(static_cast<double>(dim))));
+      total += p.back();
+    }
+    for (size_t j = 0; j < p.size(); ++j) {
+      sums.key[j] += p[j] / total;
+      sums.offset[static_cast<size_t>(token) - j] += p[j] / total;
+    }
+  }
+  return sums;
+}
+
+/// The `count` best, the first `forced` before all; how near the cut lies to the next value.
+inline std::set<int64_t> best(const std::vector<double>& values, int64_t count, int64_t forced, double& distance) {
+  std::vector<int64_t> order(values.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
+  const auto value = [&](int64_t i) { return i < forced ? HUGE_VAL : values[static_cast<size_t>(i)]; };
+  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return value(x) > value(y); });
+  count = std::min<int64_t>(count, static_cast<int64_t>(order.size()));
+  if (count > 0 && count < static_cast<int64_t>(order.size())) {
+    const double gap = value(order[static_cast<size_t>(count - 1)]) - value(order[static_cast<size_t>(count)]);
+    if (std::isfinite(gap)) distance = std::min(distance, gap);
+  }
+  return {order.begin(), order.begin() + count};
+}
+
+/// The lines that the last queries of a head choose, and how near the choice came to its cut.
+struct LastLines {
+  std::set<int64_t> vertical, slash;
+  double distance = HUGE_VAL;
+};
+inline LastLines last_query_lines(const TestProblem& test, int h, int64_t last, int64_t vertical, int64_t slash, int64_t first, int64_t nearest,
+                                  int64_t b = 0) {
+  const LastSums sums = sums_of(test, b, h, last);
+  LastLines lines;
+  lines.vertical = best(sums.key, vertical, first, lines.distance);
+  lines.slash = best(sums.offset, slash, nearest, lines.distance);
+  return lines;
 }
 
 /// Key tiles that a row's own tokens lie in, and the first one: as far as they are seen.

@@ -22,45 +22,6 @@ Plan plan_of(const Problem& problem, const Options& options) {
   return plan;
 }
 
-/// Sums over the last queries, from the definition.
-struct Sums {
-  std::vector<double> key, offset;
-};
-Sums sums_of(const TestProblem& test, int64_t b, int h, int64_t last) {
-  const int64_t sq = test.q.view.dim(2), sk = test.k.view.dim(2), dim = test.k.view.dim(3);
-  Sums sums{std::vector<double>(static_cast<size_t>(sk), 0.0), std::vector<double>(static_cast<size_t>(sk), 0.0)};
-  for (int64_t i = std::max<int64_t>(0, sq - last); i < sq; ++i) {
-    const int64_t token = i + sk - sq;
-    std::vector<double> p;
-    double total = 0;
-    for (int64_t j = 0; j <= token; ++j) {
-      double dot = 0;
-      for (int64_t d = 0; d < dim; ++d) dot += test.q.get(b, h, i, d) * test.k.get(b, test.head_kv(h), j, d);
-      p.push_back(std::exp(dot / std::sqrt(static_cast<double>(dim))));
-      total += p.back();
-    }
-    for (size_t j = 0; j < p.size(); ++j) {
-      sums.key[j] += p[j] / total;
-      sums.offset[static_cast<size_t>(token) - j] += p[j] / total;
-    }
-  }
-  return sums;
-}
-
-/// The `count` best, the first `forced` before all; how near the cut lies to the next value.
-std::set<int64_t> best(const std::vector<double>& values, int64_t count, int64_t forced, double& distance) {
-  std::vector<int64_t> order(values.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
-  const auto value = [&](int64_t i) { return i < forced ? HUGE_VAL : values[static_cast<size_t>(i)]; };
-  std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return value(x) > value(y); });
-  count = std::min<int64_t>(count, static_cast<int64_t>(order.size()));
-  if (count > 0 && count < static_cast<int64_t>(order.size())) {
-    const double gap = value(order[static_cast<size_t>(count - 1)]) - value(order[static_cast<size_t>(count)]);
-    if (std::isfinite(gap)) distance = std::min(distance, gap);
-  }
-  return {order.begin(), order.begin() + count};
-}
-
 // Every pair on a chosen line is read; what else is read lies in a tile's length of a slash; columns and rows as the definition says.
 TEST(MInference, ReadsTheLinesOfTheLastQueries) {
   const testing::OnReference on_reference;
@@ -81,9 +42,7 @@ TEST(MInference, ReadsTheLinesOfTheLastQueries) {
       Bits read = testing::bits_of(*plan, true);
       for (int64_t b = 0; b < s.batch; ++b) {
         for (int h = 0; h < s.heads_q; ++h) {
-          double distance = HUGE_VAL;
-          const Sums sums = sums_of(test, b, h, 64);
-          const std::set<int64_t> vertical = best(sums.key, 35, 3, distance), slash = best(sums.offset, 60, 20, distance);
+          const auto [vertical, slash, distance] = testing::last_query_lines(test, h, 64, 35, 60, 3, 20, b);
           ++heads;
           if (distance < 1e-6) continue;
           ++compared;
@@ -172,7 +131,7 @@ TEST(MInference, BlockSparseKeepsTheBestProducts) {
             dot += mean(test.q, h, q_first, q_last, d) * mean(test.k, test.head_kv(h), j * 16, std::min<int64_t>(s.seqlen_k, j * 16 + 16), d);
           products.push_back(dot);
         }
-        choice.tiles = best(products, count, 0, choice.distance);
+        choice.tiles = testing::best(products, count, 0, choice.distance);
         choice.tiles.insert(last_token / 16);
         return choice;
       });

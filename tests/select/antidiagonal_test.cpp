@@ -240,6 +240,64 @@ TEST(Antidiagonal, RandomSelectorTakesOneProductARowAndColumnAndFollowsItsSeed) 
   EXPECT_NE(other, first);
 }
 
+// Groups of slots, the mask asked on tokens: a group of keys is seen where its smallest token is not past the largest of the queries.
+TEST(Antidiagonal, UnderAnOrderEqualsTheDefinition) {
+  constexpr int64_t kQueries = 90, kKeys = 110, kPadding = 13, kStride = 8, kTile = 16;
+  std::mt19937 engine(12);
+  const auto draw = [&](int64_t tokens) {
+    std::vector<int32_t> order(static_cast<size_t>(tokens + kPadding), -1);
+    for (int64_t i = 0; i < tokens; ++i) order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+    std::shuffle(order.begin(), order.end(), engine);
+    return order;
+  };
+  // Keys in an order of each head, stretches of them in token order, so that the mask hides whole groups.
+  std::vector<int32_t> of_q = draw(kQueries), of_k = draw(kKeys), second = draw(kKeys);
+  std::sort(of_k.begin(), of_k.begin() + 60);
+  of_k.insert(of_k.end(), second.begin(), second.end());
+  const TestTensor q = testing::random_tensor(Dtype::f32, 1, 2, kQueries, 16, 5, 1.6f),
+                   k = testing::random_tensor(Dtype::f32, 1, 1, kKeys, 16, 6, 1.6f);
+  for (const bool is_causal : {true, false}) {
+    Inputs inputs{.q = q.view, .k = k.view, .mask = is_causal ? Mask::causal() : Mask::full(), .softmax_scale = .4f};
+    inputs.order_q.token = TensorView::of(of_q.data(), {1, 1, kQueries + kPadding});
+    inputs.order_k.token = TensorView::of(of_k.data(), {1, 2, kKeys + kPadding});
+    Context context;
+    const Scores scores = antidiagonal_scores(inputs, {.tile = kTile, .stride = kStride}, context);
+    ASSERT_EQ(scores.grid.rows(), (kQueries + kPadding + kTile - 1) / kTile);
+    const int64_t groups_q = (kQueries + kPadding + kStride - 1) / kStride, groups_k = (kKeys + kPadding + kStride - 1) / kStride;
+    for (int64_t h = 0; h < 2; ++h) {
+      const auto token_q = [&](int64_t slot) { return slot < kQueries + kPadding ? int64_t{of_q[static_cast<size_t>(slot)]} : -1; };
+      const auto token_k = [&](int64_t slot) {
+        return slot < kKeys + kPadding ? int64_t{of_k[static_cast<size_t>(h * (kKeys + kPadding) + slot)]} : -1;
+      };
+      std::vector<double> expected(static_cast<size_t>(scores.grid.rows() * scores.key_tiles()), 0.0);
+      for (int64_t i = 0; i < groups_q; ++i) {
+        std::vector<double> p(static_cast<size_t>(groups_k), 0.0);
+        double total = 0;
+        for (int64_t c = 0; c < groups_k; ++c) {
+          double dot = 0;
+          bool is_seen = false;
+          for (int64_t s = 0; s < kStride; ++s) {
+            for (int64_t t = 0; t < kStride; ++t) {
+              const int64_t a = token_q(i * kStride + s), b = token_k(c * kStride + t);
+              if (a < 0 || b < 0) continue;
+              is_seen |= !is_causal || b <= a + kKeys - kQueries;
+              if (s + t != kStride - 1) continue;
+              for (int64_t d = 0; d < 16; ++d) dot += q.get(0, h, a, d) * k.get(0, 0, b, d);
+            }
+          }
+          if (is_seen) total += p[static_cast<size_t>(c)] = std::exp(.4 / kStride * dot);
+        }
+        for (int64_t c = 0; c < groups_k && total > 0; ++c)
+          expected[static_cast<size_t>(i * kStride / kTile * scores.key_tiles() + c * kStride / kTile)] += p[static_cast<size_t>(c)] / total;
+      }
+      for (int64_t row = 0; row < scores.grid.rows(); ++row) {
+        for (int64_t j = 0; j < scores.key_tiles(); ++j)
+          ASSERT_NEAR(scores.row(0, h, row)[j], expected[static_cast<size_t>(row * scores.key_tiles() + j)], 1e-5) << h << " " << row << " " << j;
+      }
+    }
+  }
+}
+
 TEST(Antidiagonal, HasTheSameBitsForAnyExecutor) {
   const TestTensor q = testing::random_tensor(Dtype::f32, 2, 2, 300, 8, 51), k = testing::random_tensor(Dtype::f32, 2, 1, 333, 8, 52);
   const Inputs inputs{q.view, k.view, Mask::causal(), 0.5f, 0};

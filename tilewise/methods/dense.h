@@ -9,7 +9,7 @@ struct DenseOptions {
   static void each_field(auto& self, auto&& field) { field("tile", self.tile, range(16, 256), no_grid(), "query tokens per row of the plan"); }
 };
 
-/// All that the model's mask allows; the one method that takes orders.
+/// All that the model's mask allows.
 /// Source  FlashAttention-2, arXiv 2307.08691: exact attention is the plan with one or two runs a row.
 TILEWISE_API Planned dense(const Problem& problem, const DenseOptions& options, Context& context);
 

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -21,17 +22,29 @@
 namespace tilewise::method {
 namespace {
 
-/// What one head reads: row of tile m the tiles j with has_column[j], has_diagonal[m - j] or has_tile[m][j].
+/// What one head reads: a row the tiles j with has_column[j], has_tile[row][j], or with a key of token tile c and has_diagonal[m - c], where m is the token
+/// tile of one of its queries. In token order a row is one m and c is j.
 struct HeadTiles {
-  std::vector<uint8_t> has_column, has_diagonal;  // [Tk]
-  std::vector<uint8_t> has_tile;                  // [Tq, Tk], or empty
+  std::vector<uint8_t> has_column;  // [tiles of slots]
+  std::vector<uint8_t> has_diagonal;  // [tiles of tokens]
+  std::vector<uint8_t> has_tile;  // [rows, tiles of slots], or empty
 };
 
-/// Sums of neighbouring values, `tile` at a time.
-std::vector<float> pooled_sums(const float* values, int64_t size, int64_t tile) {
-  std::vector<float> sums(static_cast<size_t>((size + tile - 1) / tile), 0.0f);
-  for (int64_t i = 0; i < size; ++i) sums[static_cast<size_t>(i / tile)] += values[i];
+/// Sums of the values of the tokens in neighbouring slots, `tile` at a time.
+std::vector<float> pooled_sums(const float* values, const plan::SlotTokens& tokens, int64_t tile) {
+  std::vector<float> sums(static_cast<size_t>((tokens.count + tile - 1) / tile), 0.0f);
+  for (int64_t slot = 0; slot < tokens.count; ++slot) {
+    if (tokens[slot] >= 0) sums[static_cast<size_t>(slot / tile)] += values[tokens[slot]];
+  }
   return sums;
+}
+
+/// The `count` largest, `first` before all others.
+std::vector<uint8_t> best_of(std::vector<float> sums, int64_t count, int64_t first) {
+  sums[static_cast<size_t>(first)] = std::numeric_limits<float>::max();
+  std::vector<uint8_t> marks(sums.size(), 0);
+  for (const int32_t i : select::largest(sums.data(), static_cast<int64_t>(sums.size()), count)) marks[static_cast<size_t>(i)] = 1;
+  return marks;
 }
 
 /// softmax over tiles of logit(mean query . mean key), on the pooled tensors.
@@ -50,12 +63,6 @@ std::vector<double> mean_attention(const TensorView& query, const TensorView& ke
   for (double& x : p) total += x = std::exp(x - most);
   for (double& x : p) x /= total;
   return p;
-}
-
-std::vector<uint8_t> marks_of(const std::vector<int32_t>& indices, size_t size) {
-  std::vector<uint8_t> marks(size, 0);
-  for (const int32_t i : indices) marks[static_cast<size_t>(i)] = 1;
-  return marks;
 }
 
 /// The best tiles of a map over all its rows, as long as their sum stays within `share` of all. Tiles outside the rows' sight hold 0.
@@ -130,13 +137,12 @@ double jensen_shannon_distance(std::span<const double> p, std::span<const double
 Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, Context& context) {
   check_ranges("flexprefill", options);
   const select::Inputs inputs = inputs_of("flexprefill", problem);
-  refuse_orders("flexprefill", problem);
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
         "flexprefill: the mask is not plainly causal; its lines look back from a query, give Mask::causal()");
   check(options.max_budget == 0 || options.max_budget >= options.min_budget, Error::Kind::value, "flexprefill: option max_budget is ",
         options.max_budget, ", below min_budget ", options.min_budget, "; give at least that, or 0 for no limit");
   const int64_t tile = options.tile, seqlen_k = inputs.seqlen_k(), heads = inputs.heads_q(), batch = inputs.batch();
-  const auto grid = select::RowGrid::on_key_tiles(inputs.seqlen_q(), seqlen_k, options.tile);
+  const select::RowGrid grid = select::score_rows(inputs, options.tile);
   Planned planned;
   if (seqlen_k <= std::max<int64_t>(2, options.min_budget) * tile || grid.rows() == 0) {
     planned.plan = select::plan_of_mask(inputs.mask, inputs.mask, grid, batch, inputs.heads_q(), context);
@@ -144,41 +150,47 @@ Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, C
   }
 
   const select::LastQuerySums sums = select::last_query_sums("flexprefill", inputs, tile, context);
-  const int64_t tiles = (seqlen_k + tile - 1) / tile;
+  const int64_t tiles = (grid.slots_k() + tile - 1) / tile, token_tiles = (seqlen_k + tile - 1) / tile;
   const Tensor mean_q = prepare::mean_pool(inputs.q.slice(2, inputs.seqlen_q() - sums.queries, sums.queries), options.tile, {}, context);
-  const Tensor mean_k = prepare::mean_pool(inputs.k, options.tile, {}, context);
+  const Tensor mean_k = select::tile_means(inputs.k, inputs.order_k, options.tile, {}, context);
   std::vector<HeadTiles> chosen(static_cast<size_t>(batch * heads));
   std::vector<uint8_t> asks_for_map(chosen.size(), 0);
   context.parallel_for(batch * heads, [&](int64_t item, int) {
     const int64_t b = item / heads, h = item % heads;
     HeadTiles& head = chosen[static_cast<size_t>(item)];
-    std::array<std::vector<float>, 2> pooled;
+    std::array<std::vector<float>, 2> means;  // over the queries: by key, by distance
     std::array<int64_t, 2> counts{};
     bool is_known = true;
     for (size_t i = 0; i < 2; ++i) {
-      const TensorView& of = i == 0 ? sums.key.view : sums.offset.view;
-      std::vector<float> mean(&of.at<float>(b, h, 0), &of.at<float>(b, h, 0) + seqlen_k);
-      for (float& value : mean) {
+      const float* of = i == 0 ? &sums.key.view.at<float>(b, h, 0) : &sums.offset.view.at<float>(b, h, 0);
+      means[i].assign(of, of + seqlen_k);
+      for (float& value : means[i]) {
         value /= static_cast<float>(sums.queries);
         is_known = is_known && std::isfinite(value);
       }
-      pooled[i] = pooled_sums(mean.data(), seqlen_k, tile);
-      counts[i] = is_known ? count_cover(mean, static_cast<double>(options.gamma)) / tile + 1 : tiles;
-      counts[i] = std::max<int64_t>(counts[i], options.min_budget);
-      if (options.max_budget > 0 && is_known) counts[i] = std::min<int64_t>(counts[i], options.max_budget);
     }
+    const plan::SlotTokens keys = grid.keys(b, static_cast<int>(h));
+    const std::vector<float> columns = pooled_sums(means[0].data(), keys, tile), diagonals = pooled_sums(means[1].data(), {nullptr, seqlen_k}, tile);
+    for (size_t i = 0; i < 2 && is_known; ++i) {
+      counts[i] = std::max<int64_t>(count_cover(means[i], static_cast<double>(options.gamma)) / tile + 1, options.min_budget);
+      if (options.max_budget > 0) counts[i] = std::min<int64_t>(counts[i], options.max_budget);
+    }
+    if (!is_known) counts = {tiles, token_tiles};
     if (is_known && options.tau > 0) {
-      const std::vector<double> of_mean = mean_attention(mean_q.view.slice(0, b, 1).slice(1, h, 1),
-                                                         mean_k.view.slice(0, b, 1).slice(1, h * inputs.heads_kv() / heads, 1), inputs),
-                                of_queries(pooled[0].begin(), pooled[0].end());
+      const int64_t head_k = h * mean_k.view.dim(1) / heads;
+      const std::vector<double> of_mean =
+                                    mean_attention(mean_q.view.slice(0, b, 1).slice(1, h, 1), mean_k.view.slice(0, b, 1).slice(1, head_k, 1), inputs),
+                                of_queries(columns.begin(), columns.end());
       if (jensen_shannon_distance(of_mean, of_queries) < static_cast<double>(options.tau)) {
         asks_for_map[static_cast<size_t>(item)] = 1;
         counts = {options.min_budget, options.min_budget};
       }
     }
+    int64_t first = 0;  // the slot of token 0
+    while (keys[first] != 0) ++first;
     // The first column and the diagonal come before all others, and count.
-    head.has_column = marks_of(select::largest(pooled[0].data(), tiles, counts[0], 1), pooled[0].size());
-    head.has_diagonal = marks_of(select::largest(pooled[1].data(), tiles, counts[1], 1), pooled[1].size());
+    head.has_column = best_of(columns, counts[0], first / tile);
+    head.has_diagonal = best_of(diagonals, counts[1], 0);
   });
 
   if (std::find(asks_for_map.begin(), asks_for_map.end(), uint8_t{1}) != asks_for_map.end()) {
@@ -192,15 +204,26 @@ Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, C
 
   PlanData data = select::begin_plan(inputs.mask, inputs.mask, grid, batch, inputs.heads_q(), context);
   data.by_query = select::pack_rows(grid, batch, inputs.heads_q(), data, context, [&](int64_t b, int h, int64_t index, plan::PackedRow& row) {
-    const int64_t last_token = grid.last(index) - 1 + grid.offset();
-    if (last_token < 0) return;
     const HeadTiles& head = chosen[static_cast<size_t>(b * heads + h)];
-    const int64_t m = last_token / tile;
-    std::vector<uint8_t> is_kept(static_cast<size_t>(tiles), 0);
-    for (int64_t j = 0; j <= m; ++j) {
-      is_kept[static_cast<size_t>(j)] = head.has_column[static_cast<size_t>(j)] | head.has_diagonal[static_cast<size_t>(m - j)];
-      if (!head.has_tile.empty()) is_kept[static_cast<size_t>(j)] |= head.has_tile[static_cast<size_t>(index * tiles + j)];
+    std::vector<uint8_t> is_kept = head.has_column;
+    std::vector<int64_t> of_queries;  // token tiles
+    for (const int64_t token : select::tokens_of_row(grid, b, h, index)) {
+      if (token >= 0 && (of_queries.empty() || of_queries.back() != token / tile)) of_queries.push_back(token / tile);
     }
+    const plan::SlotTokens keys = grid.keys(b, h);
+    const int64_t step = inputs.has_orders() ? 1 : tile;
+    for (int64_t slot = 0, before = -1; slot < keys.count; slot += step) {
+      if (keys[slot] < 0) continue;
+      const int64_t of_key = keys[slot] / tile;
+      uint8_t& kept = is_kept[static_cast<size_t>(slot / tile)];
+      if (kept != 0 || (of_key == before && slot % tile != 0)) continue;  // as the slot before
+      before = of_key;
+      for (const int64_t m : of_queries) {
+        if (m >= of_key) kept |= head.has_diagonal[static_cast<size_t>(m - of_key)];
+      }
+    }
+    for (int64_t j = 0; j < tiles && !head.has_tile.empty(); ++j)
+      is_kept[static_cast<size_t>(j)] |= head.has_tile[static_cast<size_t>(index * tiles + j)];
     select::add_tiles(row, select::visible_keys(inputs.mask, h, b, grid, index, options.tile), is_kept, options.tile);
   });
   planned.plan = make_plan(std::move(data));

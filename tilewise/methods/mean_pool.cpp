@@ -10,7 +10,6 @@ namespace tilewise::method {
 Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Context& context) {
   check_ranges("mean_pool", options);
   const select::Inputs inputs = inputs_of("mean_pool", problem);
-  refuse_orders("mean_pool", problem);
   refuse_grids("mean_pool", problem);
   select::Budget budget;
   budget.sink = budget.diagonal = 1;

@@ -8,6 +8,7 @@
 
 #include "tilewise/methods/problem.h"
 #include "tilewise/plan/make.h"
+#include "tilewise/select/forced.h"
 #include "tilewise/select/last_queries.h"
 #include "tilewise/select/lines.h"
 #include "tilewise/select/mean_pool.h"
@@ -61,25 +62,30 @@ Mask mask_of(const std::vector<Head>& heads) {
   return mask;
 }
 
-/// The tiles of the `count` largest products among those that the row sees, and its own.
-void add_best_tiles(plan::PackedRow& row, const float* products, const select::Visible& visible, int64_t count, int tile) {
-  std::vector<select::Interval> parts = visible.whole;
-  parts.insert(parts.end(), visible.masked.begin(), visible.masked.end());
-  if (parts.empty()) return;
-  const int64_t tiles = (parts.back().last + tile - 1) / tile;  // a causal row sees one stretch from key 0
-  std::vector<uint8_t> is_kept(static_cast<size_t>(tiles), count >= tiles ? 1 : 0);
-  if (count < tiles) {
-    // Floats as integers of the same order, inverted, above the index: the smallest are the best, ties go to the smaller index.
-    std::vector<uint64_t> keys(static_cast<size_t>(tiles));
-    for (int64_t j = 0; j < tiles; ++j) {
-      const uint32_t bits = std::bit_cast<uint32_t>(products[j]);
-      const uint32_t rising = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-      keys[static_cast<size_t>(j)] = uint64_t{std::isnan(products[j]) ? 0 : ~rising} << 32 | static_cast<uint64_t>(j);
+/// The tiles of the `count` largest products among those that the row sees, and those of its own tokens.
+void add_best_tiles(plan::PackedRow& row, const select::Scores& products, int64_t b, int head, int64_t index, const select::Visible& visible,
+                    int64_t count) {
+  const int tile = products.tile_k;
+  const float* values = products.row(b, head, index);
+  std::vector<uint8_t> is_kept, is_seen(static_cast<size_t>(products.key_tiles()), 0);
+  // The released code forces no tile, and then a row may be empty.
+  select::mark_forced_tiles(products.grid, b, head, index, tile, 0, 1, is_kept);
+  std::vector<uint64_t> keys;
+  for (const std::vector<select::Interval>* parts : {&visible.whole, &visible.masked}) {
+    for (const select::Interval& part : *parts) {
+      for (int64_t j = part.first / tile; j * tile < part.last; ++j) {
+        if (is_seen[static_cast<size_t>(j)] != 0) continue;
+        is_seen[static_cast<size_t>(j)] = 1;
+        // Floats as integers of the same order, inverted, above the index: the smallest are the best, ties go to the smaller index.
+        const uint32_t bits = std::bit_cast<uint32_t>(values[j]);
+        const uint32_t rising = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+        keys.push_back(uint64_t{std::isnan(values[j]) ? 0 : ~rising} << 32 | static_cast<uint64_t>(j));
+      }
     }
-    if (count > 0) std::nth_element(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(count - 1), keys.end());
-    for (int64_t i = 0; i < count; ++i) is_kept[static_cast<size_t>(keys[static_cast<size_t>(i)] & 0xffffffffu)] = 1;
   }
-  is_kept.back() = 1;  // the released code forces none, and then a row may be empty
+  count = std::min(count, static_cast<int64_t>(keys.size()));
+  if (count > 0) std::nth_element(keys.begin(), keys.begin() + static_cast<std::ptrdiff_t>(count - 1), keys.end());
+  for (int64_t i = 0; i < count; ++i) is_kept[static_cast<size_t>(keys[static_cast<size_t>(i)] & 0xffffffffu)] = 1;
   select::add_tiles(row, visible, is_kept, tile);
 }
 
@@ -92,12 +98,11 @@ bool has(const std::vector<Head>& heads, Pattern pattern) {
 Planned minference(const Problem& problem, const MInferenceOptions& options, Context& context) {
   check_ranges("minference", options);
   const select::Inputs inputs = inputs_of("minference", problem);
-  refuse_orders("minference", problem);
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
         "minference: the mask is not plainly causal; all three patterns look back from a query, give Mask::causal()");
   const std::vector<Head> heads = heads_of(options, inputs.heads_q());
   const Mask read = mask_of(heads);
-  const auto grid = select::RowGrid::on_key_tiles(inputs.seqlen_q(), inputs.seqlen_k(), options.tile);
+  const select::RowGrid grid = select::score_rows(inputs, options.tile);
   const int64_t batch = inputs.batch(), num_heads = inputs.heads_q(), seqlen_k = inputs.seqlen_k();
 
   select::LastQuerySums sums;
@@ -123,14 +128,20 @@ Planned minference(const Problem& problem, const MInferenceOptions& options, Con
   data.by_query = select::pack_rows(grid, batch, inputs.heads_q(), data, context, [&](int64_t b, int h, int64_t index, plan::PackedRow& row) {
     const Head& head = heads[static_cast<size_t>(h)];
     if (head.pattern == Pattern::vertical_slash) {
-      lines[static_cast<size_t>(b * num_heads + h)]->set_row(grid.first(index) + grid.offset(), grid.last(index) + grid.offset(), row);
+      const select::LineRows& of_head = *lines[static_cast<size_t>(b * num_heads + h)];
+      if (!inputs.has_orders()) {
+        of_head.set_row(grid.first(index) + grid.offset(), grid.last(index) + grid.offset(), row);
+        return;
+      }
+      const std::vector<int64_t> tokens = select::tokens_of_row(grid, b, h, index);
+      of_head.set_row(tokens, grid.keys(b, h), static_cast<int64_t>(tokens.size()) < grid.last(index) - grid.first(index), row);
       return;
     }
     const select::Visible visible = select::visible_keys(read, h, b, grid, index, options.tile);
     if (head.pattern == Pattern::a_shape) {
       select::add_visible(row, visible);
     } else {
-      add_best_tiles(row, products.row(b, h, index), visible, head.sizes[0], options.tile);
+      add_best_tiles(row, products, b, h, index, visible, head.sizes[0]);
     }
   });
   Planned planned;

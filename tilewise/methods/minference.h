@@ -45,7 +45,7 @@ struct MInferenceOptions {
 /// follow each distance exactly, unaligned (or whole tiles), and single keys where no run holds them. a_shape  first and last keys, exact to the token.
 /// block_sparse  per row the tiles of the largest products of mean queries and mean keys, and the diagonal tile.
 /// A head whose estimate is not finite reads everything.
-/// Errors  value (`heads` not one per head, more than 16 kinds of a_shape), unsupported (a mask that is not plainly causal, an order, what attend refuses).
+/// Errors  value (`heads` not one per head, more than 16 kinds of a_shape), unsupported (a mask that is not plainly causal, what attend refuses).
 /// Source  MInference, arXiv 2407.02490, and its released code. See docs/systems/minference.md.
 TILEWISE_API Planned minference(const Problem& problem, const MInferenceOptions& options, Context& context);
 

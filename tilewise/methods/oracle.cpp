@@ -5,7 +5,7 @@
 
 #include "tilewise/attend/attend.h"
 #include "tilewise/methods/problem.h"
-#include "tilewise/select/mean_pool.h"
+#include "tilewise/plan/rows.h"
 #include "tilewise/select/plan.h"
 
 namespace tilewise::method {
@@ -22,13 +22,22 @@ Mask mask_of(const Mask& mask, int head, int64_t b) {
   return part;
 }
 
+/// The part of an order that one head of one batch entry has.
+Order order_of(const Order& order, int64_t b, int head, int heads) {
+  if (!order.token.has_value()) return {};
+  return {order.token.slice(0, plan::batch_index(order.token, b), 1).slice(1, plan::group_index(order.token, head, heads), 1), order.boxes};
+}
+
 /// Reduces the true probabilities of one head to its tiles. One head at a time bounds the memory: [Sq, Tk] floats.
 void score_head(const select::Inputs& inputs, const select::Scores& scores, int64_t b, int head, OracleOptions::Rule rule, Context& context) {
   const select::RowGrid& grid = scores.grid;
   const int64_t tiles = scores.key_tiles(), head_kv = static_cast<int64_t>(head) * inputs.heads_kv() / inputs.heads_q();
   const TensorView q = inputs.q.slice(0, b, 1).slice(1, head, 1), k = inputs.k.slice(0, b, 1).slice(1, head_kv, 1);
   const Mask mask = mask_of(inputs.mask, head, b);
-  const Plan dense = select::plan_of_mask(mask, mask, select::RowGrid::plain(grid.seqlen_q, grid.seqlen_k, grid.tile), 1, 1, context);
+  select::RowGrid rows = select::RowGrid::plain(grid.seqlen_q, grid.seqlen_k, grid.tile);
+  rows.order_q = order_of(inputs.order_q, b, head, inputs.heads_q());
+  rows.order_k = order_of(inputs.order_k, b, head, inputs.heads_q());
+  const Plan dense = select::plan_of_mask(mask, mask, rows, 1, 1, context);
   const Tensor lse(context.memory, Dtype::f32, {1, 1, grid.seqlen_q});
   attend_forward({.q = q, .k = k, .lse = lse.view, .plan = dense, .softmax_scale = inputs.softmax_scale, .softcap = inputs.softcap}, context);
   const Tensor mass(context.memory, Dtype::f32, {1, 1, grid.seqlen_q, tiles});
@@ -42,11 +51,14 @@ void score_head(const select::Inputs& inputs, const select::Scores& scores, int6
            .softcap = inputs.softcap,
            .sum = mass.view},
           context);
+  const plan::SlotTokens queries = grid.queries(b, head);
   context.parallel_for(grid.rows(), [&](int64_t row, int) {
     float* values = scores.row(b, head, row);
     std::fill_n(values, tiles, 0.0f);
-    for (int64_t i = grid.first(row); i < grid.last(row); ++i) {
-      const float* of_query = static_cast<const float*>(mass.view.raw()) + i * tiles;
+    for (int64_t slot = grid.first(row); slot < grid.last(row); ++slot) {
+      const int64_t query = queries[slot];
+      if (query < 0) continue;
+      const float* of_query = static_cast<const float*>(mass.view.raw()) + query * tiles;
       for (int64_t j = 0; j < tiles; ++j) values[j] = rule == OracleOptions::Rule::sum ? values[j] + of_query[j] : std::max(values[j], of_query[j]);
     }
   });
@@ -57,7 +69,6 @@ void score_head(const select::Inputs& inputs, const select::Scores& scores, int6
 Planned oracle(const Problem& problem, const OracleOptions& options, Context& context) {
   check_ranges("oracle", options);
   const select::Inputs inputs = inputs_of("oracle", problem);
-  refuse_orders("oracle", problem);
   refuse_grids("oracle", problem);
   const select::Scores scores = select::make_scores(inputs, select::score_rows(inputs, options.tile), options.tile, context);
   const bool has_pairs = inputs.seqlen_q() > 0 && inputs.seqlen_k() > 0;
@@ -73,7 +84,13 @@ Planned oracle(const Problem& problem, const OracleOptions& options, Context& co
   }
   select::Budget budget;
   const bool is_sum = options.rule == OracleOptions::Rule::sum;
-  if (options.force || !is_sum) budget.sink = budget.diagonal = 1;
+  if (options.force || !is_sum) {
+    budget.sink = budget.diagonal = 1;
+  } else if (inputs.has_orders() && !select::is_full(inputs.mask, inputs.seqlen_q(), inputs.seqlen_k())) {
+    // A tile that is seen in part may leave queries of the row without a key; in token order the diagonal alone is seen so.
+    budget.diagonal = 1;
+    budget.forced = select::Budget::Forced::beside;
+  }
   if (options.density > 0) {
     budget.share = {options.density};
     budget.floor = 1;  // a small share of few tiles rounds to none

@@ -22,8 +22,8 @@ struct OracleOptions {
 };
 
 /// Tiles by the mass of the true attention on them, which it computes in full: what a selector with perfect knowledge would choose by the same rule.
-/// sum  the smallest number of tiles that cover `threshold` of each row's mass. max  every tile that holds at least `threshold` of some query's mass.
-/// Errors  unsupported (an order, a neighbourhood mask, what no backend of attend takes); memory (rule max holds Sq * Tk floats).
+/// sum  the smallest number of tiles that cover `threshold` of each row's mass (under an order and a mask those of the row's own tokens are added). max  every tile that holds at least `threshold` of some query's mass.
+/// Errors  unsupported (a neighbourhood mask, what no backend of attend takes); memory (rule max holds Sq * Tk floats).
 TILEWISE_API Planned oracle(const Problem& problem, const OracleOptions& options, Context& context);
 
 }  // namespace tilewise::method

@@ -6,13 +6,11 @@ namespace tilewise::method {
 select::Inputs inputs_of(std::string_view method, const Problem& problem) {
   select::Inputs inputs{problem.q, problem.k, problem.mask, 1.0f, problem.softcap};
   if (problem.q.rank() == 4 && problem.q.dim(3) > 0) inputs.softmax_scale = select::scale_or_default(problem.softmax_scale, problem.q.dim(3));
+  inputs.order_q = problem.order_q;
+  inputs.order_k = problem.order_k;
   select::check_inputs(method, inputs);
+  select::drop_identity_orders(inputs);
   return inputs;
-}
-
-void refuse_orders(std::string_view method, const Problem& problem) {
-  check(!problem.order_q.token.has_value() && !problem.order_k.token.has_value(), Error::Kind::unsupported, method,
-        ": a given order is not taken (the method scores tiles of neighbouring tokens); leave order_q and order_k absent, or use dense");
 }
 
 void refuse_grids(std::string_view method, const Problem& problem) {

@@ -7,11 +7,10 @@
 
 namespace tilewise::method {
 
-/// The tensors and the mask of a problem, checked as select::check_inputs does. Errors: as there.
+/// The tensors, the mask and the orders of a problem, checked as select::check_inputs does; orders that change nothing are left out. Errors: as there.
 select::Inputs inputs_of(std::string_view method, const Problem& problem);
 
-/// Refuses what a method without orders or neighbourhoods cannot take. Errors: unsupported.
-void refuse_orders(std::string_view method, const Problem& problem);
+/// Refuses what a method without neighbourhoods cannot take. Errors: unsupported.
 void refuse_grids(std::string_view method, const Problem& problem);
 
 }  // namespace tilewise::method

@@ -3,7 +3,6 @@
 
 #include "tilewise/base/hash.h"
 #include "tilewise/methods/problem.h"
-#include "tilewise/select/mean_pool.h"
 #include "tilewise/select/plan.h"
 
 namespace tilewise::method {
@@ -11,7 +10,6 @@ namespace tilewise::method {
 Planned random(const Problem& problem, const RandomOptions& options, Context& context) {
   check_ranges("random", options);
   const select::Inputs inputs = inputs_of("random", problem);
-  refuse_orders("random", problem);
   refuse_grids("random", problem);
   const select::RowGrid grid = select::score_rows(inputs, options.tile);
   const select::Scores scores = select::make_scores(inputs, grid, options.tile, context);

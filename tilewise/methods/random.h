@@ -17,7 +17,7 @@ struct RandomOptions {
 
 /// Each tile that a row sees with probability `density`, independently per batch entry, head and row, and the first and the diagonal tile: the floor that
 /// any selector must beat. Draws depend on seed, layer, head, row and tile alone.
-/// Errors  unsupported (an order, a neighbourhood mask).
+/// Errors  unsupported (a neighbourhood mask).
 TILEWISE_API Planned random(const Problem& problem, const RandomOptions& options, Context& context);
 
 }  // namespace tilewise::method

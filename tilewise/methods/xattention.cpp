@@ -9,7 +9,6 @@ namespace tilewise::method {
 Planned xattention(const Problem& problem, const XAttentionOptions& options, Context& context) {
   check_ranges("xattention", options);
   const select::Inputs inputs = inputs_of("xattention", problem);
-  refuse_orders("xattention", problem);
   const bool is_causal = select::is_causal(inputs.mask, inputs.seqlen_k());
   check(is_causal || select::is_full(inputs.mask, inputs.seqlen_q(), inputs.seqlen_k()), Error::Kind::unsupported,
         "xattention: the mask is neither causal nor full in every head; give Mask::causal() or Mask::full()");

@@ -21,13 +21,30 @@ struct TILEWISE_API Visible {
   int64_t length() const;
 };
 
-/// The rows of a plan in token order: `tile` query tokens each, cut by `edge` where it is not empty.
+/// Which token each slot of an axis holds, for one batch entry and head; -1: padding.
+struct SlotTokens {
+  const int32_t* token = nullptr;  // null: slot s holds token s
+  int64_t count = 0;
+  int64_t operator[](int64_t slot) const { return token == nullptr ? slot : token[slot]; }
+};
+
+/// The rows of a plan: `tile` query slots each, cut by `edge` where it is not empty. Without orders slots are tokens.
 struct TILEWISE_API RowGrid {
-  int64_t seqlen_q = 0, seqlen_k = 0;
+  int64_t seqlen_q = 0, seqlen_k = 0;  // tokens
   int tile = 0;
   std::vector<int32_t> edge = {};
+  Order order_q = {}, order_k = {};    // rows are slots of the one, what they see slots of the other; the caller keeps the arrays alive
+  int heads = 1;                       // query heads that the orders' groups are shared out to
 
-  int64_t rows() const { return edge.empty() ? (seqlen_q + tile - 1) / tile : static_cast<int64_t>(edge.size()) - 1; }
+  bool has_orders() const { return order_q.token.has_value() || order_k.token.has_value(); }
+  int64_t slots_q() const { return order_q.token.has_value() ? order_q.token.dim(2) : seqlen_q; }
+  int64_t slots_k() const { return order_k.token.has_value() ? order_k.token.dim(2) : seqlen_k; }
+  SlotTokens queries(int64_t b, int head) const;
+  SlotTokens keys(int64_t b, int head) const;
+  /// Slots of the row that hold a query.
+  int64_t real_queries(int64_t b, int head, int64_t row) const;
+
+  int64_t rows() const { return edge.empty() ? (slots_q() + tile - 1) / tile : static_cast<int64_t>(edge.size()) - 1; }
   int64_t first(int64_t row) const { return edge.empty() ? row * tile : edge[static_cast<size_t>(row)]; }
   int64_t last(int64_t row) const;
   /// Query i counts as this key token, plus i (bottom-right).
@@ -39,8 +56,9 @@ struct TILEWISE_API RowGrid {
   static RowGrid on_key_tiles(int64_t seqlen_q, int64_t seqlen_k, int tile);
 };
 
-/// Keys that the queries [q_first, q_last) see. Whole intervals begin and end at multiples of `align` (or at Sk); what that leaves over is masked.
-/// A neighbourhood (Mask::grids) is not taken apart: all keys are masked.
+/// Keys that the queries of a row see, as slots. Whole intervals begin and end at multiples of `align` (or at Sk); what that leaves over is masked.
+/// A neighbourhood (Mask::grids) is not taken apart: all keys are masked. Under orders the mask is asked on the tokens in the slots, whatever their order;
+/// padding is seen by nobody, a row that holds padding sees its keys masked, and `align` says nothing.
 TILEWISE_API Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& grid, int64_t row, int align);
 
 /// True where every head of the mask is a band without a left limit and with right = 0 (or Sk, for the second).
@@ -50,6 +68,9 @@ TILEWISE_API bool is_full(const Mask& mask, int64_t seqlen_q, int64_t seqlen_k);
 /// Whether two heads (batch entries) may see different keys: then lists are written per head (per entry).
 TILEWISE_API bool differs_by_head(const Mask& mask);
 TILEWISE_API bool differs_by_batch(const Mask& mask);
+/// The same with the grid's orders.
+TILEWISE_API bool differs_by_head(const Mask& mask, const RowGrid& grid);
+TILEWISE_API bool differs_by_batch(const Mask& mask, const RowGrid& grid);
 
 /// Pairs that the dense plan of the mask reads on these rows, over the batch: one number a head, or a single one where no two heads differ.
 TILEWISE_API std::vector<int64_t> dense_reads_of_heads(const Mask& mask, const RowGrid& grid, int64_t batch, int heads);

@@ -17,8 +17,7 @@ Scores antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& param
   check(causal || is_full(inputs.mask, inputs.seqlen_q(), inputs.seqlen_k()), Error::Kind::unsupported,
         "antidiagonal_scores: the mask is neither causal nor full in every head, and groups of tokens know no other; give Mask::causal() or "
         "Mask::full()");
-  const RowGrid grid = causal ? RowGrid::on_key_tiles(inputs.seqlen_q(), inputs.seqlen_k(), params.tile)
-                              : RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), params.tile);
+  const RowGrid grid = score_rows(inputs, params.tile);
   Scores scores = make_scores(inputs, grid, params.tile, context);
   cpu::antidiagonal_scores(inputs, params, causal, scores, context);
   return scores;

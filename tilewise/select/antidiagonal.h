@@ -28,6 +28,8 @@ struct AntidiagonalParams {
 /// X[i, c] = softmax_scale / (S * norm) * sum over t of q[iS + p(t)] . k[cS + t]. Tokens that are missing from a group count as zeros.
 /// Causal  group c is seen by group i iff c <= i, on token numbers; rows are cut at multiples of `tile` (RowGrid::on_key_tiles).
 /// Full    rows and groups begin at slot 0.
+/// Orders  groups are S slots, from slot 0; causal: group c is seen by group i iff some query of i sees some key of c. Padding counts as zeros; a group of
+///         padding alone is seen by nobody.
 /// Dtypes  f32, bf16, f16 in; f32 arithmetic. One pass: per row a (maximum, sum) for each key tile, never the matrix X.
 /// Errors  value (params), unsupported (a mask that is neither causal nor full in every head), memory.
 /// Source  XAttention, arXiv 2503.16428, Algorithm 1; selectors, norm and kdb from the released code.

@@ -12,6 +12,8 @@ struct AsFloat {
 
   /// `tensor` is [B, H, S, D], f32, bf16 or f16, D contiguous. Errors: memory.
   AsFloat(const TensorView& tensor, Context& context);
+  /// Keeps a tensor that is f32 already.
+  explicit AsFloat(Tensor tensor) : copy(std::move(tensor)), view(copy.view) {}
   const float* row(int64_t b, int64_t h, int64_t s) const { return static_cast<const float*>(view.raw()) + view.offset(b, h, s, 0); }
 };
 

@@ -17,7 +17,7 @@ struct Budget {
   std::vector<float> share = {};     // stop at this share of the visible tiles, rounded to the nearest
   std::vector<float> at_least = {};  // only tiles with at least this score are candidates
   int64_t floor = 0;                 // tiles of a row, forced ones included, that are kept before any limit is asked; per scope group
-  int64_t sink = 0;                  // forced: the first key tiles
+  int64_t sink = 0;                  // forced: the first key tiles (under an order those that hold the tokens 0, tile, 2 tile, ...)
   int64_t diagonal = 0;              // forced: key tiles that hold the row's own tokens, and diagonal - 1 before them
   Forced forced = Forced::counted;
   Scope scope = Scope::row;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/select/inputs.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "tilewise/plan/mask.h"
 
@@ -53,7 +55,73 @@ void check_tensor(std::string_view where, std::string_view what, const TensorVie
   check(tensor.dim(2) <= INT32_MAX, Error::Kind::shape, where, ": ", what, " has ", tensor.dim(2), " tokens, plans hold up to ", INT32_MAX);
 }
 
+void check_order(std::string_view where, const char* name, const TensorView& order, int64_t seqlen, int64_t batch, int heads) {
+  if (!order.has_value()) return;
+  check(order.dtype() == Dtype::i32, Error::Kind::dtype, where, ": ", name, " is ", order.dtype(), ", it takes i32");
+  check(order.device().type == Device::Type::cpu, Error::Kind::device, where, ": ", name, " is on ", order.device(),
+        ", selection runs on cpu here; copy it");
+  check(order.rank() == 3 && (order.dim(0) == 1 || order.dim(0) == batch) && order.dim(1) >= 1 && heads % order.dim(1) == 0 &&
+            order.dim(2) >= seqlen && order.dim(2) <= INT32_MAX && (order.dim(2) <= 1 || order.stride(2) == 1),
+        Error::Kind::shape, where, ": ", name, " is ", order.shape(), ", it takes [B or 1, G, slots] with B ", batch, ", G a divisor of ", heads,
+        " heads and at least ", seqlen, " slots, contiguous");
+  for (int64_t b = 0; b < order.dim(0); ++b) {
+    for (int64_t g = 0; g < order.dim(1); ++g) {
+      std::vector<bool> seen(static_cast<size_t>(seqlen), false);
+      int64_t held = 0;
+      for (int64_t s = 0; s < order.dim(2); ++s) {
+        const int64_t token = order.at<int32_t>(b, g, s);
+        if (token == -1) continue;
+        check(token >= 0 && token < seqlen && !seen[static_cast<size_t>(token)], Error::Kind::value, where, ": slot ", s, " of ", name,
+              " holds token ", token, ", which is outside [0, ", seqlen, ") or repeated; each token has one slot, padding is -1");
+        seen[static_cast<size_t>(token)] = true;
+        ++held;
+      }
+      check(held == seqlen, Error::Kind::value, where, ": ", name, " holds ", held, " of ", seqlen, " tokens; it must hold all");
+    }
+  }
+}
+
+bool is_identity(const TensorView& order, int64_t seqlen) {
+  if (order.dim(2) != seqlen) return false;
+  for (int64_t b = 0; b < order.dim(0); ++b) {
+    for (int64_t g = 0; g < order.dim(1); ++g) {
+      for (int64_t s = 0; s < seqlen; ++s) {
+        if (order.at<int32_t>(b, g, s) != s) return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
+
+void drop_identity_orders(Inputs& inputs) {
+  if (inputs.order_q.token.has_value() && is_identity(inputs.order_q.token, inputs.seqlen_q())) inputs.order_q = {};
+  if (inputs.order_k.token.has_value() && is_identity(inputs.order_k.token, inputs.seqlen_k())) inputs.order_k = {};
+}
+
+std::vector<int64_t> tokens_of_row(const RowGrid& grid, int64_t b, int head, int64_t row) {
+  std::vector<int64_t> tokens;
+  const plan::SlotTokens queries = grid.queries(b, head);
+  for (int64_t slot = grid.first(row); slot < grid.last(row); ++slot) {
+    if (queries[slot] >= 0) tokens.push_back(queries[slot] + grid.offset());
+  }
+  std::sort(tokens.begin(), tokens.end());
+  return tokens;
+}
+
+RowGrid plain_rows(const Inputs& inputs, int tile) {
+  RowGrid grid = RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), tile);
+  grid.order_q = inputs.order_q;
+  grid.order_k = inputs.order_k;
+  grid.heads = inputs.heads_q();
+  return grid;
+}
+
+RowGrid score_rows(const Inputs& inputs, int tile) {
+  const bool is_on_tiles = is_causal(inputs.mask, inputs.seqlen_k()) && !inputs.has_orders();
+  return is_on_tiles ? RowGrid::on_key_tiles(inputs.seqlen_q(), inputs.seqlen_k(), tile) : plain_rows(inputs, tile);
+}
 
 void check_inputs(std::string_view where, const Inputs& inputs) {
   const TensorView& q = inputs.q;
@@ -71,6 +139,8 @@ void check_inputs(std::string_view where, const Inputs& inputs) {
   check_mask(where, inputs.mask, q);
   const auto fault = plan::mask_fault(inputs.mask, q.dim(0), inputs.heads_q(), q.dim(2), k.dim(2));
   check(!fault, Error::Kind::value, where, ": ", fault.value_or(""));
+  check_order(where, "order_q", inputs.order_q.token, q.dim(2), q.dim(0), inputs.heads_q());
+  check_order(where, "order_k", inputs.order_k.token, k.dim(2), q.dim(0), inputs.heads_q());
 }
 
 float scale_or_default(const std::optional<float>& softmax_scale, int64_t head_dim) {

@@ -103,4 +103,47 @@ void LineRows::set_row(int64_t first, int64_t last, plan::PackedRow& row) const 
   add_verticals(seen);
 }
 
+void LineRows::set_row(const std::vector<int64_t>& tokens, const plan::SlotTokens& keys, bool is_tested, plan::PackedRow& row) const {
+  if (tokens.empty()) return;
+  std::vector<Range> stretches;  // of neighbouring tokens
+  for (const int64_t token : tokens) {
+    if (!stretches.empty() && stretches.back().last == token)
+      ++stretches.back().last;
+    else
+      stretches.push_back({token, token + 1});
+  }
+  // A kept offset between the first and the last query of a stretch: the largest one up to the last tells.
+  const auto is_on_slash = [&](int64_t k) {
+    return std::any_of(stretches.begin(), stretches.end(), [&](const Range& stretch) {
+      const int64_t furthest = std::min(stretch.last - 1 - k, seqlen_k_ - 1);
+      return furthest >= 0 && nearest_below_[static_cast<size_t>(furthest)] >= std::max<int64_t>(0, stretch.first - k);
+    });
+  };
+  enum class Read : uint8_t { no, picked, run };
+  std::vector<Read> reads(static_cast<size_t>(keys.count), Read::no);
+  for (int64_t slot = 0; slot < keys.count; ++slot) {
+    const int64_t k = keys[slot];
+    if (k < 0 || k > tokens.back()) continue;
+    Read& read = reads[static_cast<size_t>(slot)];
+    if (is_on_slash(k))
+      read = Read::run;
+    else if (std::binary_search(lines_.vertical.begin(), lines_.vertical.end(), static_cast<int32_t>(k)))
+      read = Read::picked;
+  }
+  for (int64_t start = 0; cover_ == Cover::aligned && start < keys.count; start += tile_) {
+    const auto first = reads.begin() + start, last = reads.begin() + std::min(keys.count, start + tile_);
+    if (std::find(first, last, Read::run) == last) continue;
+    for (auto at = first; at != last; ++at) {
+      const int64_t k = keys[at - reads.begin()];
+      if (k >= 0 && k <= tokens.back()) *at = Read::run;
+    }
+  }
+  for (int64_t slot = 0; slot < keys.count; ++slot) {
+    const Read read = reads[static_cast<size_t>(slot)];
+    if (read == Read::no) continue;
+    const bool is_masked = is_tested || keys[slot] > tokens.front();
+    add_run(row, is_masked ? plan::Kind::masked : read == Read::run ? plan::Kind::whole : plan::Kind::picked, slot, slot + 1);
+  }
+}
+
 }  // namespace tilewise::select

@@ -5,6 +5,7 @@
 
 #include "tilewise/base/api.h"
 #include "tilewise/plan/pack.h"
+#include "tilewise/plan/visible.h"
 
 // Vertical and slash lines of a causal attention map: which there are, and the runs of keys that a row of queries reads because of them.
 namespace tilewise::select {
@@ -38,6 +39,9 @@ class TILEWISE_API LineRows {
   /// the tile), what reaches further `masked`, and the vertical lines that no range holds `picked`, or `masked` where a query of the row does not see them.
   /// O(ranges + vertical lines).
   void set_row(int64_t first, int64_t last, plan::PackedRow& row) const;
+  /// The same for the queries of any tokens (ascending, as they count), and keys that lie in slots: exactly the pairs on a line for one of the queries, as runs
+  /// of slots; aligned: the tiles of slots that hold such a key. `is_tested`: the row holds padding, so all of it is masked. O(stretches of tokens * slots).
+  void set_row(const std::vector<int64_t>& tokens, const plan::SlotTokens& keys, bool is_tested, plan::PackedRow& row) const;
 
  private:
   struct Range {

@@ -7,6 +7,8 @@
 
 #include "tilewise/machine/cpu/gemm.h"
 #include "tilewise/prepare/pool.h"
+#include "tilewise/prepare/reorder.h"
+#include "tilewise/select/as_float.h"
 
 namespace tilewise::select {
 namespace {
@@ -37,21 +39,25 @@ void softmax_row(float* values, int64_t tiles, const Visible& visible, int tile,
 
 }  // namespace
 
-RowGrid score_rows(const Inputs& inputs, int tile) {
-  return is_causal(inputs.mask, inputs.seqlen_k()) ? RowGrid::on_key_tiles(inputs.seqlen_q(), inputs.seqlen_k(), tile)
-                                                   : RowGrid::plain(inputs.seqlen_q(), inputs.seqlen_k(), tile);
+Tensor tile_means(const TensorView& tokens, const Order& order, int tile, std::span<const int32_t> edge, Context& context) {
+  if (!order.token.has_value()) return prepare::mean_pool(tokens, tile, edge, context);
+  const AsFloat wide(tokens, context);
+  const Tensor slots = prepare::to_slots(wide.view, order, context);
+  Tensor means(context.memory, Dtype::f32, {slots.view.dim(0), slots.view.dim(1), (slots.view.dim(2) + tile - 1) / tile, slots.view.dim(3)});
+  prepare::pool_slots(slots.view, tile, order, means.view, context);
+  return means;
 }
 
 Scores mean_pool_products(const Inputs& inputs, int tile, Context& context) {
   check(tile >= 1, Error::Kind::value, "mean_pool_products: tile is ", tile, ", it takes 1 or more tokens");
   const RowGrid grid = score_rows(inputs, tile);
   Scores scores = make_scores(inputs, grid, tile, context);
-  const Tensor pooled_q = prepare::mean_pool(inputs.q, tile, grid.edge, context);
-  const Tensor pooled_k = prepare::mean_pool(inputs.k, tile, {}, context);
+  const Tensor pooled_q = tile_means(inputs.q, inputs.order_q, tile, grid.edge, context);
+  const Tensor pooled_k = tile_means(inputs.k, inputs.order_k, tile, {}, context);
 
   using machine::cpu::kLanes;
   const int64_t rows = grid.rows(), tiles = scores.key_tiles(), dim = inputs.head_dim(), blocks = (rows + kLanes - 1) / kLanes;
-  const int group = inputs.heads_q() / inputs.heads_kv();
+  const int group = inputs.heads_q() / static_cast<int>(pooled_k.view.dim(1));  // an order of its own for each head has split them
   context.parallel_for(scores.batch * scores.heads * blocks, [&](int64_t item, int) {
     const int64_t b = item / (scores.heads * blocks), block = item % blocks;
     const int h = static_cast<int>(item / blocks % scores.heads);

@@ -8,6 +8,7 @@
 
 #include "tilewise/plan/builder.h"
 #include "tilewise/plan/make.h"
+#include "tilewise/select/forced.h"
 
 namespace tilewise::select {
 namespace {
@@ -90,12 +91,12 @@ class Chooser {
     for (size_t r = 0; r < rows.size(); ++r) {
       Row& row = rows[r];
       const float* values = scores_.row(row.b, row.head, row.index);
-      const auto [diagonal_first, diagonal_last] = diagonal_of(row);
+      mark_forced_tiles(scores_.grid, row.b, row.head, row.index, scores_.tile_k, budget_.sink, budget_.diagonal, is_forced_);
       for_visible_tiles(row, scores_.tile_k, [&](int64_t j) {
         const float value = values[j];
         ++visible;
         total += static_cast<double>(value);
-        const bool is_forced = j < budget_.sink || (j >= diagonal_first && j <= diagonal_last);
+        const bool is_forced = is_forced_[static_cast<size_t>(j)] != 0;
         if (is_forced) row.kept[static_cast<size_t>(j)] = 1;
         if (is_forced && budget_.forced == Budget::Forced::counted) {
           held += static_cast<double>(value);
@@ -148,17 +149,10 @@ class Chooser {
     return end;
   }
 
-  std::pair<int64_t, int64_t> diagonal_of(const Row& row) const {
-    if (budget_.diagonal == 0) return {0, -1};
-    const int64_t first = std::max<int64_t>(0, scores_.grid.first(row.index) + scores_.grid.offset());
-    const int64_t last = scores_.grid.last(row.index) - 1 + scores_.grid.offset();
-    if (last < 0) return {0, -1};
-    return {first / scores_.tile_k - (budget_.diagonal - 1), last / scores_.tile_k};
-  }
-
   const Scores& scores_;
   const Budget& budget_;
   std::vector<Candidate> candidates_;
+  std::vector<uint8_t> is_forced_;  // per key tile, of the row at hand
 };
 
 void add_run(std::vector<Run>& list, int64_t first, int64_t last) {
@@ -170,13 +164,13 @@ void add_run(std::vector<Run>& list, int64_t first, int64_t last) {
 }
 
 /// The kept tiles of a row, cut to what it sees.
-RowRuns runs_of(const Row& row, int tile_k, int64_t seqlen_k) {
+RowRuns runs_of(const Row& row, int tile_k, int64_t slots_k) {
   RowRuns runs;
   const auto cut = [&](const std::vector<Interval>& parts, std::vector<Run>& list) {
     for (const Interval& part : parts) {
       for (int64_t j = part.first / tile_k; j * tile_k < part.last; ++j) {
         if (row.kept[static_cast<size_t>(j)] == 0) continue;
-        add_run(list, std::max(part.first, j * tile_k), std::min({part.last, (j + 1) * tile_k, seqlen_k}));
+        add_run(list, std::max(part.first, j * tile_k), std::min({part.last, (j + 1) * tile_k, slots_k}));
       }
     }
   };
@@ -207,7 +201,7 @@ Plan plan(const Scores& scores, const Budget& budget, Context& context) {
     std::vector<Row> rows;
     const auto finish = [&] {
       chooser.choose(rows, limits);
-      for (const Row& row : rows) builder.set(b, row.head, row.index, runs_of(row, scores.tile_k, grid.seqlen_k));
+      for (const Row& row : rows) builder.set(b, row.head, row.index, runs_of(row, scores.tile_k, grid.slots_k()));
       rows.clear();
     };
     for (int h = head; h < head + heads_an_item; ++h) {

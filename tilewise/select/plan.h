@@ -15,15 +15,10 @@ namespace tilewise::select {
 TILEWISE_API Plan plan(const Scores& scores, const Budget& budget, Context& context);
 
 /// The plan that reads all that `read` lets the rows see. Its density is held against `model`, the model's own mask, which `read` must not exceed.
-/// Lists are shared by heads and batch entries that see the same.
+/// Lists are shared by heads and batch entries that see the same. Under the grid's orders rows and runs are slots, the mask is asked on the tokens in them.
 TILEWISE_API Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, Context& context);
 
-/// The same under orders: rows are `tile` slots of order_q, runs are slots of order_k, the mask is asked on the tokens in them.
-/// Errors: shape, dtype (an order that is not [B|1, G|1, slots] i32), value (a token outside its tensor).
-TILEWISE_API Plan plan_of_mask_in_orders(const Mask& mask, const Order& order_q, const Order& order_k, const RowGrid& grid, int64_t batch, int heads,
-                                         Context& context);
-
-/// A plan without lists: lengths, heads, dense_reads and a copy of the mask that owns its arrays. What every builder begins with.
+/// A plan without lists: lengths, heads, dense_reads and copies of mask and orders that own their arrays. What every builder begins with.
 PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, const Context& context);
 
 }  // namespace tilewise::select

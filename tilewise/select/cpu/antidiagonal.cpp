@@ -10,6 +10,7 @@
 
 #include "tilewise/base/hash.h"
 #include "tilewise/machine/cpu/gemm.h"
+#include "tilewise/prepare/reorder.h"
 #include "tilewise/select/as_float.h"
 
 namespace tilewise::select::cpu {
@@ -61,21 +62,45 @@ struct Job {
   const Scores& scores;
   TensorView q = {}, k = {};        // f32
   std::vector<int> order = {};      // query_order
-  bool is_causal = false;
-  int64_t offset = 0;               // token of query slot 0, as groups count
-  int groups_a_tile = 0;            // key groups of a key tile
-  int lanes_a_tile = 0;             // scored query groups of a full row: groups_a_tile / kdb
-  float scale_log2 = 0;             // of the sum over t, into the exponent of 2
-  float softcap = 0, scale = 0;     // softcap > 0: the strip is scaled and capped before the exponent
+  bool is_causal = false;            // by the numbers of groups: token order
+  // Under orders [B, heads of q or k, groups]: the largest token of a query group, as it counts, and the smallest of a key group; a group of padding sees, and is
+  // seen by, nobody. Without a mask all tokens are 0. Empty: token order.
+  std::vector<int64_t> most_q = {}, least_k = {};
+  int64_t k_tokens = 0, q_groups = 0;  // slots of k that are not made up; groups of q
+  int64_t offset = 0;  // token of query slot 0, as groups count
+  int groups_a_tile = 0;  // key groups of a key tile
+  int lanes_a_tile = 0;  // scored query groups of a full row: groups_a_tile / kdb
+  float scale_log2 = 0;  // of the sum over t, into the exponent of 2
+  float softcap = 0, scale = 0;  // softcap > 0: the strip is scaled and capped before the exponent
 };
+
+/// A number for each group of S slots: `better` of its tokens' numbers, `none` where it holds padding alone. [B, heads, groups]
+template <class Better>
+std::vector<int64_t> of_groups(const RowGrid& grid, bool is_query, int64_t batch, int64_t heads, int64_t stride, int64_t none, int64_t unmasked,
+                               const Better& better) {
+  const int64_t slots = is_query ? grid.slots_q() : grid.slots_k(), groups = (slots + stride - 1) / stride;
+  std::vector<int64_t> numbers(static_cast<size_t>(batch * heads * groups), none);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const auto of_q = static_cast<int>(h * grid.heads / heads);  // a query head that reads these
+      const plan::SlotTokens tokens = is_query ? grid.queries(b, of_q) : grid.keys(b, of_q);
+      for (int64_t slot = 0; slot < slots; ++slot) {
+        if (tokens[slot] < 0) continue;
+        int64_t& number = numbers[static_cast<size_t>((b * heads + h) * groups + slot / stride)];
+        number = better(number, unmasked >= 0 ? unmasked : tokens[slot] + (is_query ? grid.offset() : 0));
+      }
+    }
+  }
+  return numbers;
+}
 
 /// What one worker needs at a time, in one block of memory.
 struct Workspace {
   Tensor memory = {};
-  float* packed = nullptr;                         // [S, D, kLanes]
-  float* rows = nullptr;                           // [kLanes, D]: lanes at the ragged ends
-  float* zeros = nullptr;                          // [D]: a token that is missing from the last group of keys
-  float* strip = nullptr;                          // [keys of a chunk, kLanes]
+  float* packed = nullptr;  // [S, D, kLanes]
+  float* rows = nullptr;  // [kLanes, D]: lanes at the ragged ends
+  float* zeros = nullptr;  // [D]: a token that is missing from the last group of keys
+  float* strip = nullptr;  // [keys of a chunk, kLanes]
   float *tile_max = nullptr, *tile_sum = nullptr;  // [Tk, kLanes]; the maximum is in exponents of 2
   std::vector<const float*> keys = {};
 
@@ -136,7 +161,7 @@ void multiply_groups(const Job& job, int64_t b, int64_t head_kv, int64_t first, 
 /// Scores of the query groups [first, first + count) * kdb, added to the rows that hold them. row_of[lane]: the row.
 void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64_t first, int count, const std::vector<int64_t>& row_of,
                  Workspace& work) {
-  const int64_t groups = (job.scores.grid.seqlen_k + job.params.stride - 1) / job.params.stride, kdb = job.params.kdb, r = job.groups_a_tile;
+  const int64_t groups = (job.k_tokens + job.params.stride - 1) / job.params.stride, kdb = job.params.kdb, r = job.groups_a_tile;
   const int64_t seen = job.is_causal ? std::min(groups, (first + count - 1) * kdb + 1) : groups;
   if (seen <= 0) return;
   pack_queries(job, b, head, first, count, work);
@@ -154,6 +179,14 @@ void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64
     for (int64_t c = std::max(c0, first * kdb + 1); job.is_causal && c < c1; ++c) {  // group c is seen by lanes whose group is not before it
       float* line = work.strip + (c - c0) * kLanes;
       std::fill(line, line + std::min<int64_t>(kLanes, (c + kdb - 1) / kdb - first), -HUGE_VALF);
+    }
+    for (int64_t c = c0; !job.least_k.empty() && c < c1; ++c) {
+      const int64_t least = job.least_k[static_cast<size_t>((b * job.k.dim(1) + head_kv) * groups + c)];
+      const int64_t* const most = job.most_q.data() + (b * job.q.dim(1) + head) * job.q_groups + first * kdb;
+      float* line = work.strip + (c - c0) * kLanes;
+      for (int lane = 0; lane < count; ++lane) {
+        if (least > most[lane * kdb]) line[lane] = -HUGE_VALF;
+      }
     }
     for (int64_t c = c0; c < c1; c += r) {
       float* lines = work.strip + (c - c0) * kLanes;
@@ -198,18 +231,29 @@ void score_lanes(const Job& job, int64_t b, int64_t head, int64_t head_kv, int64
 
 void antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params, bool is_causal, const Scores& scores, Context& context) {
   const RowGrid& grid = scores.grid;
-  const AsFloat q(inputs.q, context), k(inputs.k, context);
+  AsFloat q(inputs.q, context), k(inputs.k, context);
+  if (inputs.order_q.token.has_value()) q = AsFloat(prepare::to_slots(q.view, inputs.order_q, context));
+  if (inputs.order_k.token.has_value()) k = AsFloat(prepare::to_slots(k.view, inputs.order_k, context));
   Job job{params, scores};
   job.q = q.view;
   job.k = k.view;
+  job.k_tokens = k.view.dim(2);
   Tensor sums;
   if (params.selector == Selector::double_inverse || params.selector == Selector::triple_inverse) {
     sums = summed_keys(k, params.stride, params.selector == Selector::double_inverse ? 2 : 3, context);
     job.k = sums.view;
   }
   job.order = query_order(params);
-  job.is_causal = is_causal;
-  job.offset = is_causal ? grid.offset() : 0;
+  if (inputs.has_orders()) {
+    const auto larger = [](int64_t a, int64_t b) { return std::max(a, b); };
+    const auto smaller = [](int64_t a, int64_t b) { return std::min(a, b); };
+    const int64_t unmasked = is_causal ? -1 : 0;
+    job.most_q = of_groups(grid, true, scores.batch, job.q.dim(1), params.stride, INT64_MIN, unmasked, larger);
+    job.least_k = of_groups(grid, false, scores.batch, job.k.dim(1), params.stride, INT64_MAX, unmasked, smaller);
+    job.q_groups = (grid.slots_q() + params.stride - 1) / params.stride;
+  }
+  job.is_causal = is_causal && !inputs.has_orders();
+  job.offset = job.is_causal ? grid.offset() : 0;
   job.groups_a_tile = params.tile / params.stride;
   job.lanes_a_tile = job.groups_a_tile / params.kdb;
   job.scale = inputs.softmax_scale / (static_cast<float>(params.stride) * params.norm);
@@ -220,8 +264,7 @@ void antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params,
   // An item is a few whole rows of one head, so that no two items add to the same scores. Heads one after another, so that
   // the threads read the same keys; within a head the longest first.
   const int64_t rows = grid.rows(), rows_an_item = std::max(1, kLanes / job.lanes_a_tile), items = (rows + rows_an_item - 1) / rows_an_item;
-  const int64_t heads = scores.heads, group = heads / inputs.heads_kv(), dim = inputs.head_dim(),
-                step = static_cast<int64_t>(params.stride) * params.kdb;
+  const int64_t heads = scores.heads, group = heads / job.k.dim(1), dim = inputs.head_dim(), step = static_cast<int64_t>(params.stride) * params.kdb;
   std::vector<Workspace> workspaces(static_cast<size_t>(context.concurrency()));
   context.parallel_for(items * scores.batch * heads, [&](int64_t item, int worker) {
     const int64_t last_item = items - 1 - item % items, head = item / items % heads, b = item / items / heads;
