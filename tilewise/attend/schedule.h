@@ -8,7 +8,7 @@
 namespace tilewise {
 inline namespace v0 {
 
-/// Up to 64 neighbouring slots that a kernel holds in lanes.
+/// Up to 128 neighbouring slots that a kernel holds in lanes.
 struct LaneBlock {
   int32_t b, head;  // head of key slots for blocks of keys, of q for blocks of queries
   int64_t row;      // of by_key, of by_query

@@ -113,7 +113,7 @@ TEST(AttendCpuBackward, ScheduleAndCompletedPlanGiveTheSameBits) {
     params.forward.schedule = attend_prepare(params.forward.plan, o.plan.heads_kv, context);
     expect_same("schedule");
     params.forward.schedule = nullptr;
-    params.forward.plan = complete(params.forward.plan, context, 64);
+    params.forward.plan = complete(params.forward.plan, context, 128);
     expect_same("completed plan");
   }
 }

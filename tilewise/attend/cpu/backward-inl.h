@@ -16,7 +16,7 @@ namespace {
 
 using namespace machine::cpu::TILEWISE_TARGET;
 
-constexpr int kLanes = kBlockLanes;
+constexpr int kLanes = kHeldLanes;
 constexpr int kGroups = kLanes / kGroupLanes;
 
 TILEWISE_INLINE uint64_t lane_bits(int lanes) { return lanes >= 64 ? ~uint64_t{0} : (uint64_t{1} << lanes) - 1; }
@@ -25,7 +25,7 @@ TILEWISE_INLINE uint64_t lane_bits(int lanes) { return lanes >= 64 ? ~uint64_t{0
 struct Strip {
   int count, padded;
   int32_t slot[kRowStrip];
-  uint64_t bits[kRowStrip];
+  LaneBits bits[kRowStrip];
   float shift[kRowStrip], delta[kRowStrip];
   const float *x[kRowStrip], *y[kRowStrip];            // 32-bit units along the row
   const float *x_pairs[kRowStrip], *y_pairs[kRowStrip];  // as the products across rows read them: the rows, or pairs of bf16 rows
@@ -142,7 +142,7 @@ TILEWISE_INLINE void find_rows([[maybe_unused]] const BackwardBlock& block, cons
     strip.x[i] = strip.x[strip.count - 1];
     strip.y[i] = strip.y[strip.count - 1];
     strip.shift[i] = strip.delta[i] = 0;
-    strip.bits[i] = 0;
+    strip.bits[i] = {};
   }
 #if TILEWISE_TARGET_LEVEL >= 3
   if constexpr (Dtype::Op::kPerUnit == 2) {
@@ -188,6 +188,31 @@ TILEWISE_INLINE void store_tile(const float* tile, int i, float* across, [[maybe
   }
 }
 
+// Where P and dS of one group of lanes go. With keys in lanes P is used up before the next group: all groups share one place, which stays in L1.
+template <class Op, bool kKeysAreLanes>
+struct Places {
+  static constexpr int64_t kFloats = kRowStrip * kGroupLanes;
+  float *p_across, *ds_across, *p_along, *ds_along;
+  Places(const Workspace& workspace, int64_t group) {
+    const bool is_f32 = Op::kPerUnit == 1;
+    p_across = kKeysAreLanes ? workspace.p : is_f32 ? workspace.p + group * kFloats : nullptr;
+    p_along = kKeysAreLanes || is_f32 ? nullptr : workspace.p_lanes + group * kFloats / 2;
+    ds_across = workspace.ds + group * kFloats;
+    ds_along = is_f32 ? nullptr : workspace.ds_lanes + group * kFloats / 2;
+  }
+};
+
+// Rows that meet no lane of the group.
+template <class Op, bool kKeysAreLanes, int R, int V>
+TILEWISE_INLINE void clear_tile(const Workspace& workspace, int group, int i) {
+  constexpr int kFloats = R * V * kWidth;
+  alignas(64) float none[kFloats];
+  for (int n = 0; n < R * V; ++n) store(none + n * kWidth, zero());
+  const Places<Op, kKeysAreLanes> places(workspace, group);
+  store_tile<Op, R, V>(none, i, places.p_across, places.p_along);
+  store_tile<Op, R, V>(none, i, places.ds_across, places.ds_along);
+}
+
 // Rows [i, i + R) of the strip against one group of lanes. IsWhole: every row meets every lane of the group. IsPlain: neither softcap nor bias.
 template <class Dtype, bool kKeysAreLanes, bool IsWhole, bool IsPlain, int R, int V>
 TILEWISE_INLINE void score_tile(const BackwardBlock& block, const Workspace& workspace, const Terms& terms, const Strip& strip, int group, int i) {
@@ -221,15 +246,12 @@ TILEWISE_INLINE void score_tile(const BackwardBlock& block, const Workspace& wor
         store(slope + (r * V + j) * kWidth, cap_slope);
       }
       Vf value = IsWhole ? exp2_clamped(exponent) : exp2(exponent);
-      if constexpr (!IsWhole) value = select(mask_of_bits(strip.bits[i + r] >> (first + j * kWidth)), value, zero());
+      if constexpr (!IsWhole) value = select(mask_of_bits(strip.bits[i + r].word[first / 64] >> (first % 64 + j * kWidth)), value, zero());
       store(p + (r * V + j) * kWidth, value);
     }
   }
-  float* const p_across = workspace.p + int64_t{group} * kRowStrip * V * kWidth;
-  float* const ds_across = workspace.ds + int64_t{group} * kRowStrip * V * kWidth;
-  float* const p_along = workspace.p_lanes + int64_t{group} * kRowStrip * V * kWidth / 2;
-  float* const ds_along = workspace.ds_lanes + int64_t{group} * kRowStrip * V * kWidth / 2;
-  store_tile<Op, R, V>(p, i, kKeysAreLanes || kPerUnit == 1 ? p_across : nullptr, kKeysAreLanes ? nullptr : p_along);
+  const Places<Op, kKeysAreLanes> places(workspace, group);
+  store_tile<Op, R, V>(p, i, places.p_across, places.p_along);
 
   clear(acc);
   multiply_along<Op>(acc, strip.y + i, units_y, workspace.y + int64_t{group} * units_y * V * kWidth);
@@ -241,22 +263,28 @@ TILEWISE_INLINE void score_tile(const BackwardBlock& block, const Workspace& wor
       float* const place = p + (r * V + j) * kWidth;
       Vf value = mul(load(place), sub(acc[r][j], delta));
       if constexpr (!IsPlain) value = mul(value, load(slope + (r * V + j) * kWidth));
-      if constexpr (!IsWhole) value = select(mask_of_bits(strip.bits[i + r] >> (first + j * kWidth)), value, zero());
+      if constexpr (!IsWhole) value = select(mask_of_bits(strip.bits[i + r].word[first / 64] >> (first % 64 + j * kWidth)), value, zero());
       store(place, value);
     }
   }
-  store_tile<Op, R, V>(p, i, ds_across, ds_along);
+  store_tile<Op, R, V>(p, i, places.ds_across, places.ds_along);
 }
 
 template <class Dtype, bool kKeysAreLanes, bool IsPlain, int R, int V>
 TILEWISE_INLINE void score_rows(const BackwardBlock& block, const Workspace& workspace, const Terms& terms, const Strip& strip, int group, int i) {
-  uint64_t every = ~uint64_t{0};
-  for (int r = 0; r < R; ++r) every &= strip.bits[i + r];
+  const int word = group * V * kWidth / 64, place = group * V * kWidth % 64;
+  uint64_t every = ~uint64_t{0}, some = 0;
+  for (int r = 0; r < R; ++r) {
+    every &= strip.bits[i + r].word[word];
+    some |= strip.bits[i + r].word[word];
+  }
   const uint64_t all = lane_bits(V * kWidth);
-  if (((every >> (group * V * kWidth)) & all) == all) {
+  if (((every >> place) & all) == all) {
     score_tile<Dtype, kKeysAreLanes, true, IsPlain, R, V>(block, workspace, terms, strip, group, i);
-  } else {
+  } else if (((some >> place) & all) != 0) {
     score_tile<Dtype, kKeysAreLanes, false, IsPlain, R, V>(block, workspace, terms, strip, group, i);
+  } else {
+    clear_tile<typename Dtype::Op, kKeysAreLanes, R, V>(workspace, group, i);
   }
 }
 
@@ -475,7 +503,7 @@ void run(const BackwardBlock& block) {
       for (int g = 0; g < groups; ++g) {
         score_strip<Dtype, kKeysAreLanes, IsPlain>(block, workspace, terms, strip, g);
         const int64_t place = int64_t{g} * kRowStrip * kGroupLanes;
-        if constexpr (kKeysAreLanes) add_to_lanes<Op>(y, strip.count, dv, workspace.p + place, workspace.dy + int64_t{g} * dv * kGroupLanes);
+        if constexpr (kKeysAreLanes) add_to_lanes<Op>(y, strip.count, dv, workspace.p, workspace.dy + int64_t{g} * dv * kGroupLanes);
         add_to_lanes<Op>(x, strip.count, d, workspace.ds + place, workspace.dx + int64_t{g} * d * kGroupLanes);
       }
       if (!block.wait(block.state, side, strip.slot[strip.count - 1])) return;

@@ -83,10 +83,11 @@ const void* lanes_of(const BackwardCall& call, const Operand& operand, int64_t d
   return operand.rows(call, domain, at, local) + first * operand.stride() * static_cast<int64_t>(size_of(call.dtype));
 }
 
-// 64 keys of one domain and the queries of its heads that read them: writes rows of dk and dv, adds to dq.
+// A block of keys of one domain and the queries of its heads that read them: writes rows of dk and dv, adds to dq.
 void run_keys(const BackwardCall& call, const Wave& wave, const LaneBlock& keys, Worker& worker, Turn& turn) {
   const PlanData& plan = *call.schedule.by_key;
   const int64_t domain = int64_t{keys.b} * call.schedule.heads + keys.head, at = domain - wave.first;
+  const int32_t first = keys.first, count = keys.lanes;
   worker.cut.resize(std::max(worker.cut.size(), static_cast<size_t>(call.group)));
   worker.sides.resize(static_cast<size_t>(call.group));
   for (int local = 0; local < call.group; ++local) {
@@ -111,29 +112,29 @@ void run_keys(const BackwardCall& call, const Wave& wave, const LaneBlock& keys,
   }
   BackwardBlock block = block_of(call, worker, turn);
   LaneSide& lanes = block.lanes;
-  lanes.x = lanes_of(call, wave.k, domain, at, 0, keys.first);
-  lanes.y = lanes_of(call, wave.v, domain, at, 0, keys.first);
+  lanes.x = lanes_of(call, wave.k, domain, at, 0, first);
+  lanes.y = lanes_of(call, wave.v, domain, at, 0, first);
   lanes.x_stride = wave.k.stride();
   lanes.y_stride = wave.v.stride();
   lanes.dx_stride = sum_stride(call.sizes.head_dim);
   lanes.dy_stride = sum_stride(call.sizes.head_dim_v);
-  lanes.count = keys.lanes;
+  lanes.count = count;
   if (call.is_direct) {
-    worker.sums.resize(static_cast<size_t>(kBlockLanes * (lanes.dx_stride + lanes.dy_stride)));
+    worker.sums.resize(static_cast<size_t>(kHeldLanes * (lanes.dx_stride + lanes.dy_stride)));
     lanes.dx = worker.sums.data();
-    lanes.dy = lanes.dx + kBlockLanes * lanes.dx_stride;
+    lanes.dy = lanes.dx + kHeldLanes * lanes.dx_stride;
   } else {
-    lanes.dx = sums_at(wave.dk, at, keys.first);
-    lanes.dy = sums_at(wave.dv, at, keys.first);
+    lanes.dx = sums_at(wave.dk, at, first);
+    lanes.dy = sums_at(wave.dv, at, first);
   }
-  if (const float* const bias = bias_of(call, keys.b, keys.head * call.group)) std::copy_n(bias + keys.first, keys.lanes, lanes.shift);
+  if (const float* const bias = bias_of(call, keys.b, keys.head * call.group)) std::copy_n(bias + first, count, lanes.shift);
   (call.dtype == Dtype::bf16 ? call.table.keys_bf16 : call.table.keys_f32)(block);
   if (!call.is_direct || turn.turns->is_aborted()) return;
-  write_gradient(call, lanes.dx, keys.lanes, call.sizes.head_dim, call.scale, call.params.dk, keys.b, keys.head, keys.first);
-  write_gradient(call, lanes.dy, keys.lanes, call.sizes.head_dim_v, 1.0f, call.params.dv, keys.b, keys.head, keys.first);
+  write_gradient(call, lanes.dx, count, call.sizes.head_dim, call.scale, call.params.dk, keys.b, keys.head, first);
+  write_gradient(call, lanes.dy, count, call.sizes.head_dim_v, 1.0f, call.params.dv, keys.b, keys.head, first);
 }
 
-// Up to 64 queries and the picked keys that they read: adds to rows of dq, dk and dv.
+// A block of queries and the picked keys that they read: adds to rows of dq, dk and dv.
 void run_picked(const BackwardCall& call, const Wave& wave, const LaneBlock& queries, Worker& worker, Turn& turn) {
   const PlanData& plan = *call.schedule.plan;
   const int local = queries.head % call.group;

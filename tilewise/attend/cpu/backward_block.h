@@ -7,21 +7,31 @@
 
 // What the backward dispatcher (plain C++) hands to the kernels (one unit per target): plain structs, no container.
 //
-// One side of the pairs stands in lanes and stays: 64 keys of a row of by_key, with their K and V, dK and dV. The other side passes by in rows: the
+// One side of the pairs stands in lanes and stays: 128 keys of a row of by_key, with their K and V, dK and dV. The other side passes by in rows: the
 // queries that read them, with Q and dO. For picked keys the roles are exchanged: queries in lanes, keys in rows. Both are one kernel; x is what the
 // logits are made of (Q or K), y what meets in dP (dO or V).
 namespace tilewise::attend::cpu {
 
 inline constexpr int kRowStrip = 128;  // rows whose P and dS are held at once: two strips of them, the rows and the lanes stay within L2
 
+inline constexpr int kHeldLanes = 128;  // most lanes of a block: with 64, rows were fetched twice as often as the caches can bring them
+
+/// Lane i is bit i % 64 of word i / 64.
+struct LaneBits {
+  uint64_t word[kHeldLanes / 64];
+
+  bool operator==(const LaneBits&) const = default;
+  bool any() const { return (word[0] | word[1]) != 0; }
+};
+
 /// Neighbouring rows that meet lanes of the block. Segments ascend.
 struct RowSegment {
   int32_t start, stop;  // row slots
-  uint64_t bits;        // lanes that every row of it meets
-  int64_t row_bits;     // or -1; else where RowSide::row_bits holds the lanes of each row
+  LaneBits bits;        // lanes that every row of it meets
+  int64_t row_bits;     // -1: bits; else where RowSide::row_bits holds the lanes of each row
 };
 
-/// 64 or fewer slots that stay. f32 sums are written to rows of dx and dy whose strides are multiples of kSumAlign.
+/// The slots that stay. f32 sums are written to rows of dx and dy whose strides are multiples of kSumAlign.
 struct LaneSide {
   const void *x, *y;
   int64_t x_stride, y_stride;
@@ -29,8 +39,8 @@ struct LaneSide {
   int64_t dx_stride, dy_stride;
   int count;
   bool is_added;             // to what dx holds; else written
-  float shift[kBlockLanes];  // added to the exponent: queries -lse * log2(e), keys their bias * log2(e)
-  float delta[kBlockLanes];  // queries alone
+  float shift[kHeldLanes];  // added to the exponent: queries -lse * log2(e), keys their bias * log2(e)
+  float delta[kHeldLanes];  // queries alone
 };
 
 /// The rows of one head that pass by. Pointers are to slot 0; arrays are by slot.
@@ -44,7 +54,7 @@ struct RowSide {
   int64_t dx_stride, dy_stride;
   const RowSegment* segments;
   int64_t num_segments;
-  const uint64_t* row_bits;
+  const LaneBits* row_bits;
 };
 
 inline constexpr int64_t kSumAlign = 16;  // floats: a vector of every target

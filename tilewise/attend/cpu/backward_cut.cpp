@@ -16,7 +16,7 @@ using plan::Axis;
 using plan::Runs;
 
 // Bits [first, last) of a word, each end clamped to it.
-uint64_t range(int64_t first, int64_t last) {
+uint64_t word_range(int64_t first, int64_t last) {
   first = std::clamp<int64_t>(first, 0, 64);
   last = std::clamp<int64_t>(last, first, 64);
   if (first == 64) return 0;
@@ -24,13 +24,17 @@ uint64_t range(int64_t first, int64_t last) {
   return below_last & (~uint64_t{0} << first);
 }
 
+LaneBits range(int64_t first, int64_t last) { return {{word_range(first, last), word_range(first - 64, last - 64)}}; }
+LaneBits operator&(const LaneBits& a, const LaneBits& b) { return {{a.word[0] & b.word[0], a.word[1] & b.word[1]}}; }
+LaneBits operator|(const LaneBits& a, const LaneBits& b) { return {{a.word[0] | b.word[0], a.word[1] | b.word[1]}}; }
+int count(const LaneBits& bits) { return std::popcount(bits.word[0]) + std::popcount(bits.word[1]); }
+void set_bit(LaneBits& bits, int lane, bool is_set) { bits.word[lane / 64] |= static_cast<uint64_t>(is_set) << (lane % 64); }
+
 // Lanes whose slots hold a token.
-uint64_t real_lanes(const Axis& axis, const LaneBlock& block) {
-  uint64_t bits = range(0, block.lanes);
-  if (axis.is_plain()) return bits;
-  for (int lane = 0; lane < block.lanes; ++lane) {
-    if (axis.token(block.first + lane) < 0) bits &= ~(uint64_t{1} << lane);
-  }
+LaneBits real_lanes(const Axis& axis, const LaneBlock& block) {
+  if (axis.is_plain()) return range(0, block.lanes);
+  LaneBits bits{};
+  for (int lane = 0; lane < block.lanes; ++lane) set_bit(bits, lane, axis.token(block.first + lane) >= 0);
   return bits;
 }
 
@@ -44,7 +48,7 @@ class KeyMask {
     for (int lane = 0; lane < lanes_ && !is_plain_; ++lane) tokens_[static_cast<size_t>(lane)] = keys.token(first_ + lane);
   }
 
-  uint64_t seen(int64_t query) const {
+  LaneBits seen(int64_t query) const {
     const Mask& mask = plan_.mask;
     if (!mask.grids.empty()) return seen_by_pair(query);
     if (mask.bands.empty()) {
@@ -54,7 +58,7 @@ class KeyMask {
     const int64_t token = query + plan_.seqlen_k - plan_.seqlen_q;
     const int64_t stop = band_.right == Mask::kAll ? kFar : token + band_.right + 1;
     const int64_t start = band_.left == Mask::kAll ? -kFar : token - band_.left;
-    const uint64_t seen = within(start, stop);
+    const LaneBits seen = within(start, stop);
     return band_.sink > 0 ? seen | within(-kFar, std::min(band_.sink, stop)) : seen;
   }
 
@@ -62,21 +66,21 @@ class KeyMask {
   static constexpr int64_t kFar = std::numeric_limits<int64_t>::max() / 4;
 
   // Lanes whose token lies in [start, stop).
-  uint64_t within(int64_t start, int64_t stop) const {
+  LaneBits within(int64_t start, int64_t stop) const {
     if (is_plain_) return range(start - first_, stop - first_);
-    uint64_t bits = 0;
+    LaneBits bits{};
     for (int lane = 0; lane < lanes_; ++lane) {
       const int64_t token = tokens_[static_cast<size_t>(lane)];
-      bits |= static_cast<uint64_t>(token >= start && token < stop) << lane;
+      set_bit(bits, lane, token >= start && token < stop);
     }
     return bits;
   }
 
-  uint64_t seen_by_pair(int64_t query) const {
-    uint64_t bits = 0;
+  LaneBits seen_by_pair(int64_t query) const {
+    LaneBits bits{};
     for (int lane = 0; lane < lanes_; ++lane) {
       const int64_t key = is_plain_ ? first_ + lane : tokens_[static_cast<size_t>(lane)];
-      if (key >= 0 && plan::allows(plan_.mask, head_, b_, query, key, plan_.seqlen_k - plan_.seqlen_q)) bits |= uint64_t{1} << lane;
+      set_bit(bits, lane, key >= 0 && plan::allows(plan_.mask, head_, b_, query, key, plan_.seqlen_k - plan_.seqlen_q));
     }
     return bits;
   }
@@ -87,11 +91,14 @@ class KeyMask {
   int64_t b_, first_;
   int lanes_;
   bool is_plain_;
-  std::array<int64_t, kBlockLanes> tokens_{};
+  std::array<int64_t, kHeldLanes> tokens_{};
 };
 
-uint64_t bits_of(const Runs& runs, int i, const LaneBlock& block) {
-  return runs.rows == nullptr ? ~uint64_t{0} : runs.rows[static_cast<int64_t>(i) * runs.words + block.offset / kBlockLanes];
+LaneBits bits_of(const Runs& runs, int i, const LaneBlock& block) {
+  if (runs.rows == nullptr) return range(0, kHeldLanes);
+  const uint64_t* const words = runs.rows + static_cast<int64_t>(i) * runs.words;
+  const int at = block.offset / 64;
+  return {{words[at], at + 1 < runs.words ? words[at + 1] : 0}};
 }
 
 // Appends rows [start, stop) with the lanes that `lanes_of(row)` gives each, as few segments as their values need.
@@ -111,8 +118,8 @@ void add_rows(int64_t start, int64_t stop, const LanesOf& lanes_of, CutRows& cut
     is_uniform = true;
   };
   for (int64_t row = start; row < stop; ++row) {
-    const uint64_t bits = lanes_of(row);
-    if (bits == 0) {
+    const LaneBits bits = lanes_of(row);
+    if (!bits.any()) {
       end_segment(row);
       first = row + 1;
       continue;
@@ -129,7 +136,7 @@ int64_t cut_queries(const PlanData& plan, int head, const LaneBlock& block, cons
   cut.segments.clear();
   cut.row_bits.clear();
   const Lists& lists = plan.by_key;
-  const uint64_t all = real_lanes(keys, block);
+  const LaneBits all = real_lanes(keys, block);
   const KeyMask mask(plan, head, block, keys);
   const std::array<const RunList*, 3> sources{&lists.whole, &lists.masked, &lists.picked};
   std::array<Runs, 3> runs;
@@ -149,15 +156,15 @@ int64_t cut_queries(const PlanData& plan, int head, const LaneBlock& block, cons
     if (start == kNone) break;
     const int i = at[list]++;
     const int64_t stop = plan::run_stop(runs[list], i, sources[list]->grain, queries.slots());
-    const uint64_t bits = bits_of(runs[list], i, block) & all;
-    if (bits == 0) continue;
-    pairs += std::popcount(bits) * queries.real(start, stop);
+    const LaneBits bits = bits_of(runs[list], i, block) & all;
+    if (!bits.any()) continue;
+    pairs += count(bits) * queries.real(start, stop);
     if (sources[list] == &lists.masked) {
-      add_rows(start, stop, [&](int64_t row) { return queries.token(row) < 0 ? 0 : bits & mask.seen(queries.token(row)); }, cut);
+      add_rows(start, stop, [&](int64_t row) { return queries.token(row) < 0 ? LaneBits{} : bits & mask.seen(queries.token(row)); }, cut);
     } else if (queries.is_plain()) {
       cut.segments.push_back({static_cast<int32_t>(start), static_cast<int32_t>(stop), bits, -1});
     } else {
-      add_rows(start, stop, [&](int64_t row) { return queries.token(row) < 0 ? 0 : bits; }, cut);
+      add_rows(start, stop, [&](int64_t row) { return queries.token(row) < 0 ? LaneBits{} : bits; }, cut);
     }
   }
   return pairs;
@@ -167,13 +174,13 @@ int64_t cut_picked(const PlanData& plan, const LaneBlock& block, const Axis& que
   cut.segments.clear();
   cut.row_bits.clear();
   const Runs runs = plan::runs_of(plan.by_query.picked, block.b, block.head, plan.heads_q, block.row);
-  const uint64_t all = real_lanes(queries, block);
+  const LaneBits all = real_lanes(queries, block);
   int64_t pairs = 0;
   for (int i = 0; i < runs.count; ++i) {
-    const uint64_t bits = bits_of(runs, i, block) & all;
+    const LaneBits bits = bits_of(runs, i, block) & all;
     const int32_t key = runs.start[i];
-    if (bits == 0 || keys.token(key) < 0) continue;
-    pairs += std::popcount(bits);
+    if (!bits.any() || keys.token(key) < 0) continue;
+    pairs += count(bits);
     cut.segments.push_back({key, key + 1, bits, -1});
   }
   return pairs;

@@ -12,7 +12,7 @@ namespace tilewise::attend::cpu {
 
 struct CutRows {
   std::vector<RowSegment> segments;
-  std::vector<uint64_t> row_bits;
+  std::vector<LaneBits> row_bits;
 };
 
 /// Replaces `cut` by the queries of `head` that meet the keys of `block`, ascending: runs of by_key, each pair of masked ones asked of the mask, padding
