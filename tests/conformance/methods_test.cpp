@@ -359,7 +359,7 @@ struct DrawnOrders {
       return TensorView::of(tokens.data(), {entries, groups, seqlen + c.padding});
     };
     if (c.has_q) order_q.token = draw(queries, c.is_own_of_head ? s.heads_q : 1, s.seqlen_q);
-    if (c.has_k) order_k.token = draw(keys, c.is_own_of_head ? s.heads_kv : 1, s.seqlen_k);
+    if (c.has_k) order_k.token = draw(keys, !c.is_own_of_head ? 1 : c.has_q ? s.heads_kv : s.heads_q, s.seqlen_k);
   }
   DrawnOrders(const DrawnOrders&) = delete;
 };

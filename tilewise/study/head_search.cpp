@@ -46,7 +46,7 @@ Dense run_dense(const Problem& problem, Context& context) {
   return dense;
 }
 
-/// The score of each head; larger is better.
+/// The score of each head: a mass, of which more is better, or a difference.
 std::vector<double> scores_of(const Problem& problem, const Plan& plan, const Dense& dense, const HeadSearch& search, Context& context) {
   const bool is_mass = search.objective == HeadSearch::Objective::mass;
   const Tensor lse(context.memory, Dtype::f32, dense.lse.view.shape());
@@ -228,9 +228,12 @@ std::vector<HeadPick> search_layer(const Problem& problem, const HeadSearch& sea
     const std::vector<double> scores = scores_of(problem, plan, dense, search, context);
     for (size_t h = 0; h < heads; ++h) {
       HeadPick& pick = picks[h];
-      const bool is_better = c == 0 || (is_mass ? scores[h] > pick.scores[pick.candidate] : scores[h] < pick.scores[pick.candidate]);
       pick.scores.push_back(scores[h]);
       pick.costs.push_back(static_cast<double>(reads(plan, static_cast<int>(h))) / static_cast<double>(reads(dense.plan, static_cast<int>(h))));
+      // Two that read all of the mass differ by the rounding of f32 sums; the one that reads less is meant.
+      constexpr double kRounding = 1e-5;
+      const double gain = (is_mass ? 1 : -1) * (scores[h] - pick.scores[pick.candidate]), equal = is_mass ? kRounding : 0;
+      const bool is_better = c == 0 || gain > equal || (gain >= -equal && pick.costs[c] < pick.costs[pick.candidate]);
       if (!is_better) continue;
       pick.candidate = c;
       pick.use = uses[h];

@@ -20,7 +20,7 @@ struct HeadSearch {
   };
 
   CompareText text = {};                       // read by dense attention throughout
-  std::vector<RecipeMethod> candidates = {};   // at least one; ties go to the earlier
+  std::vector<RecipeMethod> candidates = {};   // at least one; ties (masses within 1e-5) go to the cheaper, then to the earlier
   Objective objective = Objective::output;
   int64_t first_row = 0;   // mass: rows before it do not count (all count where the text is not longer)
   double tolerance = 0;    // output: above 0 the number of elements that differ by more, else the Frobenius norm of the difference
