@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA code, compiled for Hopper alone (its instructions exist nowhere else). It has a harness of its own (tools/sm90_harness.sh) and is not in
-# the library's dispatch yet: switched on, this shows that the units compile.
+# The CUDA backends, compiled for Hopper alone (its instructions exist nowhere else) and put into tilewise_core.
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
@@ -10,7 +9,30 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 90a)
 endif()
 enable_language(CUDA)
-add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/forward.cu)
+find_package(CUDAToolkit REQUIRED)
+
+# Kernels apart, since nvcc does not take the warnings that the C++ units are compiled with.
+add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/forward.cu tilewise/attend/sm90/schedule.cu)
 target_include_directories(tilewise_sm90 PRIVATE "${PROJECT_SOURCE_DIR}")
 set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON)
-target_compile_options(tilewise_sm90 PRIVATE -std=c++20 --expt-relaxed-constexpr)  # CMake 3.25 does not know nvcc 13's CUDA20
+# CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
+target_compile_options(tilewise_sm90 PRIVATE -std=c++20 --expt-relaxed-constexpr -Xcompiler=-fno-gnu-unique)
+
+target_sources(tilewise_core PRIVATE
+  "${PROJECT_SOURCE_DIR}/tilewise/machine/cuda/memory.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/device_plan.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/forward.cpp"
+  $<TARGET_OBJECTS:tilewise_sm90>)
+target_include_directories(tilewise_core SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_link_libraries(tilewise_core PRIVATE CUDA::cudart_static)
+set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" TARGET_DIRECTORY tilewise_core
+  PROPERTIES COMPILE_DEFINITIONS TILEWISE_WITH_CUDA)
+
+# What runs on the GPU machine, which has neither GoogleTest nor this tree's other tools (tools/gpu_check.py).
+add_executable(tilewise_sm90_test EXCLUDE_FROM_ALL tests/attend/sm90/forward_test.cpp)
+target_link_libraries(tilewise_sm90_test PRIVATE tilewise_core tilewise_flags CUDA::cudart_static)
+target_include_directories(tilewise_sm90_test SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_link_options(tilewise_sm90_test PRIVATE -static-libgcc -static-libstdc++)
+add_library(tilewise_sm90_bench SHARED EXCLUDE_FROM_ALL bench/attend/sm90/harness.cu $<TARGET_OBJECTS:tilewise_sm90>)
+target_include_directories(tilewise_sm90_bench PRIVATE "${PROJECT_SOURCE_DIR}")
+target_compile_options(tilewise_sm90_bench PRIVATE -std=c++20 --expt-relaxed-constexpr)

@@ -9,16 +9,30 @@
 #include "tilewise/attend/reference/backward.h"
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/reference/measure.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/attend/sm90/forward.h"
+#endif
 
 namespace tilewise::attend {
 namespace {
 
-// The reference takes whatever passes the checks.
-std::optional<std::string> takes_forward(const AttendParams&) { return std::nullopt; }
-std::optional<std::string> takes_backward(const AttendBackwardParams&) { return std::nullopt; }
-std::optional<std::string> takes_measure(const MeasureParams&) { return std::nullopt; }
+// The reference takes whatever passes the checks and lies on the CPU.
+std::optional<std::string> takes(const TensorView& q) {
+  if (q.device().type == Device::Type::cpu) return std::nullopt;
+  return "the tensors are not on the CPU";
+}
+std::optional<std::string> takes_forward(const AttendParams& p) { return takes(p.q); }
+std::optional<std::string> takes_backward(const AttendBackwardParams& p) { return takes(p.forward.q); }
+std::optional<std::string> takes_measure(const MeasureParams& p) { return takes(p.q); }
 
 const std::array kBackends{
+#ifdef TILEWISE_WITH_CUDA
+    Backend{
+        .name = "sm90",
+        .forward_refusal = &sm90::refusal,
+        .forward = &sm90::forward,
+    },
+#endif
     Backend{
         .name = "cpu",
         .forward_refusal = &cpu::refusal,

@@ -20,16 +20,18 @@ class Tensor16(ctypes.Structure):
 
 
 class RunList(ctypes.Structure):
-    _fields_ = [("begin", ctypes.c_void_p), ("count", ctypes.c_void_p), ("start", ctypes.c_void_p), ("stop", ctypes.c_void_p),
-                ("batch", ctypes.c_int), ("heads", ctypes.c_int), ("grain", ctypes.c_int)]
+    _fields_ = [("begin", ctypes.c_void_p), ("count", ctypes.c_void_p), ("start", ctypes.c_void_p), ("stop", ctypes.c_void_p), ("rows", ctypes.c_void_p),
+                ("begin_batch", ctypes.c_int), ("begin_heads", ctypes.c_int), ("count_batch", ctypes.c_int), ("count_heads", ctypes.c_int),
+                ("grain", ctypes.c_int), ("words", ctypes.c_int)]
 
 
 class ForwardInput(ctypes.Structure):
-    _fields_ = [("q", Tensor16), ("k", Tensor16), ("v", Tensor16), ("out", Tensor16), ("lse", ctypes.c_void_p), ("softmax_scale", ctypes.c_float),
-                ("masked", RunList), ("whole", RunList), ("band", ctypes.c_int64 * 3), ("order", ctypes.c_void_p), ("counter", ctypes.c_void_p), ("threshold_log2", ctypes.c_float)]
+    _fields_ = [("q", Tensor16), ("k", Tensor16), ("v", Tensor16), ("out", Tensor16), ("lse", ctypes.c_void_p), ("lse_strides", ctypes.c_int64 * 2),
+                ("softmax_scale", ctypes.c_float), ("masked", RunList), ("whole", RunList), ("band", ctypes.c_int64 * 3), ("order", ctypes.c_void_p),
+                ("counter", ctypes.c_void_p), ("threshold_log2", ctypes.c_float), ("tile", ctypes.c_int)]
 
 
-BITS = {"plan": 0, "counter": 1, "q_in_smem": 2, "ping_pong": 4, "no_overlap": 8}  # ForwardVariant; joined by +
+VARIANTS = {"plan": 0, "proof": 1, "counter": 2, "row_by_row": 3, "general": 4}  # ForwardVariant
 
 
 class Lists:
@@ -37,7 +39,7 @@ class Lists:
 
     def __init__(self, begin, count, start, stop, heads):
         self.keep = (begin, count, start, stop)
-        self.view = RunList(begin.data_ptr(), count.data_ptr(), start.data_ptr(), stop.data_ptr(), 1, heads, 1)
+        self.view = RunList(begin.data_ptr(), count.data_ptr(), start.data_ptr(), stop.data_ptr(), None, 1, heads, 1, heads, 1, 0)
 
 
 def i32(x):
@@ -82,27 +84,42 @@ def random_tiles(n, heads, q_tiles, k, tile, generator, is_aligned=True):
 class Bench:
     def __init__(self, library, rounds):
         self.libraries = [ctypes.CDLL(path) for path in library.split(",")]
-        for each in self.libraries: each.tilewise_attend_sm90_forward.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
-        self.rounds, self.rows = rounds, []
+        for each in self.libraries:
+            each.tilewise_attend_sm90_forward.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+            each.tilewise_attend_sm90_schedule.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        self.rounds, self.rows, self.is_loud = rounds, [], True
         self.has_fa3 = importlib.util.find_spec("fa3_fwd") is not None
 
-    def ours(self, q, k, v, whole=None, masked=None, variant="plan", order=None, threshold=8.0, is_dealt=False):
-        number, _, bits = variant.rpartition(":")  # "1:plan": of the second library
-        launch = self.libraries[int(number or 0)].tilewise_attend_sm90_forward
+    def ours(self, q, k, v, whole=None, masked=None, variant="plan", order="schedule", threshold=8.0, tile=128):
+        """order: "schedule" (the library's, made beforehand), "each" (made in every call), "numbered", "dealt" (no counter), or a tensor."""
+        number, _, name = variant.rpartition(":")  # "1:plan": of the second library
+        library = self.libraries[int(number or 0)]
         out = torch.full_like(q, float("nan"))
         lse = torch.full(q.shape[:3], float("nan"), device="cuda")
-        f = ForwardInput(Tensor16(q), Tensor16(k), Tensor16(v), Tensor16(out), lse.data_ptr(), q.shape[3] ** -0.5)
+        f = ForwardInput(Tensor16(q), Tensor16(k), Tensor16(v), Tensor16(out), lse.data_ptr())
+        f.lse_strides[0], f.lse_strides[1] = lse.stride(0), lse.stride(1)
+        f.softmax_scale = q.shape[3] ** -0.5
         f.threshold_log2 = threshold
+        f.tile = tile
         if whole: f.whole = whole.view
         if masked:
             f.masked = masked.view
             f.band[0] = 1 << 40
-        counter = torch.zeros(2, dtype=torch.int32, device="cuda")
-        if not is_dealt: f.counter = counter.data_ptr()
-        if order is not None: f.order = order.data_ptr()
+        items = q.shape[1] * (-(-q.shape[2] // min(tile, 128)))
+        workspace = torch.zeros(2 * items + 2, dtype=torch.int32, device="cuda")
+        is_given = isinstance(order, torch.Tensor)
+        if is_given: f.order = order.data_ptr()
+        if is_given or order == "numbered": f.counter = workspace[2 * items:].data_ptr()
 
-        def run(keep=(q, k, v, out, lse, whole, masked, order, counter)):
-            error = launch(ctypes.byref(f), sum(BITS[bit] if bit in BITS else int(bit) for bit in bits.split("+")), torch.cuda.current_stream().cuda_stream)
+        def schedule():
+            error = library.tilewise_attend_sm90_schedule(ctypes.byref(f), workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
+            if error: raise RuntimeError(f"schedule: cuda error {error}")
+
+        if not is_given and order in ("schedule", "each"): schedule()
+
+        def run(keep=(q, k, v, out, lse, whole, masked, order, workspace)):
+            if not is_given and order == "each": schedule()
+            error = library.tilewise_attend_sm90_forward(ctypes.byref(f), VARIANTS[name], torch.cuda.current_stream().cuda_stream)
             if error: raise RuntimeError(f"{variant}: cuda error {error}")
 
         run.out, run.lse = out, lse
@@ -159,7 +176,7 @@ class Bench:
             row = dict(info, row=title, kernel=name, time_ms=median, p10_ms=times[len(times) // 10], min_ms=times[0], burst_ms=burst[name],
                        tflops=flop / median / 1e9, burst_tflops=flop / burst[name] / 1e9)
             self.rows.append(row)
-            print(f"{title:28s} {name:22s} {row['tflops']:7.1f} TFLOP/s  {median:8.4f} ms   burst {row['burst_tflops']:7.1f}", flush=True)
+            if self.is_loud: print(f"{title:28s} {name:22s} {row['tflops']:7.1f} TFLOP/s  {median:8.4f} ms   burst {row['burst_tflops']:7.1f}", flush=True)
 
 
 def error(a, b):
@@ -196,11 +213,7 @@ def causal(bench, n, head_dim=128, heads=(32, 8)):
     q, k, v = inputs(n, *heads, head_dim)
     tiles = n // 128
     whole, masked = causal_lists(n, tiles)
-    order = torch.arange(heads[0] * tiles, device="cuda").view(heads[0], tiles)
-    by_length = order.flip(1).t().contiguous().int()  # longest rows of all heads first
-    section = max(1, 2**int(math.log2(2**25 / (n * head_dim * 4)))) * heads[0] // heads[1]  # query heads whose K and V fit in L2
-    by_section = torch.cat([part.flip(1).t().flatten() for part in order.split(section)]).int()
-    kernels = {"plan dealt": bench.ours(q, k, v, whole, masked, order=by_section, is_dealt=True), "plan longest first": bench.ours(q, k, v, whole, masked, order=by_length), "plan by section": bench.ours(q, k, v, whole, masked, order=by_section),
+    kernels = {"plan": bench.ours(q, k, v, whole, masked), "plan numbered": bench.ours(q, k, v, whole, masked, order="numbered"),
                **bench.peers(q, k, v, is_causal=True)}
     for run in kernels.values(): run()
     for name in kernels: check(name, kernels[name].out, kernels["cudnn"].out)
@@ -226,18 +239,17 @@ def sparse(bench, n, densities, tile=128, head_dim=128, heads=(32, 8)):
         name = f"density {count * tile / n:.3f}"
         kernels[name] = run
         flops[name] = count * tile / n
-        if tile == 128 and density in (.25, .10):
+        if tile == 128 and density == .10:
             unaligned, _ = random_tiles(n, heads[0], n // 128, count, tile, generator, False)
-            kernels[name + " dealt"] = bench.ours(q, k, v, whole, is_dealt=True)
-            flops[name + " dealt"] = count * tile / n
             kernels[name + " unaligned"] = bench.ours(q, k, v, unaligned)
             flops[name + " unaligned"] = count * tile / n
-        if tile == 128 and density == .10:
+            kernels[name + " each"] = bench.ours(q, k, v, whole, order="each")
+            flops[name + " each"] = count * tile / n
             unequal, mean, order = unequal_tiles(n, heads[0], n // 128, density, generator)
-            kernels["unequal rows"] = bench.ours(q, k, v, unequal, order=order)
+            kernels["unequal rows"] = bench.ours(q, k, v, unequal)
             flops["unequal rows"] = mean * tile / n
-            kernels["unequal dealt"] = bench.ours(q, k, v, unequal, order=order, is_dealt=True)
-            flops["unequal dealt"] = mean * tile / n
+            kernels["unequal longest"] = bench.ours(q, k, v, unequal, order=order)
+            flops["unequal longest"] = mean * tile / n
     full = 4.0 * n * n * head_dim * heads[0]
     kernels |= bench.peers(q, k, v)
     start = len(bench.rows)
@@ -258,7 +270,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--rows", default="dense,causal,sparse")
     parser.add_argument("--lengths", default="8192,32768")
-    parser.add_argument("--variants", default="plan,counter")
+    parser.add_argument("--variants", default="plan")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--commit", default="")
     parser.add_argument("--out")
@@ -267,7 +279,7 @@ def main():
     wanted = options.rows.split(",")
     for n in map(int, options.lengths.split(",")):
         if "dense" in wanted: dense(bench, n, options.variants.split(","))
-        if "proof" in wanted: dense(bench, n, ["plan", "counter"], is_alone=True)
+        if "proof" in wanted: dense(bench, n, ["proof", "counter", "plan", "row_by_row"], is_alone=True)
         if "causal" in wanted: causal(bench, n)
         if "sparse" in wanted: sparse(bench, n, (.5, .25, .10, .05))
         if "sparse64" in wanted: sparse(bench, n, (.5, .25, .10, .05), tile=64)

@@ -1,7 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel behind a C door, so that a Python process that holds the peers can launch it. Errors come back as cudaError_t.
-#include "tilewise/attend/sm90/forward_args.h"
+#include "tilewise/attend/sm90/schedule.h"
 
-extern "C" int tilewise_attend_sm90_forward(const tilewise::attend::sm90::ForwardInput* input, int variant, cudaStream_t stream) {
-  return attend_sm90_forward(*input, variant, stream);
+using namespace tilewise::attend::sm90;
+
+extern "C" int tilewise_attend_sm90_forward(const ForwardInput* input, int variant, cudaStream_t stream) {
+  if (variant == 0 && input->tile != 128) {  // of one tensor without more, as the library would ask for it
+    GeneralInput general;
+    general.slots_q = input->q.seqlen;
+    general.slots_k = input->k.seqlen;
+    general.bands[0] = input->band;
+    return attend_sm90_forward(*input, &general, variant, stream);
+  }
+  return attend_sm90_forward(*input, nullptr, variant, stream);
+}
+
+/// The order of work into `workspace` (2 * items + 2 ints), and input->order and input->counter.
+extern "C" int tilewise_attend_sm90_schedule(ForwardInput* input, int* workspace, cudaStream_t stream) {
+  return make_schedule(*input, nullptr, workspace, stream);
 }

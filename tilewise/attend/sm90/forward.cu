@@ -2,75 +2,135 @@
 #include "tilewise/attend/sm90/forward.cuh"
 
 #include <algorithm>
-#include <utility>
+#include <limits>
 
 namespace tilewise::attend::sm90 {
 namespace {
 
-bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_q, int tile_k) {
-  const int blocks = input.q.head_dim / 64;
-  bool is_made = make_tensor_map(args.q, input.q, tile_q, blocks) == CUDA_SUCCESS &&
-                 make_tensor_map(args.k, input.k, tile_k, blocks) == CUDA_SUCCESS &&
-                 make_tensor_map(args.v, input.v, tile_k, blocks) == CUDA_SUCCESS && make_tensor_map(args.out, input.out, 16, blocks) == CUDA_SUCCESS;
-  for (int i = 0; i < ForwardArgs::kPieces && is_made; ++i) {
-    is_made =
-        make_tensor_map(args.k_piece[i], input.k, 1 << i, 1) == CUDA_SUCCESS && make_tensor_map(args.v_piece[i], input.v, 1 << i, 1) == CUDA_SUCCESS;
-  }
+using machine::sm90::Tensor16;
+
+// A band wider than any tensor is cut to what 64-bit token arithmetic can add up.
+Band cut(const Band& band) {
+  const auto cut_side = [](int64_t x) { return std::clamp(x, -(int64_t{1} << 40), int64_t{1} << 40); };
+  return {cut_side(band.left), cut_side(band.right), cut_side(band.sink)};
+}
+
+/// `blocks`: column blocks of a box.
+bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_k, int blocks) {
+  const auto make = [](CUtensorMap& map, const Tensor16& tensor, int tokens, int of_blocks) {
+    return make_tensor_map(map, tensor, tokens, of_blocks) == CUDA_SUCCESS;
+  };
+  Tensor16 k = input.k;
+  Tensor16 v = input.v.data ? input.v : input.k;  // without v: lse alone, the product with it is thrown away
+  k.seqlen = v.seqlen = std::max(1, k.seqlen);    // without keys nothing of them is read, but the copy engine wants a token
+  args.past_k = k.seqlen;
+  const Tensor16& out = input.out.data ? input.out : input.q;
+  bool is_made =
+      make(args.q, input.q, 64, blocks) && make(args.k, k, tile_k, blocks) && make(args.v, v, tile_k, blocks) && make(args.out, out, 16, 1);
+  for (int i = 0; i < ForwardArgs::kPieces && is_made; ++i) is_made = make(args.k_piece[i], k, 1 << i, 1) && make(args.v_piece[i], v, 1 << i, 1);
   args.lse = input.lse;
+  args.lse_stride_batch = input.lse_stride_batch;
+  args.lse_stride_head = input.lse_stride_head;
   args.masked = input.masked;
   args.whole = input.whole;
-  // A band wider than any tensor is cut to what 64-bit token arithmetic can add up.
-  const auto cut = [](int64_t x) { return std::clamp(x, -(int64_t{1} << 40), int64_t{1} << 40); };
-  args.band = {cut(input.band.left), cut(input.band.right), cut(input.band.sink)};
+  args.band = cut(input.band);
   args.order = input.order;
   args.counter = input.counter;
-  args.num_q_tiles = (input.q.seqlen + tile_q - 1) / tile_q;
-  args.rows = input.q.batch * input.q.heads * args.num_q_tiles;
   args.heads_q = input.q.heads;
   args.heads_per_group = input.q.heads / input.k.heads;
   args.seqlen_q = input.q.seqlen;
   args.seqlen_k = input.k.seqlen;
+  args.head_v_step = v.heads == 1 && input.k.heads > 1 ? 0 : 1;
+  args.is_by_counter = 0;
   args.scale_log2 = input.softmax_scale * 1.4426950408889634f;
   args.rescale_threshold = input.rescale_threshold_log2 / args.scale_log2;
   return is_made;
 }
 
+bool add_general(GeneralArgs& args, const ForwardInput& input, const GeneralInput& general) {
+  args.picked = general.picked;
+  args.edge = general.edge;
+  args.tile = input.tile;
+  args.slots_q = general.slots_q;
+  args.order_q = general.order_q;
+  args.order_k = general.order_k;
+  args.order_k_slots = general.slots_k;
+  args.form = general.form;
+  for (int c = 0; c < GeneralArgs::kClasses; ++c) {
+    args.bands[c] = cut(general.bands[c]);
+    args.num_axes[c] = general.num_axes[c];
+    std::copy(general.grids[c], general.grids[c] + GeneralArgs::kAxes, args.grids[c]);
+  }
+  args.spans = general.spans;
+  args.spans_batch = general.spans_batch;
+  args.grid_first = general.grid_first;
+  std::copy(general.head_class, general.head_class + GeneralArgs::kHeads, args.head_class);
+  args.sink_logit = general.sink_logit;
+  args.softcap = general.softcap;
+  args.softcap_scale = general.softcap == 0 ? 0 : input.softmax_scale / general.softcap;
+  if (general.softcap != 0) {  // scores are then logits themselves
+    args.scale_log2 = 1.4426950408889634f;
+    args.rescale_threshold = input.rescale_threshold_log2 / args.scale_log2;
+  }
+  args.has_out = input.out.data != nullptr;
+  const Tensor16& out = input.out.data ? input.out : input.q;
+  args.is_flat_q = !has_whole_blocks(input.q);
+  args.is_flat_v = !has_whole_blocks(out);
+  return make_tensor_map(args.q_token, input.q, 1, 1) == CUDA_SUCCESS && make_tensor_map(args.out_token, out, 1, 1) == CUDA_SUCCESS;
+}
+
 template <class C>
-cudaError_t launch(const ForwardInput& input, cudaStream_t stream) {
-  ForwardArgs args;
-  if (!make_args(args, input, C::kTileQ, C::kTileK)) return cudaErrorInvalidValue;
-  if (args.rows == 0) return cudaSuccess;
-  static const cudaError_t raised =
-      cudaFuncSetAttribute(attend_sm90_forward_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<C>));
-  if (raised != cudaSuccess) return raised;
-  int device = 0, multiprocessors = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  attend_sm90_forward_kernel<C><<<std::min(multiprocessors, args.rows), C::kThreads, sizeof(Shared<C>), stream>>>(args);
-  return cudaGetLastError();
+cudaError_t run(const ForwardInput& input, const GeneralInput* general, bool is_by_counter, cudaStream_t stream) {
+  typename C::Args args;
+  bool is_made = make_args(args, input, C::kTileK, C::kIsGeneral ? 1 : C::kBlocks);
+  if constexpr (C::kIsGeneral) is_made = is_made && add_general(args, input, *general);
+  if (!is_made) return cudaErrorInvalidValue;
+  const int64_t of_head = items_per_head(input, general), items = of_head * input.q.heads * input.q.batch;
+  if (items > std::numeric_limits<int>::max() - (1 << 20)) return cudaErrorInvalidValue;
+  if (items == 0) return cudaSuccess;
+  args.items = static_cast<int>(items);
+  args.items_per_head = static_cast<int>(of_head);
+  args.items_per_row = (input.tile + C::kTileQ - 1) / C::kTileQ;
+  args.is_by_counter = is_by_counter;
+  return launch<C>(args, stream);
 }
 
 template <int HeadDim, class T>
-cudaError_t launch_variant(const ForwardInput& input, int variant, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidValue;
-  const auto try_one = [&]<int Variant>() {
-    if (variant == Variant) error = launch<ForwardConfig<HeadDim, T, Variant>>(input, stream);
-  };
-  [&]<int... Variants>(std::integer_sequence<int, Variants...>) {
-    (try_one.template operator()<Variants>(), ...);
-  }(std::integer_sequence<int, TILEWISE_SM90_VARIANTS>{});
-  return error;
+cudaError_t run_dtype(const ForwardInput& input, const GeneralInput* general, cudaStream_t stream) {
+  return general ? run<ForwardConfig<HeadDim, T, kGeneral>>(input, general, false, stream)
+                 : run<ForwardConfig<HeadDim, T>>(input, nullptr, false, stream);
+}
+
+template <int HeadDim>
+cudaError_t run_head_dim(const ForwardInput& input, const GeneralInput* general, cudaStream_t stream) {
+  return input.q.is_bf16 ? run_dtype<HeadDim, bf16>(input, general, stream) : run_dtype<HeadDim, f16>(input, general, stream);
 }
 
 }  // namespace
 
-cudaError_t attend_sm90_forward(const ForwardInput& input, int variant, cudaStream_t stream) {
-  const int head_dim = input.q.head_dim;
-  if (head_dim == 128 && input.q.is_bf16) return launch_variant<128, bf16>(input, variant, stream);
-  if (head_dim == 128 && variant == 0) return launch<ForwardConfig<128, f16, 0>>(input, stream);
-  if (head_dim == 64 && variant == 0) {
-    return input.q.is_bf16 ? launch<ForwardConfig<64, bf16, 0>>(input, stream) : launch<ForwardConfig<64, f16, 0>>(input, stream);
+int items_per_head(const ForwardInput& input, const GeneralInput* general) {
+  const int slots = general ? general->slots_q : input.q.seqlen;
+  const int rows = general && general->edge ? general->num_rows : (slots + input.tile - 1) / input.tile;
+  return rows * ((input.tile + 127) / 128);
+}
+
+cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* general, int variant, cudaStream_t stream) {
+  const int head_dim = std::max(input.q.head_dim, input.v.data ? input.v.head_dim : 0);
+  if (variant != kPlain) {
+    if (head_dim != 128 || !input.q.is_bf16) return cudaErrorInvalidValue;
+    if (variant == kProof || variant == kByCounter) {
+      return run<ForwardConfig<128, bf16, kProof>>(input, nullptr, variant == kByCounter, stream);
+    }
+    if (variant == kRowByRow) return run<ForwardConfig<128, bf16, kRowByRow>>(input, nullptr, false, stream);
+    GeneralInput none;
+    none.slots_q = input.q.seqlen;
+    none.slots_k = input.k.seqlen;
+    none.bands[0] = input.band;
+    return variant == kGeneral ? run<ForwardConfig<128, bf16, kGeneral>>(input, &none, false, stream) : cudaErrorInvalidValue;
   }
+  if (head_dim <= 64) return run_head_dim<64>(input, general, stream);
+  if (head_dim <= 128) return run_head_dim<128>(input, general, stream);
+  if (head_dim <= 256) return run_head_dim<256>(input, general, stream);
   return cudaErrorInvalidValue;
 }
 

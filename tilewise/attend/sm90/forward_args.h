@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the Hopper forward kernel reads, and how it is made from plain pointers.
+// What the Hopper forward kernels read, and what it is made from.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,59 +12,118 @@ namespace tilewise::attend::sm90 {
 
 /// Runs of keys that rows read, device pointers. Row (b, h, t) reads runs [begin, begin + count) of start / stop.
 struct RunListView {
-  const int64_t* begin = nullptr;  // [batch, heads, T]; null: no row has a run here
-  const int32_t* count = nullptr;  // [batch, heads, T]
+  const int64_t* begin = nullptr;  // [begin_batch, begin_heads, T]; null: no row has a run here
+  const int32_t* count = nullptr;  // [count_batch, count_heads, T]
   const int32_t* start = nullptr;
-  const int32_t* stop = nullptr;   // null: start + grain, cut at seqlen_k
-  int batch = 1;                   // 1 or B
-  int heads = 1;                   // G, divides Hq
-  int grain = 1;
+  const int32_t* stop = nullptr;   // null: start + grain, cut at the end of the keys
+  const uint64_t* rows = nullptr;  // [capacity, words]; null: every query of the row reads the run
+  int begin_batch = 1, begin_heads = 1, count_batch = 1, count_heads = 1;  // 1 or B; a divisor of Hq
+  int grain = 1, words = 0;
 };
 
 /// Query i is token t = i + Sk - Sq. It sees [t - left, t + right] and [0, sink), nothing past t + right.
 struct Band {
   int64_t left, right, sink;
 };
-
-/// kernel parameter, trivially copyable
-struct ForwardArgs {
-  static constexpr int kPieces = 7;  // boxes of 1, 2, 4, .. 64 tokens
-  CUtensorMap q, k, v, out;
-  CUtensorMap k_piece[kPieces], v_piece[kPieces];
-  float* lse;                        // [B, Hq, Sq]
-  RunListView masked, whole;
-  Band band;
-  const int32_t* order;              // [rows] row numbers (b * Hq + h) * T + t in the order of work, longest first; null: as numbered
-  int32_t* counter;                  // [2] zeros, and zeros again after the launch: rows claimed, blocks done; null: rows are dealt out beforehand
-  int rows, num_q_tiles, heads_q, heads_per_group, seqlen_q, seqlen_k;
-  float scale_log2;                  // softmax_scale * log2(e)
-  float rescale_threshold;           // in units of q k^T: how far a row maximum may grow before acc is rescaled
+struct GridAxis {
+  int length, window, stride, dilation, is_causal;
 };
 
-/// The same in the caller's terms, all tensors on the device.
+/// Token of each slot, [batch, groups, slots]; -1: padding. Null: slot s holds token s.
+struct OrderView {
+  const int32_t* token = nullptr;
+  int batch = 1, groups = 1;
+};
+
+/// Kernel parameter, trivially copyable.
+struct ForwardArgs {
+  static constexpr int kPieces = 7;  // boxes of 1, 2, 4, .. 64 tokens
+  CUtensorMap q, k, v, out;          // boxes of 64, tile_k, tile_k and 16 tokens; all column blocks in the plain kernel, one in the general
+  CUtensorMap k_piece[kPieces], v_piece[kPieces];
+  float* lse;                        // null: not written
+  int64_t lse_stride_batch, lse_stride_head;
+  RunListView masked, whole;
+  Band band;
+  const int32_t* order;              // [items] item numbers (b * Hq + h) * items_per_head + i in the order of work; null: as numbered
+  int32_t* counter;                  // [2] zeros, and zeros again after the launch: items claimed, blocks done; null: a thread block an item
+  int items;                         // an item is up to 128 queries of a row
+  int items_per_head, items_per_row, heads_q, heads_per_group, seqlen_q, seqlen_k;
+  int past_k;                        // a token past the end of k and v, where the copy engine reads zeros
+  int head_v_step;                   // 0: one head of v for all
+  int is_by_counter;                 // kProof alone: keys by a counter, no plan
+  float scale_log2;                  // what scores are multiplied by before exp2
+  float rescale_threshold;           // in units of scores: how far a row maximum may grow before acc is rescaled
+};
+
+/// The parts that the plain kernel leaves out, so that they cost it nothing.
+struct GeneralArgs : ForwardArgs {
+  static constexpr int kClasses = 16, kAxes = 4, kHeads = 256;
+  CUtensorMap q_token, out_token;    // boxes of one token
+  int is_flat_q, is_flat_v;          // no whole column blocks: q and k, v and out
+  RunListView picked;
+  const int32_t* edge;               // [T + 1]; null: row t begins at slot t * tile
+  int tile, slots_q;
+  OrderView order_q, order_k;
+  int order_k_slots;
+  enum Form : int { bands_form, spans_form, grids_form } form;
+  Band bands[kClasses];
+  const int32_t* spans;              // [classes, spans_batch, Sq, 4]
+  int spans_batch;
+  GridAxis grids[kClasses][kAxes];
+  int num_axes[kClasses];
+  int64_t grid_first;
+  uint8_t head_class[kHeads];
+  const float* sink_logit;           // [Hq] or null
+  float softcap, softcap_scale;      // softmax_scale / softcap; softcap 0: none
+  int has_out;
+};
+
+/// The same in the caller's terms, all tensors and arrays on the device.
 struct ForwardInput {
-  machine::sm90::Tensor16 q, k, v, out;
+  machine::sm90::Tensor16 q, k, v, out;  // v and out may be without data: lse alone
   float* lse = nullptr;
+  int64_t lse_stride_batch = 0, lse_stride_head = 0;
   float softmax_scale = 0;
   RunListView masked, whole;
   Band band = {0, 0, 0};
   const int32_t* order = nullptr;
   int32_t* counter = nullptr;
   float rescale_threshold_log2 = 8;  // probabilities then stay below 2^8: exact enough in f32, far from the end of f16
+  int tile = 128;
 };
 
-/// Ideas switched off or on, so that each can be measured against its absence. 0 is the kernel.
+/// The rest of it; `needs_general` says whether any of it is in use.
+struct GeneralInput {
+  RunListView picked;
+  const int32_t* edge = nullptr;
+  int num_rows = 0;                  // with edge
+  int slots_q = 0, slots_k = 0;
+  OrderView order_q, order_k;
+  GeneralArgs::Form form = GeneralArgs::bands_form;
+  Band bands[GeneralArgs::kClasses] = {};
+  const int32_t* spans = nullptr;
+  int spans_batch = 1;
+  GridAxis grids[GeneralArgs::kClasses][GeneralArgs::kAxes] = {};
+  int num_axes[GeneralArgs::kClasses] = {};
+  int64_t grid_first = 0;
+  uint8_t head_class[GeneralArgs::kHeads] = {};
+  const float* sink_logit = nullptr;
+  float softcap = 0;
+};
+
+/// Kernels beside the product's, so that an idea can be measured against its absence (bf16, head_dim 128).
 enum ForwardVariant : int {
-  kByCounter = 1,      // whole length by a counter, no plan: what the run loop is measured against
-  kQInSmem = 2,        // Q read from shared memory by every product
-  kPingPong = 4,       // the two consumer warpgroups take turns at the matrix units
-  kNoOverlap = 8,      // QK of a tile only after PV of the tile before
+  kPlain = 0,
+  kProof = 1,      // the product's consumers; keys by the plan
+  kByCounter = 2,  // the same kernel, keys by a counter: what the run loop is measured against
+  kRowByRow = 3,   // nothing of a row overlaps the row before
+  kGeneral = 4,    // the kernel with every part, on a problem that needs none
 };
 
-/// The variants that are built (bf16, head_dim 128), for benches and tests.
-#define TILEWISE_SM90_VARIANTS 0, kByCounter, kPingPong, kNoOverlap, kQInSmem
+/// cudaErrorInvalidValue: a stride that the copy engine refuses, or more than 2^31 items. `general` may be null.
+cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* general, int variant, cudaStream_t stream);
 
-/// head_dim 64 and 128, bf16 and f16. cudaErrorInvalidValue: not built, or a stride that the copy engine refuses.
-cudaError_t attend_sm90_forward(const ForwardInput& input, int variant, cudaStream_t stream);
+/// Items of one head: how the order of work counts.
+int items_per_head(const ForwardInput& input, const GeneralInput* general);
 
 }  // namespace tilewise::attend::sm90

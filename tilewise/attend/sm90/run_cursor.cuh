@@ -1,142 +1,180 @@
 // SPDX-License-Identifier: Apache-2.0
-// The producer warp's way through a plan: rows of this thread block, runs of a row, both read 32 at a time, one a lane.
+// The producer warps' way through a plan: items of this thread block, runs of an item's row, both read 32 at a time, one a lane.
 #pragma once
 
-#include "tilewise/attend/sm90/forward_args.h"
+#include <climits>
+
+#include "tilewise/attend/sm90/forward_config.cuh"
 
 namespace tilewise::attend::sm90 {
 
-constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+enum RunKind : int { masked_runs, whole_runs, picked_runs };
 
-struct RowHead {
-  int batch, head, q_tile;
-  int num_masked, num_runs;  // runs of the row: first the masked ones, then the whole ones
-  int64_t begin_masked, begin_whole;
+/// Up to 128 queries of a row. A number is (b * Hq + h) * items_per_head + i.
+struct Item {
+  int batch, head, first, count, row_word;
 };
 
-/// What one lane holds of 32 consecutive runs.
-struct RunChunk {
-  int start = 0, stop = 0;
-};
-
-__device__ inline RunChunk load_run(const ForwardArgs& args, const RowHead& row, int index) {
-  RunChunk run;
-  if (index < row.num_runs) {
-    const bool is_masked = index < row.num_masked;
-    const RunListView& list = is_masked ? args.masked : args.whole;
-    const int64_t at = is_masked ? row.begin_masked + index : row.begin_whole + index - row.num_masked;
-    run.start = list.start[at];
-    run.stop = list.stop ? list.stop[at] : min(run.start + list.grain, args.seqlen_k);
+template <class C>
+__device__ Item item_of(const typename C::Args& args, int number) {
+  const int of_head = number % args.items_per_head, head = number / args.items_per_head;
+  Item item = {head / args.heads_q, head % args.heads_q, of_head * C::kTileQ, C::kTileQ, 0};
+  if constexpr (C::kIsGeneral) {
+    const int row = of_head / args.items_per_row, part = of_head % args.items_per_row;
+    const int row_first = args.edge ? args.edge[row] : row * args.tile;
+    const int row_last = args.edge ? args.edge[row + 1] : min(row_first + args.tile, args.slots_q);
+    item.first = row_first + part * C::kTileQ;
+    item.count = min(row_last - item.first, C::kTileQ);
+    item.row_word = part * (C::kTileQ / 64);
   }
+  return item;
+}
+
+template <class C>
+__device__ RunChunk<C::kIsGeneral> load_run(const typename C::Args& args, const RowRuns<C::kIsGeneral>& row, int index) {
+  RunChunk<C::kIsGeneral> run;
+  if (index >= row.num_runs) return run;
+  const RunListView* list = index < row.end_masked ? &args.masked : &args.whole;
+  int64_t at = index < row.end_masked ? row.begin_masked + index : row.begin_whole + index - row.end_masked;
+  int end = args.seqlen_k;
+  if constexpr (C::kIsGeneral) {
+    end = args.order_k_slots;
+    if (index >= row.end_whole) {
+      list = &args.picked;
+      at = row.begin_picked + index - row.end_whole;
+    }
+    if (list->rows) {
+      run.rows[0] = list->rows[at * list->words + row.row_word];
+      run.rows[1] = row.row_word + 1 < list->words ? list->rows[at * list->words + row.row_word + 1] : 0;
+    }
+  }
+  run.start = list->start[at];
+  run.stop = list->stop ? list->stop[at] : min(run.start + list->grain, end);
   return run;
 }
 
-/// The rows of this thread block, in the order of work. With a counter in memory a block claims its next row when it begins one: longest
-/// rows first, that evens out rows of any lengths. Without: one of each gridDim.x rows, from alternating ends. To find a row takes up to four
-/// loads, each the address of the next; `work_ahead` does one of them for the row to come, so that even a short row does not wait for its list.
-class RowWalk {
+/// The items of this thread block, in the order of work. A block claims its next item from a counter in memory when it begins one: longest rows
+/// first, that evens out rows of any lengths. Without a counter it has one item.
+template <class C>
+class ItemWalk {
  public:
-  __device__ explicit RowWalk(const ForwardArgs& args) : args_(args), lane_(threadIdx.x % 32) {}
+  __device__ explicit ItemWalk(const typename C::Args& args) : args_(args) {}
 
-  /// Moves to the next row; gives its head and its first 32 runs. False: no more rows.
-  __device__ bool advance(RowHead& row, RunChunk& first) {
-    while (step_ < 4) work_ahead();
-    step_ = 0;
-    row = row_;
-    first = first_;
-    return position_ < args_.rows;
-  }
-  __device__ void work_ahead() {
-    if (step_ >= 4) return;
-    switch (step_) {
-      case 0: claim(); break;
-      case 1: number(); break;
-      case 2: head(); break;
-      case 3: first_ = load_run(args_, row_, lane_); break;
+  /// Moves to the next item; gives its number, its row and that row's first 32 runs, one a lane. False: no more.
+  __device__ bool advance(int& number, RowRuns<C::kIsGeneral>& row, RunChunk<C::kIsGeneral>& first) {
+    int position = position_;
+    if (is_started_) {
+      position = INT_MAX;
+      if (args_.counter && lane() == 0) position = static_cast<int>(gridDim.x) + atomicAdd(&args_.counter[0], 1);
+      position = __shfl_sync(kAllLanes, position, 0);
     }
-    ++step_;
+    is_started_ = true;
+    if (position >= args_.items) return false;
+    number = args_.order ? args_.order[position] : position;
+    row = row_of(number);
+    first = load_run<C>(args_, row, lane());
+    return true;
   }
   /// The last block to leave resets the counter for the next launch.
   __device__ void close() const {
-    if (args_.counter && lane_ == 0 && atomicAdd(&args_.counter[1], 1) == static_cast<int>(gridDim.x) - 1) {
+    if (args_.counter && lane() == 0 && atomicAdd(&args_.counter[1], 1) == static_cast<int>(gridDim.x) - 1) {
       args_.counter[0] = 0;
       args_.counter[1] = 0;
     }
   }
 
  private:
-  __device__ void claim() {
-    const int blocks = gridDim.x, block = blockIdx.x;
-    if (args_.counter && index_ > 0) {
-      if (lane_ == 0) position_ = blocks + atomicAdd(&args_.counter[0], 1);
-    } else {
-      position_ = index_ * blocks + (index_ % 2 == 0 ? block : blocks - 1 - block);
-    }
-    ++index_;
+  __device__ int items_per_row() const {
+    if constexpr (C::kIsGeneral) return args_.items_per_row;
+    return 1;
   }
-  __device__ void number() {
-    position_ = __shfl_sync(kAllLanes, position_, 0);
-    number_ = args_.order && position_ < args_.rows ? args_.order[position_] : position_;
-  }
-  __device__ void head() {
-    row_ = {};
-    if (position_ >= args_.rows) return;
-    row_.q_tile = number_ % args_.num_q_tiles;
-    row_.head = number_ / args_.num_q_tiles % args_.heads_q;
-    row_.batch = number_ / args_.num_q_tiles / args_.heads_q;
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ RowRuns<C::kIsGeneral> row_of(int number) const {
+    RowRuns<C::kIsGeneral> row;
+    const int of_head = number % args_.items_per_head, of_batch = number / args_.items_per_head;
+    const Place at = {of_head / items_per_row(), args_.items_per_head / items_per_row(), of_batch / args_.heads_q, of_batch % args_.heads_q};
     int num_whole = 0;
-    read_list(args_.masked, row_.begin_masked, row_.num_masked);
-    read_list(args_.whole, row_.begin_whole, num_whole);
-    row_.num_runs = row_.num_masked + num_whole;
+    read_list(args_.masked, at, row.begin_masked, row.end_masked);
+    read_list(args_.whole, at, row.begin_whole, num_whole);
+    row.num_runs = row.end_masked + num_whole;
+    if constexpr (C::kIsGeneral) {
+      int num_picked = 0;
+      read_list(args_.picked, at, row.begin_picked, num_picked);
+      row.end_whole = row.num_runs;
+      row.num_runs += num_picked;
+      row.row_word = of_head % args_.items_per_row * (C::kTileQ / 64);
+    }
+    return row;
   }
-  __device__ void read_list(const RunListView& list, int64_t& begin, int& count) const {
+  struct Place {
+    int row, num_rows, batch, head;
+  };
+  __device__ void read_list(const RunListView& list, const Place& of, int64_t& begin, int& count) const {
     if (!list.begin) return;
-    const int64_t batch = list.batch == 1 ? 0 : row_.batch;
-    const int64_t head = row_.head / (args_.heads_q / list.heads);
-    const int64_t at = (batch * list.heads + head) * args_.num_q_tiles + row_.q_tile;
-    begin = list.begin[at];
-    count = list.count[at];
+    const auto at = [&](int batch, int heads) {
+      return (int64_t{batch == 1 ? 0 : of.batch} * heads + of.head / (args_.heads_q / heads)) * of.num_rows + of.row;
+    };
+    begin = list.begin[at(list.begin_batch, list.begin_heads)];
+    count = list.count[at(list.count_batch, list.count_heads)];
   }
 
-  const ForwardArgs& args_;
-  const int lane_;
-  int step_ = 0, index_ = 0, position_ = 0, number_ = 0;
-  RowHead row_ = {};  // of the row to come
-  RunChunk first_;
+  const typename C::Args& args_;
+  const int position_ = static_cast<int>(blockIdx.x);
+  bool is_started_ = false;
 };
 
-/// The keys of a row as [key, stop) of its current run.
+/// The keys of a row as [key, stop) of its current run. `row` may lie in shared memory: where its lists begin is asked once in 32 runs.
+template <class C>
 class RunCursor {
  public:
-  __device__ RunCursor(const ForwardArgs& args, const RowHead& row, RunChunk first) : args_(args), row_(row), lane_(threadIdx.x % 32), ahead_(first) {
+  using Runs = RowRuns<C::kIsGeneral>;
+  using Chunk = RunChunk<C::kIsGeneral>;
+
+  __device__ RunCursor(const typename C::Args& args, const Runs& row, Chunk first)
+      : args_(args), row_(row), chunk_(first), num_runs_(row.num_runs), end_masked_(row.end_masked) {
+    if constexpr (C::kIsGeneral) end_whole_ = row.end_whole;
     next_run();
   }
-  __device__ bool more() const { return index_ < row_.num_runs; }
-  __device__ bool is_masked() const { return index_ < row_.num_masked; }
+  __device__ bool more() const { return index_ < num_runs_; }
+  __device__ RunKind kind() const {
+    if constexpr (C::kIsGeneral) {
+      if (index_ >= end_whole_) return picked_runs;
+    }
+    return index_ < end_masked_ ? masked_runs : whole_runs;
+  }
   __device__ int key() const { return key_; }
   __device__ int left() const { return stop_ - key_; }
+  __device__ uint64_t rows(int word) const { return __shfl_sync(kAllLanes, chunk_.rows[word], index_ % 32); }
   __device__ void take(int keys) {
     key_ += keys;
     if (key_ == stop_) next_run();
+  }
+  /// Single keys: up to `most` of the 32 at hand. Lane `i` of those gets its own in `mine`; the return value is how many.
+  __device__ int take_picked(int most, int& index_in_taken, Chunk& mine) {
+    const int at = index_ % 32, count = min(min(32 - at, num_runs_ - index_), most);
+    index_in_taken = static_cast<int>(threadIdx.x % 32) - at;
+    if (index_in_taken >= count) index_in_taken = -1;
+    mine = chunk_;
+    index_ += count - 1;
+    next_run();
+    return count;
   }
 
  private:
   __device__ void next_run() {
     do {  // skips empty runs
-      if (++index_ >= row_.num_runs) return;
-      if (index_ % 32 == 0) {
-        chunk_ = ahead_;
-        ahead_ = load_run(args_, row_, index_ + 32 + lane_);
-      }
+      if (++index_ >= num_runs_) return;
+      // Not ahead: the stages in flight hide one load in 32 runs, and registers are scarcer.
+      if (index_ % 32 == 0 && index_ > 0) chunk_ = load_run<C>(args_, row_, index_ + static_cast<int>(threadIdx.x % 32));
       key_ = __shfl_sync(kAllLanes, chunk_.start, index_ % 32);
       stop_ = __shfl_sync(kAllLanes, chunk_.stop, index_ % 32);
     } while (key_ >= stop_);
   }
 
-  const ForwardArgs& args_;
-  const RowHead& row_;
-  const int lane_;
-  RunChunk chunk_, ahead_;  // the 32 runs around index_, and the 32 after them, on their way
+  const typename C::Args& args_;
+  const Runs& row_;
+  Chunk chunk_;  // the 32 runs around index_
+  int num_runs_, end_masked_, end_whole_ = 0;
   int index_ = -1, key_ = 0, stop_ = 0;
 };
 

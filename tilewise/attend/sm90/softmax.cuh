@@ -72,18 +72,38 @@ struct Softmax {
     for (int i = 0; i < kAcc; ++i) acc[i] *= alpha[i / 2 % 2];
   }
 
-  /// acc becomes the output; gives the natural log of each row's sum of exponentials.
+  /// acc becomes the output; gives the natural log of each row's sum of exponentials. `sink`: one more logit of every row, or null.
   template <int kAcc>
-  __device__ void finish(float (&acc)[kAcc], float (&lse)[2]) {
+  __device__ void finish(float (&acc)[kAcc], float (&lse)[2], const float* sink) {
     float inverse[2];
     for (int r = 0; r < 2; ++r) {
-      const float sum = quad_sum(row_sum[r]);
-      inverse[r] = sum == 0 ? 0 : 1 / sum;
+      float sum = quad_sum(row_sum[r]);
+      float share = 1;
+      if (sink) {  // relative to the larger of the row's maximum and the sink, so that neither overflows
+        const float sink_log2 = *sink / kLn2, top = -bias[r], shift = sum == 0 ? sink_log2 : fmaxf(top, sink_log2);
+        share = sum == 0 || shift == -INFINITY ? 0 : exp2f(top - shift);
+        sum = sum * share + (shift == -INFINITY ? 0 : exp2f(sink_log2 - shift));
+        if (shift != -INFINITY) bias[r] = -shift;
+      }
+      inverse[r] = sum == 0 ? 0 : share / sum;
       lse[r] = sum == 0 ? -INFINITY : logf(sum) - bias[r] * kLn2;
     }
 #pragma unroll
     for (int i = 0; i < kAcc; ++i) acc[i] *= inverse[i / 2 % 2];
   }
 };
+
+/// score -> softcap * tanh(scale * score). The hardware's own tanh is off by 2^-11, which a cap of 50 makes 0.02 of a logit; so by exp2, and by
+/// the series where that would cancel.
+template <int kScores>
+__device__ void cap(float (&scores)[kScores], float softcap, float scale) {
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    const float x = scores[i] * scale, square = x * x;
+    const float series = x * fmaf(square, fmaf(square, fmaf(square, fmaf(square, 62.0f / 2835, -17.0f / 315), 2.0f / 15), -1.0f / 3), 1);
+    const float by_exp = 1 - 2 * machine::sm90::rcp_approx(machine::sm90::ex2_approx(x * (2 / kLn2)) + 1);
+    scores[i] = softcap * (square < 0.09f ? series : by_exp);
+  }
+}
 
 }  // namespace tilewise::attend::sm90

@@ -82,10 +82,10 @@ struct Coordinate5 {
 __device__ inline void prefetch_tensormap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
 }
-__device__ inline void cp_async_bulk_tensor_load(void* smem, const CUtensorMap* map, Coordinate5 at, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(
-                   smem_address(smem)),
-               "l"(reinterpret_cast<uint64_t>(map)), "r"(smem_address(barrier)), "r"(at.c0), "r"(at.c1), "r"(at.c2), "r"(at.c3), "r"(at.c4)
+/// `smem` and `barrier` as smem_address() gives them.
+__device__ inline void cp_async_bulk_tensor_load(uint32_t smem, const CUtensorMap* map, Coordinate5 at, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(smem),
+               "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(at.c0), "r"(at.c1), "r"(at.c2), "r"(at.c3), "r"(at.c4)
                : "memory");
 }
 __device__ inline void cp_async_bulk_tensor_store(const CUtensorMap* map, Coordinate5 at, const void* smem) {
@@ -118,6 +118,11 @@ __device__ inline void stmatrix_x4(uint32_t address, const uint32_t (&r)[4]) {
 __device__ inline float ex2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float rcp_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 template <class T>

@@ -9,7 +9,7 @@
 
 namespace tilewise::machine::sm90 {
 
-/// A tensor [B, H, S, D] of 16-bit elements, D contiguous, other strides (in elements) any multiple of 8.
+/// A tensor [B, H, S, D] of 16-bit elements, D contiguous, other strides (in elements) any multiple of 8, the address of 16 bytes.
 struct Tensor16 {
   void* data = nullptr;
   bool is_bf16 = true;
@@ -17,8 +17,12 @@ struct Tensor16 {
   int64_t stride_batch = 0, stride_head = 0, stride_token = 0;
 };
 
-/// The copy engine sees the tensor as [B, H, D/64, S, 64]: a box of `tokens` tokens and `blocks` column blocks lands in shared memory as
-/// [blocks][tokens][64], 128-byte rows under the 128-byte swizzle. Tokens past the end read as zero and are not written.
+/// Whether channels come in blocks of 64, which the copy engine then sees as an axis of their own.
+inline bool has_whole_blocks(const Tensor16& tensor) { return tensor.head_dim % 64 == 0; }
+
+/// A box of `tokens` tokens and `blocks` column blocks of 64 channels lands in shared memory as [blocks][tokens][64], 128-byte rows under the
+/// 128-byte swizzle. Coordinates: {0, token, block, head, batch}; where there are no whole blocks {64 * block, token, 0, head, batch}, one block a
+/// box. What lies past the end of channels or tokens reads as zero and is not written.
 inline CUresult make_tensor_map(CUtensorMap& map, const Tensor16& tensor, int tokens, int blocks) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
                               const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -31,11 +35,14 @@ inline CUresult make_tensor_map(CUtensorMap& map, const Tensor16& tensor, int to
   if (!encode) return CUDA_ERROR_NOT_FOUND;
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   // An axis of length 1 may carry any stride; the engine wants a plausible one.
-  const int64_t stride_head = tensor.heads > 1 ? tensor.stride_head : tensor.stride_token * tensor.seqlen;
+  const int64_t stride_token = tensor.seqlen > 1 ? tensor.stride_token : (tensor.head_dim + 7) / 8 * 8;
+  const int64_t stride_head = tensor.heads > 1 ? tensor.stride_head : stride_token * tensor.seqlen;
   const int64_t stride_batch = tensor.batch > 1 ? tensor.stride_batch : stride_head * tensor.heads;
-  const cuuint64_t sizes[5] = {64, static_cast<cuuint64_t>(tensor.seqlen), static_cast<cuuint64_t>(tensor.head_dim / 64),
-                               static_cast<cuuint64_t>(tensor.heads), static_cast<cuuint64_t>(tensor.batch)};
-  const cuuint64_t strides[4] = {bytes(tensor.stride_token), 128, bytes(stride_head), bytes(stride_batch)};
+  const bool is_blocked = has_whole_blocks(tensor);
+  const cuuint64_t sizes[5] = {static_cast<cuuint64_t>(is_blocked ? 64 : tensor.head_dim), static_cast<cuuint64_t>(tensor.seqlen),
+                               static_cast<cuuint64_t>(is_blocked ? tensor.head_dim / 64 : 1), static_cast<cuuint64_t>(tensor.heads),
+                               static_cast<cuuint64_t>(tensor.batch)};
+  const cuuint64_t strides[4] = {bytes(stride_token), 128, bytes(stride_head), bytes(stride_batch)};
   const cuuint32_t box[5] = {64, static_cast<cuuint32_t>(tokens), static_cast<cuuint32_t>(blocks), 1, 1};
   const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
   return encode(&map, tensor.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, tensor.data, sizes, strides, box, steps,

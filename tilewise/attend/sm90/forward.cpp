@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/sm90/forward.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include "tilewise/attend/check.h"
+#include "tilewise/attend/sm90/schedule.h"
+#include "tilewise/attend/sm90/workspace.h"
+#include "tilewise/machine/cuda/check.h"
+#include "tilewise/plan/rows.h"
+
+namespace tilewise::attend::sm90 {
+namespace {
+
+using machine::cuda::check_cuda;
+using machine::cuda::DeviceScope;
+using machine::sm90::Tensor16;
+
+constexpr int kMostChannels = 256;
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+bool is_hopper(int device) {
+  int major = 0, minor = 0;
+  const bool is_known = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+  if (!is_known) cudaGetLastError();
+  return is_known && major == 9 && minor == 0;
+}
+
+// What the copy engine can read and write.
+std::optional<std::string> refusal_of_operand(const char* name, const TensorView& view) {
+  if (view.device().type != Device::Type::cuda) return text(name, " is on ", view.device(), ", takes a GPU");
+  if (view.dtype() != Dtype::bf16 && view.dtype() != Dtype::f16) return text(name, " is ", view.dtype(), ", which is not built (has bf16, f16)");
+  if (view.dim(3) > kMostChannels) return text(name, " has ", view.dim(3), " channels, above ", kMostChannels);
+  if (view.numel() == 0) return std::nullopt;
+  if (reinterpret_cast<uintptr_t>(view.raw()) % 16 != 0) return text(name, " lies at an address that is not a multiple of 16 bytes; copy it");
+  for (int axis = 0; axis < 3; ++axis) {
+    if (view.dim(axis) <= 1) continue;
+    if (view.stride(axis) % 8 != 0 || view.stride(axis) <= 0) {
+      return text(name, " has stride ", view.stride(axis), " in axis ", axis, ", takes a multiple of 8 above 0; copy it with D padded");
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> refusal_of_list(const char* name, const RunList& list) {
+  for (const TensorView* view : {&list.begin, &list.count, &list.start, &list.stop, &list.rows}) {
+    if (view->has_value() && !view->is_contiguous()) return text("the plan's ", name, " list has an array that is not contiguous; pack the plan");
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> refusal_of_plan(const PlanData& plan) {
+  if (!plan.pools.empty()) return "pooled keys are not built";
+  if (!plan.by_query.has_runs() && plan.by_key.has_runs()) return "the plan has only by_key, this backend reads by_query; complete() the plan";
+  for (const auto& [name, list] :
+       {std::pair{"whole", &plan.by_query.whole}, std::pair{"masked", &plan.by_query.masked}, std::pair{"picked", &plan.by_query.picked}}) {
+    if (auto reason = refusal_of_list(name, *list)) return reason;
+  }
+  for (const TensorView* view : {&plan.by_query.edge, &plan.order_q.token, &plan.order_k.token, &plan.mask.spans}) {
+    if (view->has_value() && !view->is_contiguous()) return "the plan's edges, orders or spans are not contiguous; pack the plan";
+  }
+  const Mask& mask = plan.mask;
+  if (mask.bands.size() > GeneralArgs::kClasses || mask.grids.size() > GeneralArgs::kClasses) {
+    return text("the mask has more than ", GeneralArgs::kClasses, " classes of heads");
+  }
+  if (mask.head_class.size() > GeneralArgs::kHeads) return text("the mask has classes for more than ", GeneralArgs::kHeads, " heads");
+  for (const auto& grid : mask.grids) {
+    if (grid.size() > GeneralArgs::kAxes) return text("the mask has a grid of ", grid.size(), " axes, above ", GeneralArgs::kAxes);
+  }
+  return std::nullopt;
+}
+
+Tensor16 tensor16(const TensorView& view) {
+  Tensor16 tensor;
+  if (!view.has_value()) return tensor;
+  tensor.data = view.raw();
+  tensor.is_bf16 = view.dtype() == Dtype::bf16;
+  tensor.batch = static_cast<int>(view.dim(0));
+  tensor.heads = static_cast<int>(view.dim(1));
+  tensor.seqlen = static_cast<int>(view.dim(2));
+  tensor.head_dim = static_cast<int>(view.dim(3));
+  tensor.stride_batch = view.stride(0);
+  tensor.stride_head = view.stride(1);
+  tensor.stride_token = view.stride(2);
+  return tensor;
+}
+
+// An empty array may have no address; the kernels take a null `begin` for a list without rows.
+RunListView run_list(const RunList& list) {
+  RunListView view;
+  if (!list.has_runs() || list.begin.numel() == 0 || list.start.numel() == 0) return view;
+  view.begin = static_cast<const int64_t*>(list.begin.raw());
+  view.count = static_cast<const int32_t*>(list.count.raw());
+  view.start = static_cast<const int32_t*>(list.start.raw());
+  if (list.stop.has_value()) view.stop = static_cast<const int32_t*>(list.stop.raw());
+  if (list.rows.has_value()) {
+    view.rows = static_cast<const uint64_t*>(list.rows.raw());
+    view.words = static_cast<int>(list.rows.dim(1));
+  }
+  view.begin_batch = static_cast<int>(list.begin.dim(0));
+  view.begin_heads = static_cast<int>(list.begin.dim(1));
+  view.count_batch = static_cast<int>(list.count.dim(0));
+  view.count_heads = static_cast<int>(list.count.dim(1));
+  view.grain = list.grain;
+  return view;
+}
+
+OrderView order_view(const Order& order) {
+  OrderView view;
+  if (!order.token.has_value()) return view;
+  view.token = static_cast<const int32_t*>(order.token.raw());
+  view.batch = static_cast<int>(order.token.dim(0));
+  view.groups = static_cast<int>(order.token.dim(1));
+  return view;
+}
+
+Band band(const Mask::Band& from) { return {from.left, from.right, from.sink}; }
+
+ForwardInput forward_input(const AttendParams& params, const Sizes& sizes) {
+  const PlanData& plan = *params.plan;
+  ForwardInput input;
+  input.q = tensor16(params.q);
+  input.k = tensor16(params.k);
+  input.v = tensor16(params.v);
+  input.out = tensor16(params.out);
+  if (sizes.seqlen_k == 0) {  // nothing of k or v is read, but the copy engine wants an address
+    input.k.data = input.q.data;
+    if (params.v.has_value()) input.v.data = input.q.data;
+  }
+  if (params.lse.has_value()) {
+    input.lse = static_cast<float*>(params.lse.raw());
+    input.lse_stride_batch = params.lse.stride(0);
+    input.lse_stride_head = params.lse.stride(1);
+  }
+  input.softmax_scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
+  input.masked = run_list(plan.by_query.masked);
+  input.whole = run_list(plan.by_query.whole);
+  if (!plan.mask.bands.empty()) input.band = band(plan.mask.bands.front());
+  input.tile = plan.by_query.tile;
+  return input;
+}
+
+// The plain kernel copies whole column blocks.
+bool is_built_head_dim(int64_t head_dim) { return head_dim == 64 || head_dim == 128 || head_dim == 256; }
+
+// Whether the plain kernel leaves out something that the problem needs.
+bool needs_general(const AttendParams& params) {
+  const PlanData& plan = *params.plan;
+  const Lists& lists = plan.by_query;
+  const bool has_classes = plan.mask.bands.size() != 1 && !plan.mask.head_class.empty();
+  return lists.tile != 128 || lists.edge.has_value() || lists.picked.has_runs() || lists.masked.rows.has_value() || lists.whole.rows.has_value() ||
+         plan.order_q.token.has_value() || plan.order_k.token.has_value() || plan.mask.bands.empty() || has_classes || params.softcap != 0 ||
+         params.sink_logit.has_value() || !params.out.has_value() || !is_built_head_dim(params.q.dim(3)) || params.v.dim(3) != params.q.dim(3);
+}
+
+GeneralInput general_input(const AttendParams& params) {
+  const PlanData& plan = *params.plan;
+  GeneralInput input;
+  input.picked = run_list(plan.by_query.picked);
+  if (plan.by_query.edge.has_value()) {
+    input.edge = static_cast<const int32_t*>(plan.by_query.edge.raw());
+    input.num_rows = static_cast<int>(plan.by_query.edge.dim(0)) - 1;
+  }
+  input.slots_q = static_cast<int>(plan::slots_q(plan));
+  input.slots_k = static_cast<int>(plan::slots_k(plan));
+  input.order_q = order_view(plan.order_q);
+  input.order_k = order_view(plan.order_k);
+  const Mask& mask = plan.mask;
+  input.form = mask.spans.has_value() ? GeneralArgs::spans_form : mask.grids.empty() ? GeneralArgs::bands_form : GeneralArgs::grids_form;
+  for (size_t c = 0; c < mask.bands.size(); ++c) input.bands[c] = band(mask.bands[c]);
+  if (mask.spans.has_value()) {
+    input.spans = static_cast<const int32_t*>(mask.spans.raw());
+    input.spans_batch = static_cast<int>(mask.spans.dim(1));
+  }
+  for (size_t c = 0; c < mask.grids.size(); ++c) {
+    input.num_axes[c] = static_cast<int>(mask.grids[c].size());
+    for (size_t i = 0; i < mask.grids[c].size(); ++i) {
+      const Mask::Axis& axis = mask.grids[c][i];
+      input.grids[c][i] = {axis.length, axis.window, axis.stride, axis.dilation, axis.is_causal};
+    }
+  }
+  input.grid_first = mask.first;
+  std::copy(mask.head_class.begin(), mask.head_class.end(), input.head_class);
+  if (params.sink_logit.has_value()) input.sink_logit = static_cast<const float*>(params.sink_logit.raw());
+  input.softcap = params.softcap;
+  return input;
+}
+
+}  // namespace
+
+std::optional<std::string> refusal(const AttendParams& params) {
+  struct Named {
+    const char* name;
+    const TensorView& view;
+  };
+  for (const Named& operand : {Named{"q", params.q}, Named{"k", params.k}, Named{"v", params.v}, Named{"out", params.out}}) {
+    if (!operand.view.has_value()) continue;
+    if (auto reason = refusal_of_operand(operand.name, operand.view)) return reason;
+  }
+  if (params.in_slots) return "in_slots is not built; give q, k and v in token order";
+  if (auto reason = refusal_of_plan(*params.plan)) return reason;
+  if (!is_hopper(params.q.device().index)) return text(params.q.device(), " is no GPU of compute capability 9.0, which these kernels are made for");
+  return std::nullopt;
+}
+
+Ran forward(const AttendParams& params, Context& context) {
+  const Sizes sizes = check_forward(params, context);
+  if (const auto reason = refusal(params)) fail(Error::Kind::unsupported, "attend_forward: sm90: ", *reason);
+  context.check_cancel();
+  const Ran ran = {.backend = "sm90", .target = "sm_90a", .pairs_read = -1};
+  if (sizes.batch == 0 || sizes.seqlen_q == 0) return ran;
+  const DeviceScope scope(context.device.index);
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  ForwardInput input = forward_input(params, sizes);
+  GeneralInput general;
+  const bool is_general = needs_general(params);
+  if (is_general) general = general_input(params);
+  const GeneralInput* const parts = is_general ? &general : nullptr;
+  const int64_t items = sizes.batch * sizes.heads_q * items_per_head(input, parts);
+  check(items < (int64_t{1} << 30), Error::Kind::unsupported, "attend_forward: sm90: ", items, " rows, takes fewer than 2^30; split the batch");
+  Buffer schedule;
+  int multiprocessors = 0;
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, context.device.index), "attend_forward: sm90");
+  if (items > multiprocessors) {  // else every thread block has one row at most
+    schedule = device_buffer("attend_forward", schedule_ints(items) * sizeof(int32_t), context);
+    check_cuda(make_schedule(input, parts, static_cast<int32_t*>(schedule.data()), stream), "attend_forward: sm90: the order of rows");
+  }
+  check_cuda(attend_sm90_forward(input, parts, kPlain, stream), "attend_forward: sm90: the launch failed");
+  return ran;
+}
+
+}  // namespace tilewise::attend::sm90

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <optional>
+#include <string>
+
+#include "tilewise/attend/params.h"
+
+namespace tilewise::attend::sm90 {
+
+/// Why the Hopper kernels do not take a problem; nullopt: they do.
+std::optional<std::string> refusal(const AttendParams& params);
+
+/// attend_forward on a Hopper GPU, for bf16 and f16 with up to 256 channels. The plan's arrays are on the device (copy_to_device()), work is ordered
+/// on Context::stream, and the call returns when it is queued. pairs_read is -1: the counts of a device plan are not known to the host.
+Ran forward(const AttendParams& params, Context& context);
+
+}  // namespace tilewise::attend::sm90
