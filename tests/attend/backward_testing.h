@@ -2,9 +2,11 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/attend/attend_testing.h"
@@ -29,11 +31,12 @@ struct BackwardProblem {
   }
 };
 
-/// out and lse come from attend/reference.
-inline BackwardProblem make_backward(Rng& rng, ProblemOptions options) {
-  options.has_out = options.has_lse = true;
+/// The gradient of a problem. out and lse come from attend/reference.
+inline BackwardProblem make_backward(Rng& rng, ForwardProblem forward) {
   BackwardProblem b;
-  b.forward = make_problem(rng, options);
+  b.forward = std::move(forward);
+  b.forward.options.has_out = b.forward.options.has_lse = true;
+  const ProblemOptions& options = b.forward.options;
   Context context;
   reference::forward(b.forward.params(), context);
   b.dout = random_normal(rng, options.dtype, b.forward.out.view.shape(), options.layout);
@@ -45,10 +48,12 @@ inline BackwardProblem make_backward(Rng& rng, ProblemOptions options) {
   b.has_dlse = chance(rng, 0.6);
   return b;
 }
+inline BackwardProblem make_backward(Rng& rng, const ProblemOptions& options) { return make_backward(rng, make_problem(rng, options)); }
 
 /// Gradients, in the order of the axes.
 struct Gradients {
   std::vector<double> dq, dk, dv, dsink;
+  double largest_logit = 0;  // magnitude, of backward_in_dtype
 };
 
 /// The f64 gradients of a problem, from attend/reference on the same inputs, out and lse.
@@ -85,6 +90,7 @@ inline Gradients backward_in_dtype(const BackwardProblem& problem) {
   const float scale = p.softmax_scale ? *p.softmax_scale : 1.0f / std::sqrt(static_cast<float>(p.q.dim(3)));
   std::vector<float> dq(static_cast<size_t>(p.q.numel()), 0.0f), dk(static_cast<size_t>(p.k.numel()), 0.0f),
       dv(static_cast<size_t>(p.v.numel()), 0.0f), dsink(static_cast<size_t>(p.q.dim(1)), 0.0f);
+  double largest_logit = 0;
   const int64_t heads = p.q.dim(1), seqlen_q = p.q.dim(2), seqlen_k = p.k.dim(2);
   const auto dim = static_cast<size_t>(p.q.dim(3)), dim_v = static_cast<size_t>(p.v.dim(3));
   for (int64_t b = 0; b < p.q.dim(0); ++b) {
@@ -116,6 +122,7 @@ inline Gradients backward_in_dtype(const BackwardProblem& problem) {
             s = p.softcap * t;
             slope = 1 - t * t;
           }
+          largest_logit = std::max(largest_logit, static_cast<double>(std::fabs(s)));
           const float weight = std::exp(s + std::log(static_cast<float>(keys.tokens[j].size())) - lse);
           const float ds = rounded(weight * (dot(g, v[j]) - delta) * slope), w = rounded(weight);
           const float share = 1 / static_cast<float>(keys.tokens[j].size());
@@ -129,6 +136,7 @@ inline Gradients backward_in_dtype(const BackwardProblem& problem) {
     }
   }
   Gradients result;
+  result.largest_logit = largest_logit;
   for (const float x : dq) result.dq.push_back(static_cast<double>(rounded(x)));
   for (const float x : dk) result.dk.push_back(static_cast<double>(rounded(x)));
   for (const float x : dv) result.dv.push_back(static_cast<double>(rounded(x)));
@@ -136,12 +144,40 @@ inline Gradients backward_in_dtype(const BackwardProblem& problem) {
   return result;
 }
 
+/// The largest length of a row.
+inline double largest_norm(const TensorView& view) {
+  double largest = 0;
+  for (int64_t b = 0; b < view.dim(0); ++b) {
+    for (int64_t h = 0; h < view.dim(1); ++h) {
+      for (int64_t s = 0; s < view.dim(2); ++s) {
+        const std::vector<double> row = dense::row_of(view, b, h, s);
+        const double norm = std::sqrt(dense::dot(row, row));
+        if (norm > largest) largest = norm;  // rows of NaN are nobody's
+      }
+    }
+  }
+  return largest;
+}
+
 /// Compares what the problem's gradients hold with the exact ones; memory between their rows must be as it was before.
-inline void expect_gradients(const BackwardProblem& problem, const Gradients& exact, const Gradients& in_dtype) {
-  const Dtype dtype = problem.forward.options.dtype;
-  EXPECT_LE(largest_difference(values_of(problem.dq.view), exact.dq), bound_of(in_dtype.dq, exact.dq, dtype)) << "dq";
-  EXPECT_LE(largest_difference(values_of(problem.dk.view), exact.dk), bound_of(in_dtype.dk, exact.dk, dtype)) << "dk";
-  EXPECT_LE(largest_difference(values_of(problem.dv.view), exact.dv), bound_of(in_dtype.dv, exact.dv, dtype)) << "dv";
+/// `logit_roundings`: as expect_forward has it. A logit that is off by e moves P by P e, dS by that times dP - delta, a gradient by that times a row; the
+/// queries that add to a key are off independently.
+inline void expect_gradients(const BackwardProblem& problem, const Gradients& exact, const Gradients& in_dtype, double logit_roundings = 0) {
+  const ProblemOptions& o = problem.forward.options;
+  const Dtype dtype = o.dtype;
+  double of_q = 0, of_k = 0, of_v = 0;
+  if (logit_roundings > 0) {
+    const double scale = o.softmax_scale ? static_cast<double>(*o.softmax_scale) : 1 / std::sqrt(static_cast<double>(o.head_dim));
+    const double part = logit_roundings * 0x1p-24 * (in_dtype.largest_logit + 1), norm_dout = largest_norm(problem.dout.view);
+    const double queries = std::sqrt(static_cast<double>(std::max<int64_t>(1, o.plan.seqlen_q * o.plan.heads_q)));
+    const double ds = part * 2 * norm_dout * largest_norm(problem.forward.v.view) * scale;
+    of_q = ds * largest_magnitude(values_of(problem.forward.k.view));
+    of_k = ds * largest_magnitude(values_of(problem.forward.q.view)) * queries;
+    of_v = part * largest_magnitude(values_of(problem.dout.view)) * queries;
+  }
+  EXPECT_LE(largest_difference(values_of(problem.dq.view), exact.dq), bound_of(in_dtype.dq, exact.dq, dtype) + of_q) << "dq";
+  EXPECT_LE(largest_difference(values_of(problem.dk.view), exact.dk), bound_of(in_dtype.dk, exact.dk, dtype) + of_k) << "dk";
+  EXPECT_LE(largest_difference(values_of(problem.dv.view), exact.dv), bound_of(in_dtype.dv, exact.dv, dtype) + of_v) << "dv";
   if (problem.forward.options.has_sink) {
     EXPECT_LE(largest_difference(values_of(problem.dsink_logit.view), exact.dsink), bound_of(in_dtype.dsink, exact.dsink, Dtype::f32))
         << "dsink_logit";

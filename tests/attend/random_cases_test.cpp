@@ -11,8 +11,10 @@
 #include <map>
 #include <string>
 
+#include "tests/attend/backward_testing.h"
 #include "tests/attend/cpu/cpu_testing.h"
 #include "tests/attend/random_case.h"
+#include "tilewise/attend/cpu/backward.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/attend/cpu/measure.h"
 #include "tilewise/machine/cpu/context.h"
@@ -70,6 +72,14 @@ class RandomCases : public ::testing::Test {
     if (chance(rng, 0.6)) {
       const MeasureProblem measurement = random_case_measure(rng, problem);
       expect_measure(measurement, [](const MeasureParams& params, Context& c) { return cpu::measure(params, c); }, context, note);
+    }
+    if (chance(rng, 0.4)) {
+      const BackwardProblem gradient = make_backward(rng, problem);
+      if (cpu::refusal(gradient.params())) return;
+      SCOPED_TRACE(note + ": backward, " + describe(options));
+      gradient.wipe();
+      EXPECT_EQ(cpu::backward(gradient.params(), context).pairs_read, problem.plan.reads);
+      expect_gradients(gradient, exact_backward(gradient), backward_in_dtype(gradient), 2);
     }
   }
 
