@@ -32,7 +32,7 @@ struct BackwardProblem {
 };
 
 /// The gradient of a problem. out and lse come from attend/reference.
-inline BackwardProblem make_backward(Rng& rng, ForwardProblem forward) {
+inline BackwardProblem make_backward_of(Rng& rng, ForwardProblem forward) {
   BackwardProblem b;
   b.forward = std::move(forward);
   b.forward.options.has_out = b.forward.options.has_lse = true;
@@ -48,7 +48,7 @@ inline BackwardProblem make_backward(Rng& rng, ForwardProblem forward) {
   b.has_dlse = chance(rng, 0.6);
   return b;
 }
-inline BackwardProblem make_backward(Rng& rng, const ProblemOptions& options) { return make_backward(rng, make_problem(rng, options)); }
+inline BackwardProblem make_backward(Rng& rng, const ProblemOptions& options) { return make_backward_of(rng, make_problem(rng, options)); }
 
 /// Gradients, in the order of the axes.
 struct Gradients {

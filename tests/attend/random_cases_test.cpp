@@ -74,7 +74,7 @@ class RandomCases : public ::testing::Test {
       expect_measure(measurement, [](const MeasureParams& params, Context& c) { return cpu::measure(params, c); }, context, note);
     }
     if (chance(rng, 0.4)) {
-      const BackwardProblem gradient = make_backward(rng, problem);
+      const BackwardProblem gradient = make_backward_of(rng, problem);
       if (cpu::refusal(gradient.params())) return;
       SCOPED_TRACE(note + ": backward, " + describe(options));
       gradient.wipe();
