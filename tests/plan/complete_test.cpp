@@ -75,6 +75,28 @@ TEST(Retile, KeepsEveryPairFinerAndCoarser) {
   }
 }
 
+// One list for heads that differ in order and in mask: each head's mask is asked about its own tokens.
+TEST(Retile, AsksTheMaskInEachHeadsOrder) {
+  Context context;
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    Rng rng(seed);
+    PlanOptions options;
+    options.seqlen_q = options.seqlen_k = 48;
+    options.heads_q = 4;
+    options.heads_kv = 2;
+    options.tile = 16;
+    options.mask = seed % 2 == 0 ? MaskKind::spans : MaskKind::classes;
+    options.longest_run = 3;
+    options.has_picked = options.has_edges = options.has_order_q = true;
+    options.has_order_k = seed % 3 == 0;
+    options.is_by_key = seed % 4 < 2;
+    const RandomPlan random = random_plan(rng, options);
+    ASSERT_EQ(find_fault(random.plan, random.plan->mask), std::nullopt);
+    const Plan other = retile(random.plan, context, 64, 64);
+    EXPECT_EQ(pairs_of(other, options.is_by_key, random.slots), random.pairs) << "seed " << seed;
+  }
+}
+
 TEST(CombineHeads, GivesEachHeadItsOwnPlan) {
   Context context;
   for (uint64_t seed = 2000; seed < 2150; ++seed) {

@@ -160,6 +160,9 @@ class Retiler {
       views.push_back(list->begin);
       views.push_back(list->count);
     }
+    // Heads of one list may differ in order: the mask is asked about the tokens of each.
+    views.push_back(data_.order_q.token);
+    views.push_back(data_.order_k.token);
     const Groups groups = common_groups(views, data_.heads_q);
     const Packer packer = pack_each(groups, context, [&](int64_t b, int g, Packer& part) {
       const int head = first_head(g, groups.groups, data_.heads_q);
