@@ -44,35 +44,23 @@ void check_merge(const MergeParams& p, const Context& context) {
   check_tensor("out", p.out, shape_out, dtype, context.device);
 }
 
-// One query of one head.
-void merge_row(const MergeParams& p, int64_t b, int64_t head, int64_t query, std::vector<double>& weights) {
+// One query of one head. `lses` and `weights`: one of each part.
+void merge_row(const MergeParams& p, int64_t b, int64_t head, int64_t query, std::vector<float>& lses, std::vector<double>& weights) {
   using attend::reference::get;
   using attend::reference::set;
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  const bool has_sink = p.sink_logit.has_value();
-  const double sink = has_sink ? get(p.sink_logit, head) : -kInfinity;
-  double largest = sink;
-  for (const TensorView& lse : p.lses) {
-    const double part = get(lse, b, head, query);
-    if (part > largest) largest = part;
-  }
-  const double shift = largest == -kInfinity ? 0 : largest;
-  double total = has_sink ? std::exp(sink - shift) : 0;
-  weights.clear();
-  for (const TensorView& lse : p.lses) {
-    weights.push_back(std::exp(get(lse, b, head, query) - shift));
-    total += weights.back();
-  }
+  for (size_t i = 0; i < p.lses.size(); ++i) lses[i] = p.lses[i].at<float>(b, head, query);
+  const float sink = p.sink_logit.has_value() ? p.sink_logit.at<float>(head) : -std::numeric_limits<float>::infinity();
+  const double lse = attend::merge_weights(lses, sink, weights);
   if (p.out.has_value()) {
     for (int64_t d = 0; d < p.out.dim(3); ++d) {
       double sum = 0;
       for (size_t i = 0; i < p.outs.size(); ++i) {
         if (weights[i] != 0) sum += weights[i] * get(p.outs[i], b, head, query, d);
       }
-      set(p.out, total == 0 ? 0.0 : sum / total, b, head, query, d);
+      set(p.out, sum, b, head, query, d);
     }
   }
-  if (p.lse.has_value()) set(p.lse, total == 0 ? -kInfinity : shift + std::log(total), b, head, query);
+  if (p.lse.has_value()) set(p.lse, lse, b, head, query);
 }
 
 }  // namespace
@@ -81,9 +69,31 @@ void attend_merge(const MergeParams& params, Context& context) {
   check_merge(params, context);
   const Shape& shape = params.lses[0].shape();
   context.parallel_for(shape[0] * shape[1], [&](int64_t item, int) {
-    std::vector<double> weights;  // exp(lse of a part - the largest)
-    for (int64_t query = 0; query < shape[2]; ++query) merge_row(params, item / shape[1], item % shape[1], query, weights);
+    std::vector<float> lses(params.lses.size());
+    std::vector<double> weights(params.lses.size());
+    for (int64_t query = 0; query < shape[2]; ++query) merge_row(params, item / shape[1], item % shape[1], query, lses, weights);
   });
 }
 
 TILEWISE_END_PUBLIC
+
+namespace tilewise::attend {
+
+double merge_weights(std::span<const float> lses, float sink, std::span<double> weights) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  double largest = static_cast<double>(sink);
+  for (const float lse : lses) {
+    if (static_cast<double>(lse) > largest) largest = static_cast<double>(lse);
+  }
+  const double shift = largest == -kInfinity ? 0 : largest;
+  double total = std::exp(static_cast<double>(sink) - shift);
+  for (size_t i = 0; i < lses.size(); ++i) {
+    weights[i] = std::exp(static_cast<double>(lses[i]) - shift);
+    total += weights[i];
+  }
+  if (total == 0) return -kInfinity;
+  for (double& weight : weights) weight /= total;
+  return shift + std::log(total);
+}
+
+}  // namespace tilewise::attend

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <span>
 #include <vector>
 
 #include "tilewise/base/context.h"
@@ -24,3 +25,10 @@ struct MergeParams {
 TILEWISE_API void attend_merge(const MergeParams& params, Context& context);
 
 TILEWISE_END_PUBLIC
+
+namespace tilewise::attend {
+
+/// weights[i] = exp(lses[i] - lse), where lse = ln(sum of exp(lses[i]) + exp(sink)) is returned; all weights are 0 where that is -inf.
+double merge_weights(std::span<const float> lses, float sink, std::span<double> weights);
+
+}  // namespace tilewise::attend

@@ -15,7 +15,7 @@
 //   less_equal_i less equal is_nan  mask_and mask_of_bits  select
 //   reduce_add reduce_max transpose
 //   load_bf16 store_bf16 narrow narrow_pairs  (and dot_bf16 where kHasDotBf16)
-//   load_f16 store_f16
+//   load_f16 store_f16 load_i8 load_u4
 //   exp2 exp2_clamped exp2_of_product log tanh: made of the above
 #include <cstdint>
 

@@ -148,5 +148,24 @@ TILEWISE_INLINE void store_bf16_n(uint16_t* p, Vf x, int n) {
   for (int i = 0; i < n; ++i) p[i] = whole[i];
 }
 
+TILEWISE_INLINE Vf load_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))); }
+TILEWISE_INLINE Vf load_i8_n(const int8_t* p, int n) {
+  if (n >= 8) return load_i8(p);
+  int8_t whole[8] = {};
+  for (int i = 0; i < n; ++i) whole[i] = p[i];
+  return load_i8(whole);
+}
+TILEWISE_INLINE Vf load_u4(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof four);
+  const Vi wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+  return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_or_si256(wide, _mm256_slli_epi64(wide, 28)), _mm256_set1_epi32(15)));
+}
+TILEWISE_INLINE Vf load_u4_n(const uint8_t* p, int n) {
+  uint8_t whole[4] = {};
+  for (int i = 0; i < n / 2 && i < 4; ++i) whole[i] = p[i];
+  return load_u4(whole);
+}
+
 }  // namespace
 }  // namespace tilewise::machine::cpu::TILEWISE_TARGET

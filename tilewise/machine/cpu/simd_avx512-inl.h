@@ -166,5 +166,16 @@ TILEWISE_INLINE void interleave_bf16(const uint16_t* even, const uint16_t* odd, 
 TILEWISE_INLINE Vf dot_bf16(Vf acc, Vf a, Vf b) { return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b); }
 #endif
 
+/// Signed bytes as numbers.
+TILEWISE_INLINE Vf load_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))); }
+TILEWISE_INLINE Vf load_i8_n(const int8_t* p, int n) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p))); }
+/// Halves of bytes as numbers 0 to 15, the low half of a byte first. n is even; lanes from n on are 0.
+TILEWISE_INLINE Vf halves_of(__m128i bytes) {
+  const Vi wide = _mm512_cvtepu8_epi64(bytes);
+  return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi64(wide, 28)), _mm512_set1_epi32(15)));
+}
+TILEWISE_INLINE Vf load_u4(const uint8_t* p) { return halves_of(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+TILEWISE_INLINE Vf load_u4_n(const uint8_t* p, int n) { return halves_of(_mm_maskz_loadu_epi8(first_lanes(n / 2), p)); }
+
 }  // namespace
 }  // namespace tilewise::machine::cpu::TILEWISE_TARGET

@@ -133,5 +133,18 @@ TILEWISE_INLINE void store_bf16_n(uint16_t* p, Vf x, int n) {
   for (int i = 0; i < n && i < 4; ++i) p[i] = static_cast<uint16_t>(static_cast<uint32_t>(u[i]) >> 16);
 }
 
+TILEWISE_INLINE Vf load_i8_n(const int8_t* p, int n) {
+  Vf x = {};
+  for (int i = 0; i < n && i < 4; ++i) x[i] = static_cast<float>(p[i]);
+  return x;
+}
+TILEWISE_INLINE Vf load_i8(const int8_t* p) { return load_i8_n(p, 4); }
+TILEWISE_INLINE Vf load_u4_n(const uint8_t* p, int n) {
+  Vf x = {};
+  for (int i = 0; i < n && i < 4; ++i) x[i] = static_cast<float>(i % 2 == 0 ? p[i / 2] & 15 : p[i / 2] >> 4);
+  return x;
+}
+TILEWISE_INLINE Vf load_u4(const uint8_t* p) { return load_u4_n(p, 4); }
+
 }  // namespace
 }  // namespace tilewise::machine::cpu::TILEWISE_TARGET
