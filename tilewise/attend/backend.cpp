@@ -4,9 +4,11 @@
 #include <array>
 #include <cstdlib>
 
+#include "tilewise/attend/cpu/decode.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/attend/cpu/measure.h"
 #include "tilewise/attend/reference/backward.h"
+#include "tilewise/attend/reference/decode.h"
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/reference/measure.h"
 #ifdef TILEWISE_WITH_CUDA
@@ -23,6 +25,7 @@ std::optional<std::string> takes(const TensorView& q) {
 }
 std::optional<std::string> takes_forward(const AttendParams& p) { return takes(p.q); }
 std::optional<std::string> takes_backward(const AttendBackwardParams& p) { return takes(p.forward.q); }
+std::optional<std::string> takes_decode(const DecodeProblem& p) { return takes(p.params.q); }
 std::optional<std::string> takes_measure(const MeasureParams& p) { return takes(p.q); }
 
 const std::array kBackends{
@@ -37,6 +40,8 @@ const std::array kBackends{
         .name = "cpu",
         .forward_refusal = &cpu::refusal,
         .forward = &cpu::forward,
+        .decode_refusal = &cpu::refusal,
+        .decode = &cpu::decode,
         .measure_refusal = &cpu::refusal,
         .measure = &cpu::measure,
     },
@@ -46,6 +51,8 @@ const std::array kBackends{
         .forward = &reference::forward,
         .backward_refusal = &takes_backward,
         .backward = &reference::backward,
+        .decode_refusal = &takes_decode,
+        .decode = &reference::decode,
         .measure_refusal = &takes_measure,
         .measure = &reference::measure,
         .is_forced_only = true,

@@ -288,6 +288,8 @@ DecodeBand DecodeProblem::band(int64_t b, int head, int query) const {
 
 DecodeProblem check_decode(const DecodeParams& params, const Context& context) {
   const Checker c("attend_decode", context);
+  c.require(context.device.type == Device::Type::cpu, Kind::unsupported, "runs on the CPU alone, the context is on ", context.device,
+            "; move the tensors");
   DecodeProblem problem;
   problem.params = params;
   problem.sizes = check_operands(c, params, problem.k, problem.v);
