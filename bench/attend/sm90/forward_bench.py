@@ -221,39 +221,45 @@ def causal(bench, n, head_dim=128, heads=(32, 8)):
                 dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=1, mask="causal"))
 
 
-def sparse(bench, n, densities, tile=128, head_dim=128, heads=(32, 8)):
+def sparse(bench, n, densities, tile=128, tile_q=128, head_dim=128, heads=(32, 8)):
+    """Random lists of `tile` keys for rows of `tile_q` queries."""
     q, k, v = inputs(n, *heads, head_dim)
     generator = torch.Generator("cuda").manual_seed(7)
+    rows = n // tile_q
     kernels, flops = {"dense": bench.ours(q, k, v, full_list(n, n // 128))}, {}
+
+    def add(name, whole, share, **options):
+        kernels[name] = bench.ours(q, k, v, whole, tile=tile_q, **options)
+        flops[name] = share
+
     for density in densities:
         count = max(1, round(density * (n // tile)))
-        whole, chosen = random_tiles(n, heads[0], n // 128, count, tile, generator)
-        run = bench.ours(q, k, v, whole)
+        whole, chosen = random_tiles(n, heads[0], rows, count, tile, generator)
+        run = bench.ours(q, k, v, whole, tile=tile_q)
         run()
-        for h, t in ((0, 0), (heads[0] - 1, n // 128 - 1)):  # two rows against f64
+        for h, t in ((0, 0), (heads[0] - 1, rows - 1)):  # two rows against f64
             keys = (chosen[h, t][:, None] * tile + torch.arange(tile, device="cuda")).flatten()
-            rows = slice(t * 128, t * 128 + 128)
+            at = slice(t * tile_q, t * tile_q + tile_q)
             kv = h * heads[1] // heads[0]
-            p = (q[0, h, rows].double() @ k[0, kv, keys].double().T * head_dim ** -0.5).softmax(1)
-            check(f"sparse {density}", run.out[0, h, rows], p @ v[0, kv, keys].double())
-        name = f"density {count * tile / n:.3f}"
-        kernels[name] = run
-        flops[name] = count * tile / n
-        if tile == 128 and density == .10:
-            unaligned, _ = random_tiles(n, heads[0], n // 128, count, tile, generator, False)
-            kernels[name + " unaligned"] = bench.ours(q, k, v, unaligned)
-            flops[name + " unaligned"] = count * tile / n
-            kernels[name + " each"] = bench.ours(q, k, v, whole, order="each")
-            flops[name + " each"] = count * tile / n
-            unequal, mean, order = unequal_tiles(n, heads[0], n // 128, density, generator)
-            kernels["unequal rows"] = bench.ours(q, k, v, unequal)
-            flops["unequal rows"] = mean * tile / n
-            kernels["unequal longest"] = bench.ours(q, k, v, unequal, order=order)
-            flops["unequal longest"] = mean * tile / n
+            p = (q[0, h, at].double() @ k[0, kv, keys].double().T * head_dim ** -0.5).softmax(1)
+            check(f"sparse {density}", run.out[0, h, at], p @ v[0, kv, keys].double())
+        name, share = f"density {count * tile / n:.3f}", count * tile / n
+        kernels[name], flops[name] = run, share
+        if tile != 128:
+            continue
+        if density in (.25, .10):
+            halves, _ = random_tiles(n, heads[0], rows, 2 * count, 64, generator)
+            add(name + " 64 keys", halves, share)
+        if density == .10:
+            unaligned, _ = random_tiles(n, heads[0], rows, count, tile, generator, False)
+            add(name + " unaligned", unaligned, share)
+            add(name + " each", whole, share, order="each")
+            unequal, mean, _ = unequal_tiles(n, heads[0], rows, density, generator)
+            add("unequal rows", unequal, mean * tile / n)
     full = 4.0 * n * n * head_dim * heads[0]
     kernels |= bench.peers(q, k, v)
     start = len(bench.rows)
-    bench.turns(f"sparse {tile} D={head_dim} {n // 1024}K", full, kernels, dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_k=tile, mask="full"))
+    bench.turns(f"sparse {tile_q}x{tile} D={head_dim} {n // 1024}K", full, kernels, dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_q=tile_q, tile_k=tile, mask="full"))
     base = bench.rows[start]["tflops"]
     for row in bench.rows[start:]:
         share = flops.get(row["kernel"], 1)
@@ -282,8 +288,10 @@ def main():
         if "proof" in wanted: dense(bench, n, ["proof", "counter", "plan", "row_by_row"], is_alone=True)
         if "causal" in wanted: causal(bench, n)
         if "sparse" in wanted: sparse(bench, n, (.5, .25, .10, .05))
-        if "sparse64" in wanted: sparse(bench, n, (.5, .25, .10, .05), tile=64)
+        if "narrow" in wanted: sparse(bench, n, (.5, .25, .10, .05), tile=64, tile_q=64)
         if "d64" in wanted: dense(bench, n, ["plan"], head_dim=64)
+        if "d256" in wanted: dense(bench, n, ["plan"], head_dim=256, heads=(16, 4))
+        if "general" in wanted: dense(bench, n, ["plan", "general"])
     if options.out:
         driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
         result = {"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,

@@ -5,13 +5,6 @@
 using namespace tilewise::attend::sm90;
 
 extern "C" int tilewise_attend_sm90_forward(const ForwardInput* input, int variant, cudaStream_t stream) {
-  if (variant == 0 && input->tile != 128) {  // of one tensor without more, as the library would ask for it
-    GeneralInput general;
-    general.slots_q = input->q.seqlen;
-    general.slots_k = input->k.seqlen;
-    general.bands[0] = input->band;
-    return attend_sm90_forward(*input, &general, variant, stream);
-  }
   return attend_sm90_forward(*input, nullptr, variant, stream);
 }
 

@@ -136,7 +136,7 @@ Options random_options(Rng& rng, bool is_small) {
     return *(values.begin() + uniform(rng, 0, static_cast<int64_t>(values.size()) - 1));
   };
   const bool is_plain = chance(rng, 0.5);
-  p.tile = is_plain ? 128 : static_cast<int>(one_of({16, 40, 64, 64, 128, 128, 192, 256}));
+  p.tile = is_plain ? (chance(rng, 0.3) ? 64 : 128) : static_cast<int>(one_of({16, 40, 64, 64, 128, 128, 192, 256}));
   const auto length = [&] {
     if (chance(rng, 0.1)) return int64_t{1};
     if (chance(rng, 0.5)) return std::max<int64_t>(1, p.tile * one_of({1, 2}) + one_of({-1, 0, 1}));

@@ -156,7 +156,8 @@ bool needs_general(const AttendParams& params) {
   const PlanData& plan = *params.plan;
   const Lists& lists = plan.by_query;
   const bool has_classes = plan.mask.bands.size() != 1 && !plan.mask.head_class.empty();
-  return lists.tile != 128 || lists.edge.has_value() || lists.picked.has_runs() || lists.masked.rows.has_value() || lists.whole.rows.has_value() ||
+  const bool has_tile = lists.tile == 128 || (lists.tile == 64 && params.q.dim(3) <= 128);
+  return !has_tile || lists.edge.has_value() || lists.picked.has_runs() || lists.masked.rows.has_value() || lists.whole.rows.has_value() ||
          plan.order_q.token.has_value() || plan.order_k.token.has_value() || plan.mask.bands.empty() || has_classes || params.softcap != 0 ||
          params.sink_logit.has_value() || !params.out.has_value() || !is_built_head_dim(params.q.dim(3)) || params.v.dim(3) != params.q.dim(3);
 }

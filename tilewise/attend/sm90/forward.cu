@@ -90,15 +90,18 @@ cudaError_t run(const ForwardInput& input, const GeneralInput* general, bool is_
   if (items == 0) return cudaSuccess;
   args.items = static_cast<int>(items);
   args.items_per_head = static_cast<int>(of_head);
-  args.items_per_row = (input.tile + C::kTileQ - 1) / C::kTileQ;
+  args.items_per_row = items_per_row(input, general);
   args.is_by_counter = is_by_counter;
   return launch<C>(args, stream);
 }
 
 template <int HeadDim, class T>
 cudaError_t run_dtype(const ForwardInput& input, const GeneralInput* general, cudaStream_t stream) {
-  return general ? run<ForwardConfig<HeadDim, T, kGeneral>>(input, general, false, stream)
-                 : run<ForwardConfig<HeadDim, T>>(input, nullptr, false, stream);
+  if (general) return run<ForwardConfig<HeadDim, T, kGeneral>>(input, general, false, stream);
+  if constexpr (HeadDim <= 128) {
+    if (input.tile == 64) return run<ForwardConfig<HeadDim, T, kNarrow>>(input, nullptr, false, stream);
+  }
+  return input.tile == 128 ? run<ForwardConfig<HeadDim, T>>(input, nullptr, false, stream) : cudaErrorInvalidValue;
 }
 
 template <int HeadDim>
@@ -108,10 +111,15 @@ cudaError_t run_head_dim(const ForwardInput& input, const GeneralInput* general,
 
 }  // namespace
 
+int items_per_row(const ForwardInput& input, const GeneralInput* general) {
+  const int tile_q = !general && input.tile == 64 ? 64 : 128;
+  return (input.tile + tile_q - 1) / tile_q;
+}
+
 int items_per_head(const ForwardInput& input, const GeneralInput* general) {
   const int slots = general ? general->slots_q : input.q.seqlen;
   const int rows = general && general->edge ? general->num_rows : (slots + input.tile - 1) / input.tile;
-  return rows * ((input.tile + 127) / 128);
+  return rows * items_per_row(input, general);
 }
 
 cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* general, int variant, cudaStream_t stream) {

@@ -11,7 +11,13 @@
 namespace tilewise::attend::sm90 {
 
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_forward_kernel(const __grid_constant__ typename C::Args args) {
+constexpr bool fits_shared_memory() {  // of 228 KB a multiprocessor, 1 is taken for each thread block
+  return sizeof(Shared<C>) <= (228 / C::kThreadBlocks - 1) * 1024;
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, C::kThreadBlocks) attend_sm90_forward_kernel(const __grid_constant__ typename C::Args args) {
+  static_assert(fits_shared_memory<C>());
   extern __shared__ __align__(1024) uint8_t dynamic_shared[];
   Shared<C>& shared = *reinterpret_cast<Shared<C>*>(dynamic_shared);
   if (threadIdx.x == 0) {
@@ -52,8 +58,8 @@ cudaError_t launch(const typename C::Args& args, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const void* parameters[] = {&args};
   return cudaLaunchKernel(reinterpret_cast<const void*>(attend_sm90_forward_kernel<C>),
-                          dim3(args.counter ? std::min(args.items, multiprocessors) : args.items), dim3(C::kThreads), const_cast<void**>(parameters),
-                          sizeof(Shared<C>), stream);
+                          dim3(args.counter ? std::min(args.items, multiprocessors * C::kThreadBlocks) : args.items), dim3(C::kThreads),
+                          const_cast<void**>(parameters), sizeof(Shared<C>), stream);
 }
 
 }  // namespace tilewise::attend::sm90

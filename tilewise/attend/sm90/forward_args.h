@@ -118,12 +118,14 @@ enum ForwardVariant : int {
   kByCounter = 2,  // the same kernel, keys by a counter: what the run loop is measured against
   kRowByRow = 3,   // nothing of a row overlaps the row before
   kGeneral = 4,    // the kernel with every part, on a problem that needs none
+  kNarrow = 5,     // rows of 64 queries, which the plain call takes by itself
 };
 
 /// cudaErrorInvalidValue: a stride that the copy engine refuses, or more than 2^31 items. `general` may be null.
 cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* general, int variant, cudaStream_t stream);
 
-/// Items of one head: how the order of work counts.
+/// Items of one head and of one row: how the order of work counts.
+int items_per_row(const ForwardInput& input, const GeneralInput* general);
 int items_per_head(const ForwardInput& input, const GeneralInput* general);
 
 }  // namespace tilewise::attend::sm90

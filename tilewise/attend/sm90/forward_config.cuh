@@ -23,7 +23,10 @@ struct ForwardConfig {
   static constexpr bool kIsGeneral = Variant == kGeneral;
   static constexpr bool kIsProof = Variant == kProof;
   using Args = std::conditional_t<kIsGeneral, GeneralArgs, ForwardArgs>;
-  static constexpr int kTileQ = 128, kTileK = HeadDim == 256 ? 64 : 128;
+  // Rows of 64 queries have a warpgroup each: two thread blocks a multiprocessor, which hide one another's softmax, with stages of half the size.
+  static constexpr bool kIsNarrow = Variant == kNarrow;
+  static constexpr int kTileQ = kIsNarrow ? 64 : 128, kTileK = HeadDim == 256 || kIsNarrow ? 64 : 128;
+  static constexpr int kThreadBlocks = kIsNarrow ? 2 : 1;  // of a multiprocessor
   // Q in registers: fewer bytes read by each product, and its buffer is free for the next row at once. 256 channels do not fit.
   static constexpr bool kHasQInRegisters = !kIsGeneral && HeadDim <= 128;
   static constexpr bool kRunsAcrossRows = kHasQInRegisters && Variant != kRowByRow;
@@ -32,9 +35,9 @@ struct ForwardConfig {
   static constexpr int kItems = 2;  // claimed ahead
   static constexpr int kConsumers = kTileQ / 64;
   static constexpr int kThreads = 128 * (1 + kConsumers);
-  // Together 504 of a thread of each warpgroup; a spill on either side fails the build (tools/sm90_harness.sh).
-  static constexpr int kConsumerRegisters = HeadDim == 64 ? 184 : HeadDim == 256 ? 216 : kIsGeneral ? 208 : 224;
-  static constexpr int kProducerRegisters = 504 - 2 * kConsumerRegisters;
+  // Together 504 (256 of a narrow block) of a thread of each warpgroup. A spill in a plain kernel fails the build (tools/sm90_harness.sh).
+  static constexpr int kConsumerRegisters = kIsNarrow ? 200 : HeadDim == 64 ? 184 : HeadDim == 256 ? 216 : kIsGeneral ? 208 : 224;
+  static constexpr int kProducerRegisters = kIsNarrow ? 56 : 504 - 2 * kConsumerRegisters;
   static constexpr int kRowBytes = HeadDim * 2;
   static constexpr int kTileBytes = kTileK * kRowBytes;
 };

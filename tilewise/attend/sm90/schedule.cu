@@ -96,7 +96,7 @@ cudaError_t make_schedule(ForwardInput& input, const GeneralInput* general, int3
   args.lists[1] = input.whole;
   if (general) args.lists[2] = general->picked;
   args.items_per_head = items_per_head(input, general);
-  args.items_per_row = (input.tile + 127) / 128;
+  args.items_per_row = items_per_row(input, general);
   args.items = args.items_per_head * input.q.heads * input.q.batch;
   args.heads_q = input.q.heads;
   args.keys = general ? general->slots_k : input.k.seqlen;

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Builds, tests and times the Hopper kernels on the GPU at hand, in stages under a time budget, and prints a short table last.
+
+  tools/gpu_check.py [--build DIR | --built DIR] [--stages tests,sanitize,dense,...] [--minutes 8] [--cases 1000] [--rounds 7] [--out FILE]
+  tools/gpu_check.py --bars [FILE]     each bar with its figure from a results file (the newest of bench/results/ if none is named)
+
+A stage that the budget has no room for is left out and named. The file goes to bench/results/<date>-<device>-<commit>.json. Needs torch; the peer
+fa3_fwd is timed where it is installed.
+"""
+import argparse, datetime, json, pathlib, re, subprocess, sys, time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+# Rows of bench/attend/sm90/forward_bench.py, lengths, and about how many seconds they take.
+BENCHES = {"dense": ("dense", "8192,32768", 25), "proof": ("proof", "8192,32768", 25), "sparse8": ("sparse", "8192", 20), "sparse32": ("sparse", "32768", 30),
+           "narrow": ("narrow", "8192,32768", 30), "causal": ("causal", "8192,32768", 20), "d64": ("d64", "8192,32768", 20),
+           "d256": ("d256", "8192,32768", 20), "general": ("general", "8192", 10)}
+
+# FlashAttention-4 4.0.0b36 and VSA (fastvideo-kernel 0.3.5) do not fit beside the checkout: their TFLOP/s over FA3's in turns on one H100,
+# 2026-11-24, at .5 / .25 / .10 / .05 (8K: .094, .047).
+OVER_FA3 = {("128x128", "8K"): (604 / 675, 567 / 675, 452 / 675, 348 / 675), ("128x128", "32K"): (650 / 701, 649 / 701, 612 / 701, 574 / 701),
+            ("64x64", "8K"): (473 / 675, 480 / 675, 430 / 675, 376 / 675), ("64x64", "32K"): (508 / 701, 506 / 701, 490 / 701, 465 / 701)}
+SHARES = {("128x128", "8K"): (.96, .92, .80, .64), ("128x128", "32K"): (.97, .96, .92, .88),
+          ("64x64", "8K"): (.75, .74, .68, .58), ("64x64", "32K"): (.78, .78, .75, .71)}
+OVER_PEER = {("128x128", "8K"): (1.05, 1.08, 1.18, 1.22), ("128x128", "32K"): (1.03, 1.03, 1.05, 1.07), ("64x64", "8K"): (1.08,) * 4,
+             ("64x64", "32K"): (1.08,) * 4}
+NOT_BUILT = ["sparse 128K", "pools", "backward dense", "backward sparse", "decode", "paged decode", "small sizes from Python", "choosing tiles", "measure",
+             "FP8 forward"]
+
+
+def bars(result):
+    """(bar, figure, bound) for every bar that the file has a row for."""
+    rows = {(row["row"], row["kernel"]): row for row in result["rows"]}
+    figure = lambda row, kernel: rows[row, kernel]["tflops"] if (row, kernel) in rows else None
+    out = []
+
+    def ratio(name, above, below, bound):
+        if above and below: out.append((name, above / below, bound))
+
+    def best(row):
+        return max((f for f in (figure(row, "fa3"), figure(row, "cudnn")) if f), default=None)
+
+    for n in ("8K", "32K"):
+        ratio(f"dense D=128 {n} over the best of FA3 and cuDNN", figure(f"dense D=128 {n}", "plan"), best(f"dense D=128 {n}"), 1.00)
+        ratio(f"dense D=64 {n} over the same", figure(f"dense D=64 {n}", "plan"), best(f"dense D=64 {n}"), 1.03)
+        ratio(f"dense D=256 {n} over the same", figure(f"dense D=256 {n}", "plan"), best(f"dense D=256 {n}"), 1.00)
+        ratio(f"causal D=128 {n} over the same", figure(f"causal D=128 {n}", "plan"), best(f"causal D=128 {n}"), 1.00)
+        ratio(f"plan over counter, one kernel, {n}", figure(f"proof D=128 {n}", "proof"), figure(f"proof D=128 {n}", "counter"), .99)
+        for shape in ("128x128", "64x64"):
+            row = f"sparse {shape} D=128 {n}"
+            own = figure(row, "dense")
+            kernels = [k for r, k in rows if r == row and re.fullmatch(r"density 0\.\d+", k)]
+            for i, kernel in enumerate(sorted(kernels, reverse=True)[:4]):
+                share, over = SHARES[shape, n][i], OVER_PEER[shape, n][i]
+                ratio(f"{shape} {n} {kernel[8:]} share of own dense", figure(row, kernel), own, share)
+                fa3 = figure(row, "fa3")
+                ratio(f"{shape} {n} {kernel[8:]} over the best peer (by FA3)", figure(row, kernel), fa3 and fa3 * OVER_FA3[shape, n][i], over)
+        row = f"sparse 128x128 D=128 {n}"
+        for (r, kernel) in list(rows):
+            if r != row: continue
+            equal = figure(row, kernel.rsplit(" ", 2)[0] if kernel.endswith("64 keys") else kernel.rsplit(" ", 1)[0])
+            if kernel.endswith("64 keys"): ratio(f"64-key runs {n} {kernel[8:13]} of own 128x128", figure(row, kernel), equal, .97)
+            if kernel.endswith("unaligned"): ratio(f"unaligned runs {n} of aligned", figure(row, kernel), equal, .93)
+            if kernel.endswith("each"):
+                ratio(f"order of work {n}: share of time left to attention at .10", figure(row, kernel), equal, .97)
+                ratio(f"unequal rows {n} of equal ones", figure(row, "unequal rows"), equal, .92 if n == "8K" else .98)
+    return out
+
+
+def print_bars(result):
+    print(f"{result['device']}, {result['commit']}, {result['date']}")
+    passed = 0
+    every = bars(result)
+    for name, figure, bound in every:
+        passed += figure >= bound
+        print(f"{'pass ' if figure >= bound else 'short'} {figure:6.3f}  bar {bound:5.2f}  {name}")
+    for name in NOT_BUILT: print(f"-                     {name}: not built or not timed")
+    print(f"{passed} of {len(every)} pass")
+
+
+def newest():
+    files = [f for f in RESULTS.glob("*h100*.json") if "bars" in f.read_text()[:400]]
+    return max(files, key=lambda f: f.stat().st_mtime) if files else None
+
+
+def run(command, seconds, log):
+    start = time.time()
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
+        code, text = done.returncode, done.stdout
+    except subprocess.TimeoutExpired as late:
+        code, text = 124, (late.stdout or b"").decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+    with open(log, "a") as out: out.write(f"$ {' '.join(map(str, command))}\n{text}\nexit {code}\n")
+    return code, text, time.time() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bars", nargs="?", const="", default=None)
+    parser.add_argument("--build", default="build/gpu")
+    parser.add_argument("--built", help="folder that holds tilewise_sm90_test and libtilewise_sm90_bench.so")
+    parser.add_argument("--stages", default="tests,sanitize," + ",".join(BENCHES))
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    if options.bars is not None:
+        file = pathlib.Path(options.bars) if options.bars else newest()
+        if not file: sys.exit("gpu_check: no results file of a GPU in bench/results; run without --bars on a GPU, or name one")
+        return print_bars(json.loads(file.read_text()))
+    end = time.time() + 60 * options.minutes
+    commit = options.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+    scratch = ROOT / options.build
+    scratch.mkdir(parents=True, exist_ok=True)
+    log = scratch / "gpu_check.log"
+    log.write_text("")
+    table, result, failed = [], None, False
+    built = pathlib.Path(options.built).resolve() if options.built else scratch.resolve()
+    if not options.built:
+        code, text, took = run(["tools/sm90_harness.sh", options.build], 240, log)
+        table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
+        if code: sys.exit(text[-3000:])
+    test = str(built / "tilewise_sm90_test")
+    sanitized = []
+    for stage in options.stages.split(","):
+        left = end - time.time()
+        if stage == "tests":
+            code, text, took = run([test, "--cases", str(options.cases), "--repeats", "3"], min(left, 150), log)
+            lines = text.strip().splitlines() or ["no output"]
+            table.append((stage, "ok" if code == 0 else "FAIL", took, lines[-1]))
+            failed |= code != 0
+            code, text, took = run([test, "--cases", "40", "--seed", "9000", "--repeats", "30", "--only", "cases"], min(left, 60), log)
+            table.append(("30 repeats", "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
+            failed |= code != 0
+        elif stage == "sanitize":
+            for tool in ("memcheck", "initcheck", "synccheck"):
+                code, text, took = run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", test, "--cases", "100", "--small", "--repeats", "1",
+                                        "--only", "cases"], min(left, 60), log)
+                table.append((tool, "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
+                sanitized.append(tool)
+                failed |= code != 0
+        else:
+            rows, lengths, seconds = BENCHES[stage]
+            if left < seconds:
+                table.append((stage, "left out", 0, f"{left:.0f} s left, takes {seconds}"))
+                continue
+            part = scratch / f"{stage}.json"
+            code, text, took = run([sys.executable, "bench/attend/sm90/forward_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths",
+                                    lengths, "--rounds", str(options.rounds), "--commit", commit, "--out", str(part)], min(left, 4 * seconds), log)
+            table.append((stage, "ok" if code == 0 else "FAIL", took, "" if code == 0 else text[-200:].replace("\n", " ")))
+            failed |= code != 0
+            if code: continue
+            piece = json.loads(part.read_text())
+            if result is None: result = dict(piece, bars=True, rows=[])
+            result["rows"] += piece["rows"]
+    if result:
+        result = dict(schema=1, bars=True, **{k: v for k, v in result.items() if k not in ("schema", "bars", "rows")},
+                      stages=[dict(stage=s, state=state, seconds=round(took, 1), note=note) for s, state, took, note in table], rows=result["rows"])
+        device = re.sub(r"[^a-z0-9]+", "-", result["device"].lower().replace("nvidia", "").strip())
+        device = "h100" if "h100" in device else device
+        out = pathlib.Path(options.out) if options.out else RESULTS / f"{datetime.date.today().isoformat()}-{device}-{commit}.json"
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        print_bars(result)
+        print(f"written to {out}")
+    for name, state, took, note in table: print(f"{name:11s} {state:8s} {took:6.1f} s  {note[:140]}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
