@@ -7,6 +7,7 @@ option(TILEWISE_WITH_CUDA "Build the CUDA backends (needs nvcc 13)" OFF)
 option(TILEWISE_WITH_TESTS "Build the tests (needs GoogleTest)" ${PROJECT_IS_TOP_LEVEL})
 option(TILEWISE_WITH_INSTALL "Make install rules" ${PROJECT_IS_TOP_LEVEL})
 option(TILEWISE_WARNINGS_AS_ERRORS "Stop at a warning of the compiler (CI does)" OFF)
+option(TILEWISE_WITH_FUZZ "Build the libFuzzer targets (needs Clang and the tests)" OFF)
 set(TILEWISE_SANITIZE "" CACHE STRING "Sanitizers for the whole build, e.g. address,undefined or thread")
 
 if(TILEWISE_WITH_APP AND NOT TILEWISE_WITH_INFER)

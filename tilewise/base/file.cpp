@@ -11,6 +11,7 @@
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -20,6 +21,7 @@ TILEWISE_BEGIN_PUBLIC
 
 namespace {
 
+/// Asked for where a call has failed, never as an argument of check(): a string that cannot be made would throw with the file open.
 /// std::strerror keeps its text in one place for all threads; this does not.
 std::string reason(int error) { return std::generic_category().message(error); }
 
@@ -27,7 +29,7 @@ std::string reason(int error) { return std::generic_category().message(error); }
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  check(descriptor >= 0, Error::Kind::io, "cannot open '", path, "': ", reason(errno));
+  if (descriptor < 0) fail(Error::Kind::io, "cannot open '", path, "': ", reason(errno));
   struct stat status = {};
   if (::fstat(descriptor, &status) != 0) {
     const int error = errno;
@@ -73,14 +75,12 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
     check(!S_ISDIR(status.st_mode), Error::Kind::io, "cannot write '", path, "': it is a directory; name a file in it");
     if (!S_ISREG(status.st_mode)) {
       descriptor_ = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
-      check(descriptor_ >= 0, Error::Kind::io, "cannot write '", path, "': ", reason(errno));
+      if (descriptor_ < 0) fail(Error::Kind::io, "cannot write '", path, "': ", reason(errno));
       return;
     }
-    check(::access(path.c_str(), W_OK) == 0, Error::Kind::io, "cannot write '", path, "': ", reason(errno));
-    if (char* resolved = ::realpath(path.c_str(), nullptr)) {
-      path_ = resolved;
-      std::free(resolved);
-    }
+    if (::access(path.c_str(), W_OK) != 0) fail(Error::Kind::io, "cannot write '", path, "': ", reason(errno));
+    const std::unique_ptr<char, decltype(&std::free)> resolved(::realpath(path.c_str(), nullptr), &std::free);
+    if (resolved != nullptr) path_ = resolved.get();
   }
   static std::atomic<unsigned> counter{0};
   for (int attempt = 0; attempt < 100 && descriptor_ < 0; ++attempt) {
@@ -88,7 +88,7 @@ AtomicFile::AtomicFile(const std::string& path) : path_(path) {
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor_ < 0 && errno != EEXIST) break;
   }
-  check(descriptor_ >= 0, Error::Kind::io, "cannot write '", path, "': ", reason(errno), "; the folder must exist and be writable");
+  if (descriptor_ < 0) fail(Error::Kind::io, "cannot write '", path, "': ", reason(errno), "; the folder must exist and be writable");
 }
 
 AtomicFile::~AtomicFile() {
@@ -101,7 +101,7 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::write(descriptor_, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
-    check(written >= 0, Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
+    if (written < 0) fail(Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
 }
@@ -109,12 +109,11 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 void AtomicFile::commit() {
   check(descriptor_ >= 0, Error::Kind::io, "cannot write '", path_, "': it has been committed");
   // A file system without fsync says EINVAL or ENOTSUP; a pipe or terminal always does.
-  if (!temporary_.empty() && ::fsync(descriptor_) != 0)
-    check(errno == EINVAL || errno == ENOTSUP, Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
-  const int closed = ::close(std::exchange(descriptor_, -1));
-  check(closed == 0, Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
+  if (!temporary_.empty() && ::fsync(descriptor_) != 0 && errno != EINVAL && errno != ENOTSUP)
+    fail(Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
+  if (::close(std::exchange(descriptor_, -1)) != 0) fail(Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
   if (temporary_.empty()) return;
-  check(::rename(temporary_.c_str(), path_.c_str()) == 0, Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail(Error::Kind::io, "cannot write '", path_, "': ", reason(errno));
   temporary_.clear();
 }
 

@@ -374,6 +374,10 @@ Plan complete(const Plan& plan, Context& context, int tile) {
     Transposer transposer(*plan, is_by_query, rows, b, first_head(g, groups.groups, plan->heads_q), mask_heads(*plan, g, groups.groups));
     parts[static_cast<size_t>(item)] = transposer.run(context);
   });
+  if (!has_queries && !has_keys) {  // says so in both directions, and by_query stays the one that was planned
+    const int64_t count = num_rows(lists, slots_q(*plan));
+    data.by_query.whole = Packer(lists.tile, 1, 1, count, part_ends(*plan, Direction::by_query)).finish({}, context.memory, data).whole;
+  }
   Lists& made = is_by_query ? data.by_key : data.by_query;
   Packer packer(tile, groups.batch, groups.groups, rows.count(), part_ends(*plan, is_by_query ? Direction::by_key : Direction::by_query));
   for (size_t item = 0; item < parts.size(); ++item) packer.append(static_cast<int64_t>(item) * rows.count(), parts[item]);

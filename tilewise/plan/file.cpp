@@ -104,7 +104,13 @@ class Reader {
     if (entry == nullptr) return {};
     asked_.insert(name);
     require(static_cast<int>(entry->shape.size()) == rank, name, " has ", entry->shape.size(), " axes, takes ", rank);
-    Tensor tensor = file_.load(name, memory_);
+    Tensor tensor;
+    try {
+      tensor = file_.load(name, memory_);
+    } catch (const Error& error) {  // a dtype that no Tensor has is damage here
+      if (error.kind() == Error::Kind::memory) throw;
+      fail(Error::Kind::io, "load_plan: ", error.what());
+    }
     require(tensor.view.dtype() == dtype, name, " is ", tensor.view.dtype(), ", takes ", dtype);
     data.memory.push_back(std::move(tensor.buffer));
     return tensor.view;

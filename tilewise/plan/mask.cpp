@@ -125,8 +125,8 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
   if (forms != 1) return text("the mask has ", forms, " forms, takes one of bands, spans and grids");
   if (mask.spans.has_value()) {
     const TensorView& spans = mask.spans;
-    if (spans.dtype() != Dtype::i32 || spans.rank() != 4 || (spans.dim(1) != 1 && spans.dim(1) != batch) || spans.dim(2) != seqlen_q ||
-        spans.dim(3) != 4) {
+    if (spans.device().type != Device::Type::cpu || spans.dtype() != Dtype::i32 || spans.rank() != 4 ||
+        (spans.dim(1) != 1 && spans.dim(1) != batch) || spans.dim(2) != seqlen_q || spans.dim(3) != 4) {
       return text("mask.spans is ", spans.dtype(), " ", spans.shape(), ", takes i32 [C, 1 or ", batch, ", ", seqlen_q, ", 4]");
     }
   }
@@ -172,8 +172,8 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
       total *= axis.length;
       if (total > seqlen_k) break;
     }
-    if (mask.first < 0 || mask.first + total > seqlen_k)
-      return text("the grid takes tokens [", mask.first, ", ", mask.first + total, "), there are ", seqlen_k);
+    if (mask.first < 0 || mask.first > seqlen_k || mask.first + total > seqlen_k)
+      return text("the grid takes tokens [", mask.first, " + 0 to ", total, "), there are ", seqlen_k);
   }
   return std::nullopt;
 }
