@@ -26,7 +26,11 @@ inline void use_plan(const Plan& plan) {
   try {
     const Plan both = complete(plan, context, 32);
     require(reads(both) == read && content_hash(both) == content_hash(plan));
-    require(!is_exact || !find_fault(both, both->mask).has_value());
+    if (is_exact) {
+      const auto fault = find_fault(both, both->mask);
+      if (fault) std::fprintf(stderr, "complete: %s\n", fault->c_str());
+      require(!fault.has_value());
+    }
     require(reads(retile(plan, context, 48, 16)) == read);
     require(reads(unite(plan, plan, context)) == read);
     bsr_of_plan({.plan = plan, .block_q = 16, .block_k = 8, .has_mask = true}, context);

@@ -173,7 +173,8 @@ std::optional<std::string> mask_fault(const Mask& mask, int64_t batch, int heads
       if (total > seqlen_k) break;
     }
     if (mask.first < 0 || mask.first > seqlen_k || mask.first + total > seqlen_k)
-      return text("the grid takes tokens [", mask.first, " + 0 to ", total, "), there are ", seqlen_k);
+      return text("the grid takes tokens [", mask.first, ", ", static_cast<uint64_t>(mask.first) + static_cast<uint64_t>(total), "), there are ",
+                  seqlen_k);
   }
   return std::nullopt;
 }

@@ -27,12 +27,12 @@ class ListsCheck {
         run_slots_(is_by_query_ ? slots_k_with_pools(plan) : slots_q(plan)) {}
 
   void run() {
-    if (!lists_.has_runs() && !lists_.edge.has_value()) return;
     require(lists_.tile >= 16 && lists_.tile <= 256, name(), ".tile is ", lists_.tile, ", takes 16 to 256");
+    if (!lists_.has_runs() && !lists_.edge.has_value() && !lists_.status.has_value()) return;
     require_edge();
     if (lists_.status.has_value()) {
       const TensorView& status = lists_.status;
-      require(status.dtype() == Dtype::i32 && status.rank() == 1 && status.dim(0) == 2, name(), ".status is ", status.dtype(), " ", status.shape(),
+      require(status.device().type == Device::Type::cpu && status.dtype() == Dtype::i32 && status.rank() == 1 && status.dim(0) == 2, name(), ".status is ", status.dtype(), " ", status.shape(),
               ", takes i32 [2]");
       require(status.at<int32_t>(1) == 0, name(), ".status reports fault ", status.at<int32_t>(1), " of the kernel that wrote the lists");
     }
