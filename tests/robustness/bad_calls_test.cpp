@@ -280,6 +280,7 @@ std::vector<Bad> bad_plans() {
   add("longer", "by_query", [](PlanData& d) { d.seqlen_q = 300; });
   add("shorter", "by_query", [](PlanData& d) { d.seqlen_k = 50; });
   add("batch", "batch is 0", [](PlanData& d) { d.batch = 0; });
+  add("batch above", "2^24 heads", [](PlanData& d) { d.batch = INT64_MAX; });
   add("heads_q", "heads_q -2", [](PlanData& d) { d.heads_q = -2; });
   add("dense_reads", "dense_reads", [](PlanData& d) { d.dense_reads = -5; });
   add("dense_reads_of_head count", "dense_reads_of_head", [](PlanData& d) { d.dense_reads_of_head = {1}; });

@@ -62,6 +62,9 @@ void require_structure(const PlanData& data) {
           " and seqlen_k ", data.seqlen_k, ", takes 0 to 2^31 - 1");
   require(data.batch >= 1 && data.heads_q >= 1 && data.dense_reads >= 0, "batch is ", data.batch, ", heads_q ", data.heads_q, ", dense_reads ",
           data.dense_reads, "; takes at least 1, 1 and 0");
+  constexpr int64_t kMostHeads = 1 << 24;  // over the batch: what is done for each head comes to an end
+  require(data.batch <= kMostHeads && data.heads_q <= kMostHeads / data.batch, "batch is ", data.batch, " and heads_q ", data.heads_q,
+          ", takes at most 2^24 heads over the batch");
   if (!data.dense_reads_of_head.empty()) {
     require(static_cast<int>(data.dense_reads_of_head.size()) == data.heads_q, "dense_reads_of_head has ", data.dense_reads_of_head.size(),
             " numbers, takes one for each of ", data.heads_q, " heads, or none");
