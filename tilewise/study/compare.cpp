@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tilewise/methods/registry.h"
+#include "tilewise/study/head_maps.h"
 #include "tilewise/study/model_source.h"
 #include "tilewise/study/qkv_source.h"
 #include "tilewise/study/tune.h"
@@ -37,6 +38,11 @@ class Comparer {
     comparison_.max_bits = request_.max_bits;
     comparison_.max_error = request_.max_error;
     comparison_.input = source_.input();
+    if (request_.has_maps) {
+      const int64_t rows = static_cast<int64_t>(rows_.size()) + (request_.recipe ? 1 : 0);
+      comparison_.map = choose_map_shape(comparison_.input, rows * comparison_.input.num_layers * comparison_.input.heads_q);
+      if (comparison_.map) source_.set_map_shape(*comparison_.map);
+    }
     plan_stages();
     progress_.begin(dense_stage_, "dense");
     source_.run_dense(comparison_.dense);

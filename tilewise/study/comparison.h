@@ -13,13 +13,39 @@ TILEWISE_BEGIN_PUBLIC
 /// A figure that was not taken: `null` in the JSON.
 inline constexpr double kNoFigure = std::numeric_limits<double>::quiet_NaN();
 
+/// Cells of a head's map: side_q x side_k of cell_q queries by cell_k keys, row by row; as a triangle, row i holds the keys' cells 0 to i.
+struct MapShape {
+  int side_q = 0, side_k = 0;
+  int64_t cell_q = 0, cell_k = 0;
+  bool is_triangle = false;
+
+  int64_t cells() const { return is_triangle ? int64_t{side_q} * (side_q + 1) / 2 : int64_t{side_q} * side_k; }
+};
+
+/// One head's attention on the first text, a byte a cell. A share of mass is the mean over the cell's queries of their softmax mass on the cell's keys.
+struct HeadMap {
+  std::vector<uint8_t> mass;  // 255 * (share of dense attention's mass) ^ (1/4)
+  std::vector<uint8_t> kept;  // 255 * (allowed pairs read / allowed pairs)
+  std::vector<uint8_t> missed;  // as mass, of what is not read
+
+  bool has_value() const { return !mass.empty(); }
+};
+
+/// A tile of tokens that a row leaves out, or reads in part.
+struct WorstTile {
+  int layer = 0, head = 0;
+  int64_t first_q = 0, last_q = 0, first_k = 0, last_k = 0;  // tokens [first, last)
+  double missed = 0;  // share of its queries' softmax mass, their mean
+};
+
 /// One head of one layer, averaged over the texts.
 struct HeadFigures {
   int layer = 0, head = 0;
-  double density = kNoFigure;          // pairs read / pairs that the dense plan of this tile reads
+  double density = kNoFigure;  // pairs read / pairs that the dense plan of this tile reads
   double allowed_density = kNoFigure;  // allowed pairs read / allowed pairs
-  double recall = kNoFigure;           // mean over rows of exp(lse_plan - lse_dense); 1 - recall is the missed mass
-  double output_error = kNoFigure;     // ||sparse - dense|| / ||dense||, Frobenius norms over rows and channels
+  double recall = kNoFigure;  // mean over rows of exp(lse_plan - lse_dense); 1 - recall is the missed mass
+  double output_error = kNoFigure;  // ||sparse - dense|| / ||dense||, Frobenius norms over rows and channels
+  HeadMap map = {};  // where maps were asked for
 };
 
 /// Needle prompts of one length and depth.
@@ -50,24 +76,25 @@ struct DenseFigures {
 /// One method with one set of options. Where `refused` is set every figure is missing.
 struct MethodFigures {
   std::string name;
-  OptionValues options;               // all of them, defaults filled in
-  std::string label;                  // "xattention stride=16,threshold=0.97"
+  OptionValues options;  // all of them, defaults filled in
+  std::string label;  // "xattention stride=16,threshold=0.97"
   double density = kNoFigure, allowed_density = kNoFigure, recall = kNoFigure;
-  double output_error = kNoFigure;    // per layer over all its heads, then the mean of the layers
-  double bits_per_byte = kNoFigure;   // the mean of the texts
+  double output_error = kNoFigure;  // per layer over all its heads, then the mean of the layers
+  double bits_per_byte = kNoFigure;  // the mean of the texts
   double max_extra_bits = kNoFigure;  // the largest difference from dense over the texts: what a budget must hold
   double plan_ms = kNoFigure, attend_ms = kNoFigure, total_ms = kNoFigure;  // over all layers; total = plan + attend
   double dense_attend_ms = kNoFigure;  // dense attention timed inside this run, layer by layer beside the sparse one
-  double speedup = kNoFigure;          // dense_attend_ms / total_ms
-  double model_ms = kNoFigure;         // the whole forward, without the dense pass and the taking of figures
-  size_t peak_bytes = 0;               // of this run: cache, activations, plans and work space; neither weights nor the dense pass
+  double speedup = kNoFigure;  // dense_attend_ms / total_ms
+  double model_ms = kNoFigure;  // the whole forward, without the dense pass and the taking of figures
+  size_t peak_bytes = 0;  // of this run: cache, activations, plans and work space; neither weights nor the dense pass
   std::string backend;
   std::optional<NeedleFigures> needle;
-  std::vector<HeadFigures> heads;      // by layer, then head
+  std::vector<HeadFigures> heads;  // by layer, then head
   std::vector<TextFigures> texts;
+  std::vector<WorstTile> worst_tiles;  // most missed first; where maps were asked for
   std::vector<std::string> notes;
-  bool is_baseline = false;            // a yardstick (oracle, random): shown, never recommended
-  std::string refused;                 // why the method was not run; empty: it was
+  bool is_baseline = false;  // a yardstick (oracle, random): shown, never recommended
+  std::string refused;  // why the method was not run; empty: it was
 
   bool is_refused() const { return !refused.empty(); }
 };
@@ -85,14 +112,14 @@ struct InputFigures {
     int64_t bytes = 0;  // of the file
   };
   std::vector<Text> texts;
-  int64_t length = 0;                   // tokens read of each; of tensors: Sq
+  int64_t length = 0;  // tokens read of each; of tensors: Sq
   std::vector<int64_t> needle_lengths;  // none: no needles
   int num_layers = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
-  int64_t length_k = 0, batch = 1;      // Sk (of texts: length) and B
-  std::string qkv;                      // file of tensors; empty: a model with texts
-  std::string mask = "causal";          // "causal", "full", "spans"
-  bool is_mask_assumed = false;         // nothing said which
-  std::string dtype = "f32";            // of q, k and v
+  int64_t length_k = 0, batch = 1;  // Sk (of texts: length) and B
+  std::string qkv;  // file of tensors; empty: a model with texts
+  std::string mask = "causal";  // "causal", "full", "spans"
+  bool is_mask_assumed = false;  // nothing said which
+  std::string dtype = "f32";  // of q, k and v
 
   bool has_model() const { return qkv.empty(); }
 };
@@ -114,7 +141,7 @@ struct TuneCurve {
   std::string name;
   std::vector<TunePoint> points;
   std::optional<size_t> chosen;  // index into points: the fastest within the bound, else the nearest to it; nothing where none ran
-  bool is_within = false;        // the chosen one holds the bound
+  bool is_within = false;  // the chosen one holds the bound
 };
 struct TuneFigures {
   std::string text;  // that chose
@@ -130,6 +157,7 @@ struct Comparison {
   std::vector<MethodFigures> methods;
   double max_error = .05;  // of tensors: the output error that a recommended method may have
   std::optional<TuneFigures> tune;
+  std::optional<MapShape> map;  // of the heads' maps
 
   /// What the bound holds of a row (extra bits or output error), and the bound.
   double excess(const MethodFigures& row) const { return input.has_model() ? row.max_extra_bits : row.output_error; }
@@ -139,7 +167,7 @@ struct Comparison {
 /// The one recommendation.
 struct Verdict {
   std::optional<size_t> best;  // index into Comparison::methods; nothing where no method holds the bounds
-  std::string text;            // one line; says plainly when none does, and how near the nearest came
+  std::string text;  // one line; says plainly when none does, and how near the nearest came
 };
 
 /// The fastest method that is not a baseline and leaves something out (largest speed-up over dense, above 1), whose bits per byte stay within

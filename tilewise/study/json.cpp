@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -11,6 +12,24 @@ using Json = nlohmann::ordered_json;
 
 /// JSON has neither NaN nor infinity.
 Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+std::string base64(const std::vector<uint8_t>& bytes) {
+  constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  text.reserve((bytes.size() + 2) / 3 * 4);
+  for (size_t i = 0; i < bytes.size(); i += 3) {
+    const size_t held = std::min<size_t>(3, bytes.size() - i);
+    uint32_t word = 0;
+    for (size_t j = 0; j < 3; ++j) word = word << 8 | (j < held ? bytes[i + j] : 0u);
+    for (size_t j = 0; j < 4; ++j) text += j <= held ? kLetters[word >> (18 - 6 * j) & 63u] : '=';
+  }
+  return text;
+}
+
+Json map(const HeadMap& map) {
+  if (!map.has_value()) return nullptr;
+  return {{"mass", base64(map.mass)}, {"kept", base64(map.kept)}, {"missed", base64(map.missed)}};
+}
 
 Json needle(const std::optional<NeedleFigures>& figures) {
   if (!figures) return nullptr;
@@ -35,11 +54,20 @@ Json method(const MethodFigures& row) {
                      {"density", number(head.density)},
                      {"allowed_density", number(head.allowed_density)},
                      {"recall", number(head.recall)},
-                     {"output_error", number(head.output_error)}});
+                     {"output_error", number(head.output_error)},
+                     {"map", map(head.map)}});
   }
   Json texts = Json::array();
   for (const TextFigures& text : row.texts) {
     texts.push_back({{"name", text.name}, {"bits_per_byte", number(text.bits_per_byte)}, {"dense_bits_per_byte", number(text.dense_bits_per_byte)}});
+  }
+  Json worst = Json::array();
+  for (const WorstTile& tile : row.worst_tiles) {
+    worst.push_back({{"layer", tile.layer},
+                     {"head", tile.head},
+                     {"queries", {tile.first_q, tile.last_q}},
+                     {"keys", {tile.first_k, tile.last_k}},
+                     {"missed", number(tile.missed)}});
   }
   const bool is_refused = row.is_refused();
   return {{"name", row.name},
@@ -64,6 +92,7 @@ Json method(const MethodFigures& row) {
           {"backend", is_refused ? Json(nullptr) : Json(row.backend)},
           {"heads", std::move(heads)},
           {"texts", std::move(texts)},
+          {"worst_tiles", std::move(worst)},
           {"notes", row.notes}};
 }
 
@@ -99,6 +128,15 @@ Json tune(const Comparison& comparison) {
                       {"points", std::move(points)}});
   }
   return {{"text", comparison.tune->text}, {"bound", number(comparison.bound())}, {"curves", std::move(curves)}};
+}
+
+Json map_shape(const std::optional<MapShape>& shape) {
+  if (!shape) return nullptr;
+  return {{"side_q", shape->side_q},
+          {"side_k", shape->side_k},
+          {"cell_q", shape->cell_q},
+          {"cell_k", shape->cell_k},
+          {"is_triangle", shape->is_triangle}};
 }
 
 }  // namespace
@@ -150,7 +188,8 @@ std::string to_json(const Comparison& comparison) {
                            {"peak_bytes", comparison.dense.peak_bytes},
                            {"backend", comparison.dense.backend}}},
                          {"methods", std::move(rows)},
-                         {"tune", study::tune(comparison)}};
+                         {"tune", study::tune(comparison)},
+                         {"map", study::map_shape(comparison.map)}};
   // Paths may hold any bytes; what is not UTF-8 becomes U+FFFD.
   return document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }

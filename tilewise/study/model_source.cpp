@@ -116,13 +116,15 @@ void ModelSource::fill_row(MethodFigures& row, size_t number, const Planner& pla
   Context own = outer_;
   own.memory = counting;
   RowMeter meter(planner, config_.num_layers, config_.heads_q, outer_);
+  std::optional<HeadMaps> maps;
+  if (map_shape_) maps.emplace(*map_shape_, input());
   double model_ms = 0;
   row.bits_per_byte = 0;
   row.max_extra_bits = -INFINITY;
   for (size_t i = 0; i < request_.texts.size(); ++i) {
     const auto beside_dense = [&](const LayerAttention& layer, Context& context) {
       tell_text(i, request_.texts.size(), layer.layer);
-      const Plan plan = meter.run(infer::problem_of(layer, request_.seed), layer.out, context);
+      const Plan plan = meter.run(infer::problem_of(layer, request_.seed), layer.out, context, 1, i == 0 && maps ? &*maps : nullptr);
       const Stopwatch watch;
       if (request_.on_plan) request_.on_plan(number, row.name, i, layer.layer, plan);
       meter.add_apart(watch.ms());
@@ -138,6 +140,7 @@ void ModelSource::fill_row(MethodFigures& row, size_t number, const Planner& pla
   row.model_ms = (model_ms - meter.apart_ms()) / texts;
   row.peak_bytes = counting->peak_bytes();
   meter.write(row, texts);
+  if (maps) maps->write(row);
 }
 
 Attempt ModelSource::attempt(const Planner& planner, double most_ms) {

@@ -87,11 +87,14 @@ void QkvSource::fill_row(MethodFigures& row, size_t number, const Planner& plann
   const Problem here = problem();
   RowMeter meter(planner, 1, static_cast<int>(here.q.dim(1)), outer_);
   const Tensor out = make_out(outer_.memory);
+  std::optional<HeadMaps> maps;
+  if (map_shape_) maps.emplace(*map_shape_, input());
   progress_.part("beside dense", 0);
-  const Plan plan = meter.run(here, out.view, own, kRepeats);
+  const Plan plan = meter.run(here, out.view, own, kRepeats, maps ? &*maps : nullptr);
   if (request_.on_plan) request_.on_plan(number, row.name, 0, 0, plan);
   row.peak_bytes = counting->peak_bytes();
   meter.write(row, 1);
+  if (maps) maps->write(row);
 }
 
 NeedleFigures QkvSource::ask_needles(const Planner&) { fail(Error::Kind::value, "compare: needles need a model, these are tensors"); }

@@ -6,7 +6,7 @@
 #include "tilewise/study/clock.h"
 
 namespace tilewise::study {
-Plan RowMeter::run(const Problem& problem, const TensorView& out, Context& own, int repeats) {
+Plan RowMeter::run(const Problem& problem, const TensorView& out, Context& own, int repeats, HeadMaps* maps) {
   const Stopwatch whole;
   const Tensor dense_out(outer_.memory, out.dtype(), out.shape());
   const Shape rows{problem.q.dim(0), problem.q.dim(1), problem.q.dim(2)};
@@ -43,6 +43,7 @@ Plan RowMeter::run(const Problem& problem, const TensorView& out, Context& own, 
     sums_.add_plans(problem.layer, planned.head_plans, dense_plan);
   }
   sums_.add_outputs(problem.layer, out, lse.view, dense_out.view, dense_lse.view, outer_);
+  if (maps != nullptr) maps->add(problem, dense_plan, planned.plan, dense_lse.view, outer_);
   apart_ms_ += whole.ms() - median(plan_ms) - median(attend_ms);
   return planned.plan;
 }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "tilewise/study/head_maps.h"
 #include "tilewise/study/layer_sums.h"
 #include "tilewise/study/planner.h"
 
@@ -15,8 +16,8 @@ class RowMeter {
       : planner_(std::move(planner)), outer_(outer), sums_(num_layers, heads) {}
 
   /// Writes sparse attention to `out` and returns its plan. `own` is the row's context, whose memory is counted; dense attention and the figures take
-  /// theirs past it. Dense and sparse run `repeats` times in turns and their medians count.
-  Plan run(const Problem& problem, const TensorView& out, Context& own, int repeats = 1);
+  /// theirs past it. Dense and sparse run `repeats` times in turns and their medians count. `maps`, if given, takes this layer, too.
+  Plan run(const Problem& problem, const TensorView& out, Context& own, int repeats = 1, HeadMaps* maps = nullptr);
 
   /// Everything but what the source alone knows (bits, model time, memory); times are divided by `texts`.
   void write(MethodFigures& row, double texts) const;

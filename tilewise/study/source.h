@@ -38,6 +38,12 @@ class Source {
   virtual NeedleFigures ask_needles(const Planner& planner) = 0;
   /// The first text (or the tensors) with one setting and nothing beside it, given up once plan and attend have taken `most_ms`.
   virtual Attempt attempt(const Planner& planner, double most_ms) = 0;
+
+  /// Rows that are filled from here on have maps of their heads.
+  void set_map_shape(const MapShape& shape) { map_shape_ = shape; }
+
+ protected:
+  std::optional<MapShape> map_shape_;
 };
 
 /// What a method's planning and sparse attention take, as a share of dense attention: an oracle computes every score twice, others are taken
