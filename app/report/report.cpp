@@ -38,6 +38,13 @@ size_t utf8_length(std::string_view text, size_t i) {
   return length;
 }
 
+/// One function of all script files, in the order in which they use one another.
+std::string script() {
+  std::string text;
+  for (const std::string_view part : {common_js(), table_js(), plots_js(), atlas_js(), main_js()}) text += part;
+  return text;
+}
+
 }  // namespace
 
 std::string escape_html(std::string_view text) {
@@ -90,11 +97,11 @@ std::string escape_script_json(std::string_view json) {
 std::string make_report(const Comparison& comparison) {
   const Verdict verdict = verdict_of(comparison);
   return fill(template_html(), {{"style", std::string(style_css())},
-                                {"script", std::string(script_js())},
+                                {"script", script()},
                                 {"verdict", escape_html(verdict.text)},
                                 {"verdict_class", verdict.best ? "good" : "none"},
                                 {"command", escape_html(comparison.environment.command)},
-                                {"model", escape_html(comparison.input.model)},
+                                {"model", escape_html(comparison.input.has_model() ? comparison.input.model : comparison.input.qkv)},
                                 {"json", escape_script_json(to_json(comparison))}});
 }
 

@@ -7,6 +7,10 @@ namespace tilewise::app {
 
 std::string_view template_html();
 std::string_view style_css();
-std::string_view script_js();
+std::string_view common_js();
+std::string_view table_js();
+std::string_view plots_js();
+std::string_view atlas_js();
+std::string_view main_js();
 
 }  // namespace tilewise::app
