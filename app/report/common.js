@@ -21,8 +21,9 @@ const percent = (value, digits = 1) => (has(value) ? (100 * value).toFixed(digit
 const fixed = (value, digits) => (has(value) ? minus(value.toFixed(digits)) : "\u2013");
 const signed = (value, digits) => (has(value) ? (value >= 0 ? "+" : "") + minus(value.toFixed(digits)) : "\u2013");
 const whole = (value) => (has(value) ? Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, "\u2009") : "\u2013");
-/** Milliseconds: a short call shows its tenths. */
-const time = (value) => (has(value) && value < 100 ? value.toFixed(value < 10 ? 2 : 1) : whole(value));
+/** Milliseconds; where dense attention is short, with decimals. */
+const timeDigits = data.dense.attend_ms >= 200 ? 0 : 2;
+const time = (value) => (timeDigits && has(value) && value < 1000 ? value.toFixed(timeDigits) : whole(value));
 const megabytes = (value) => (has(value) ? whole(value / 1048576) : "\u2013");
 const score = (needle) => (needle ? needle.correct + "/" + needle.of : "\u2013");
 const optionText = (options) => Object.entries(options).map(([name, value]) => name + "=" + value).join(", ");

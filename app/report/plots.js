@@ -84,10 +84,10 @@ function paretoPlot() {
       let px = frame.x(axisX.value(row.method));
       const py = frame.y(axisY.value(row.method));
       const start = px;
-      while (placed.some(([qx, qy, qr]) => Math.hypot(px - qx, py - qy) < r + qr - 3)) px += 4;
+      while (placed.some(([qx, qy, qr]) => Math.hypot(px - qx, py - qy) < r + qr + 2)) px += 4;
       if (px > frame.right) {
         px = start;
-        while (placed.some(([qx, qy, qr]) => Math.hypot(px - qx, py - qy) < r + qr - 3)) px -= 4;
+        while (placed.some(([qx, qy, qr]) => Math.hypot(px - qx, py - qy) < r + qr + 2)) px -= 4;
       }
       placed.push([px, py, r]);
       const mark = holds(row.method) ? svg("circle", { cx: px, cy: py, r, class: "good-mark" })
