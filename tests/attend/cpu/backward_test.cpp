@@ -11,6 +11,7 @@
 #include "tilewise/attend/prepare.h"
 #include "tilewise/machine/cpu/context.h"
 #include "tilewise/plan/complete.h"
+#include "tilewise/prepare/reorder.h"
 
 namespace tilewise::attend::testing {
 namespace {
@@ -115,6 +116,65 @@ TEST(AttendCpuBackward, ScheduleAndCompletedPlanGiveTheSameBits) {
     params.forward.schedule = nullptr;
     params.forward.plan = complete(params.forward.plan, context, 128);
     expect_same("completed plan");
+  }
+}
+
+// A caller that has reordered gets its gradients in slots: those of a call in token order, 0 in padding.
+TEST(AttendCpuBackward, InSlotsIsTheSameInTheOrderOfSlots) {
+  Context context = cpu_context(2);
+  for (uint64_t seed = 900; seed < 912; ++seed) {
+    Rng rng(seed);
+    ProblemOptions o;
+    o.plan = {.batch = 2, .seqlen_q = 90, .seqlen_k = 150, .heads_q = 4, .heads_kv = 2, .tile = 64, .groups = 2};
+    o.plan.has_order_q = seed % 3 != 0;
+    o.plan.has_order_k = seed % 3 != 1 || seed % 2 == 0;
+    o.plan.has_picked = seed % 2 == 0;
+    if (seed % 4 == 0) o.plan.pools = {4};
+    o.dtype = seed % 2 == 0 ? Dtype::f32 : Dtype::bf16;
+    o.head_dim = 16;
+    const BackwardProblem problem = make_backward(rng, o);
+    const PlanData& plan = *problem.forward.plan.plan;
+    if (plan.order_k.token.has_value() && plan.order_k.token.dim(1) > o.plan.heads_kv) continue;  // slots then need more heads of k
+    const auto in_slots = [&](const HostTensor& tokens, const Order& order, double padding) {
+      const Tensor slots = prepare::to_slots(tokens.view, order, context);
+      const HostTensor copy = converted(slots.view, tokens.view.dtype());
+      for (int64_t b = 0; b < slots.view.dim(0) && order.token.has_value(); ++b) {
+        for (int64_t h = 0; h < slots.view.dim(1); ++h) {
+          for (int64_t s = 0; s < slots.view.dim(2); ++s) {
+            const int64_t group = h * order.token.dim(1) / slots.view.dim(1);
+            if (order.token.at<int32_t>(order.token.dim(0) == 1 ? 0 : b, group, s) >= 0) continue;
+            if (slots.view.rank() == 3) copy.set(padding, b, h, s);
+            for (int64_t d = 0; slots.view.rank() == 4 && d < slots.view.dim(3); ++d) copy.set(padding, b, h, s, d);
+          }
+        }
+      }
+      return copy;
+    };
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    BackwardProblem own = problem;
+    for (const auto& [to, from] : {std::pair{&own.forward.q, &problem.forward.q},
+                                   {&own.forward.out, &problem.forward.out},
+                                   {&own.dout, &problem.dout},
+                                   {&own.dq, &problem.dq}}) {
+      *to = in_slots(*from, plan.order_q, nan);
+    }
+    own.forward.lse = in_slots(problem.forward.lse, plan.order_q, nan);
+    own.dlse = in_slots(problem.dlse, plan.order_q, nan);
+    for (const auto& [to, from] :
+         {std::pair{&own.forward.k, &problem.forward.k}, {&own.forward.v, &problem.forward.v}, {&own.dk, &problem.dk}, {&own.dv, &problem.dv}}) {
+      *to = in_slots(*from, plan.order_k, nan);
+    }
+    AttendBackwardParams params = own.params();
+    params.forward.in_slots = true;
+    on_every_target([&] {
+      cpu::backward(problem.params(), context);
+      own.wipe();
+      cpu::backward(params, context);
+      EXPECT_EQ(values_of(own.dq.view), values_of(in_slots(problem.dq, plan.order_q, 0).view)) << "dq, seed " << seed;
+      EXPECT_EQ(values_of(own.dk.view), values_of(in_slots(problem.dk, plan.order_k, 0).view)) << "dk, seed " << seed;
+      EXPECT_EQ(values_of(own.dv.view), values_of(in_slots(problem.dv, plan.order_k, 0).view)) << "dv, seed " << seed;
+    });
+    if (HasFailure()) return;
   }
 }
 

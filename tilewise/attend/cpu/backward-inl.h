@@ -44,7 +44,7 @@ struct Workspace {
   float *dx, *dy;              // [kGroups][head_dim][kGroupLanes]
   float *p, *ds;               // across rows: [kGroups][kRowStrip][kGroupLanes]
   float *p_lanes, *ds_lanes;   // along lanes, bf16 alone: [kGroups][kRowStrip][kGroupLanes / 2]
-  float *pairs_x, *pairs_y;    // [kRowStrip / 2][head_dim] pairs that no array holds; scratch before the walk
+  float *pairs_x, *pairs_y;    // [kRowStrip / 2][head_dim] bf16 rows by pairs; scratch before the walk
 
   static constexpr int64_t floats(int64_t d, int64_t dv) {
     return kLanes * (2 * (d + dv) + sum_stride(d) + sum_stride(dv)) + 3 * kRowStrip * kLanes + kRowStrip / 2 * (d + dv);
@@ -110,19 +110,13 @@ TILEWISE_INLINE bool next_rows(const RowSide& side, Walk& walk, Strip& strip) {
 }
 
 #if TILEWISE_TARGET_LEVEL >= 3
-// Points `pairs` at rows by pairs: in `all` where two rows are neighbours there, else made in `made`.
-TILEWISE_INLINE void find_pairs(const Strip& strip, const void* rows, int64_t stride, const uint16_t* all, int channels, float* made,
-                                const float** pairs) {
+// Lays the strip's rows out by pairs and points `pairs` at them. Arrays of pairs made once for all blocks cost more: they double what the caches bring.
+TILEWISE_INLINE void make_pairs(const Strip& strip, const void* rows, int64_t stride, int channels, float* made, const float** pairs) {
   const uint16_t* const base = static_cast<const uint16_t*>(rows);
   for (int i = 0; i < strip.count; i += 2) {
-    const int32_t even = strip.slot[i];
-    const bool has_odd = i + 1 < strip.count;
-    if (all != nullptr && has_odd && even % 2 == 0 && strip.slot[i + 1] == even + 1) {
-      pairs[i / 2] = reinterpret_cast<const float*>(all) + even / 2 * int64_t{channels};
-      continue;
-    }
     float* const row = made + int64_t{i / 2} * channels;
-    interleave_bf16(base + even * stride, has_odd ? base + strip.slot[i + 1] * stride : kZeros, channels, reinterpret_cast<uint16_t*>(row));
+    const uint16_t* const odd = i + 1 < strip.count ? base + strip.slot[i + 1] * stride : kZeros;
+    interleave_bf16(base + strip.slot[i] * stride, odd, channels, reinterpret_cast<uint16_t*>(row));
     pairs[i / 2] = row;
   }
 }
@@ -146,8 +140,8 @@ TILEWISE_INLINE void find_rows([[maybe_unused]] const BackwardBlock& block, cons
   }
 #if TILEWISE_TARGET_LEVEL >= 3
   if constexpr (Dtype::Op::kPerUnit == 2) {
-    find_pairs(strip, side.x, side.x_stride, side.x_pairs, block.head_dim, workspace.pairs_x, strip.x_pairs);
-    find_pairs(strip, side.y, side.y_stride, side.y_pairs, block.head_dim_v, workspace.pairs_y, strip.y_pairs);
+    make_pairs(strip, side.x, side.x_stride, block.head_dim, workspace.pairs_x, strip.x_pairs);
+    make_pairs(strip, side.y, side.y_stride, block.head_dim_v, workspace.pairs_y, strip.y_pairs);
   }
 #endif
 }
@@ -156,7 +150,7 @@ TILEWISE_INLINE void find_rows([[maybe_unused]] const BackwardBlock& block, cons
 
 // What a tile of R rows by V vectors of lanes needs beside its products.
 struct Terms {
-  float scale_log2;        // of S in the exponent, without softcap
+  float scale_log2;  // of S in the exponent, without softcap
   float inner, outer_log2;  // with softcap: exponent = outer_log2 * tanh(inner * S)
   bool has_cap;
 };
@@ -288,10 +282,30 @@ TILEWISE_INLINE void score_rows(const BackwardBlock& block, const Workspace& wor
   }
 }
 
+// Asks for rows of the strip that the processor does not foresee: picked keys lie anywhere. The first group asks for the rows after [i, i + step), the last
+// for the sums that the strip ends with.
+TILEWISE_INLINE void prefetch_picked(const RowSide& side, const Strip& strip, int i, int step, int64_t units_x, int64_t units_y, bool is_first,
+                                     bool is_last) {
+  const int stop = i + 2 * step < strip.count ? i + 2 * step : strip.count;
+  for (int row = i + step; is_first && row < stop; ++row) {
+    prefetch(strip.x[row], units_x * 4);
+    prefetch(strip.y[row], units_y * 4);
+  }
+  for (int row = i; is_last && row < i + step && row < strip.count; ++row) {
+    prefetch(side.dx + strip.slot[row] * side.dx_stride, side.dx_stride * 4);
+    prefetch(side.dy + strip.slot[row] * side.dy_stride, side.dy_stride * 4);
+  }
+}
+
 template <class Dtype, bool kKeysAreLanes, bool IsPlain>
-void score_strip(const BackwardBlock& block, const Workspace& workspace, const Terms& terms, const Strip& strip, int group) {
+void score_strip(const BackwardBlock& block, const RowSide& side, const Workspace& workspace, const Terms& terms, const Strip& strip, int group,
+                 int groups) {
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i);
+    if constexpr (!kKeysAreLanes) {
+      prefetch_picked(side, strip, i, step, block.head_dim / Dtype::Op::kPerUnit, block.head_dim_v / Dtype::Op::kPerUnit, group == 0,
+                      group == groups - 1);
+    }
     if (step == kRows) {
       score_rows<Dtype, kKeysAreLanes, IsPlain, kRows, kGroupVectors>(block, workspace, terms, strip, group, i);
     } else {
@@ -501,7 +515,7 @@ void run(const BackwardBlock& block) {
       const float* const* const x = kIsOneLayout ? strip.x : strip.x_pairs;
       const float* const* const y = kIsOneLayout ? strip.y : strip.y_pairs;
       for (int g = 0; g < groups; ++g) {
-        score_strip<Dtype, kKeysAreLanes, IsPlain>(block, workspace, terms, strip, g);
+        score_strip<Dtype, kKeysAreLanes, IsPlain>(block, rows, workspace, terms, strip, g, groups);
         const int64_t place = int64_t{g} * kRowStrip * kGroupLanes;
         if constexpr (kKeysAreLanes) add_to_lanes<Op>(y, strip.count, dv, workspace.p, workspace.dy + int64_t{g} * dv * kGroupLanes);
         add_to_lanes<Op>(x, strip.count, d, workspace.ds + place, workspace.dx + int64_t{g} * d * kGroupLanes);

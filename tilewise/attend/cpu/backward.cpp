@@ -20,11 +20,8 @@ using machine::cpu::Target;
 #if defined(__x86_64__)
 constexpr machine::cpu::PerTarget<BackwardTable> kTables{
     {&portable::backward_table, &avx2::backward_table, &avx512::backward_table, &avx512bf16::backward_table}};
-constexpr machine::cpu::PerTarget<ForwardTable> kForwardTables{
-    {&portable::forward_table, &avx2::forward_table, &avx512::forward_table, &avx512bf16::forward_table}};
 #else
 constexpr machine::cpu::PerTarget<BackwardTable> kTables{{&portable::backward_table, nullptr, nullptr, nullptr}};
-constexpr machine::cpu::PerTarget<ForwardTable> kForwardTables{{&portable::forward_table, nullptr, nullptr, nullptr}};
 #endif
 
 constexpr float kLog2E = 1.44269504088896341f;
@@ -98,8 +95,6 @@ void run_keys(const BackwardCall& call, const Wave& wave, const LaneBlock& keys,
                                                 .y = wave.dout.rows(call, domain, at, local),
                                                 .x_stride = wave.q.stride(),
                                                 .y_stride = wave.dout.stride(),
-                                                .x_pairs = wave.q.pairs_of(at, local),
-                                                .y_pairs = wave.dout.pairs_of(at, local),
                                                 .shift = sums_at(wave.shift, at, local),
                                                 .delta = sums_at(wave.delta, at, local),
                                                 .dx = sums_at(wave.dq, at, local),
@@ -147,8 +142,6 @@ void run_picked(const BackwardCall& call, const Wave& wave, const LaneBlock& que
                      .y = wave.v.rows(call, domain, at, 0),
                      .x_stride = wave.k.stride(),
                      .y_stride = wave.v.stride(),
-                     .x_pairs = nullptr,
-                     .y_pairs = nullptr,
                      .shift = bias_of(call, queries.b, queries.head),
                      .delta = nullptr,
                      .dx = sums_at(wave.dk, at),
@@ -230,7 +223,6 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
                     .sizes = sizes,
                     .schedule = *schedule,
                     .table = table,
-                    .forward_table = kForwardTables[target],
                     .context = context,
                     .queries = SlotAxes::of_queries(plan),
                     .keys = SlotAxes::of_keys(plan),
@@ -240,7 +232,6 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
                     .group = sizes.heads_q / schedule->heads,
                     .slots_q = plan::slots_q(plan),
                     .slots_k = plan::slots_k_with_pools(plan),
-                    .has_pairs = false,
                     .is_direct = schedule->picked_blocks.empty() && are_slots_tokens && sizes.heads_v == sizes.heads_kv && !is_one_tensor,
                     .scale = static_cast<float>(scale_of(f.softmax_scale, sizes.head_dim))};
   call.slots = key_slots(plan, call.keys, f.k, f.v, f.in_slots, context);
@@ -248,10 +239,6 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
     call.bias.push_back(bias);
     for (float& x : call.bias.back()) x *= kLog2E;
   }
-  int64_t reads = 0;
-  for (const LaneBlock& block : schedule->key_blocks) reads += block.work;
-  call.has_pairs = call.dtype == Dtype::bf16 && call.slots_q > 0 && reads >= 3 * sizes.batch * sizes.heads_q * call.slots_q;
-
   std::vector<Worker> workers(static_cast<size_t>(context.concurrency()));
   std::vector<std::vector<float>> scratch(workers.size());
   const size_t bytes = table.workspace_bytes(static_cast<int>(sizes.head_dim), static_cast<int>(sizes.head_dim_v));

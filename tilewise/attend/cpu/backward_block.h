@@ -47,7 +47,6 @@ struct LaneSide {
 struct RowSide {
   const void *x, *y;
   int64_t x_stride, y_stride;
-  const uint16_t *x_pairs, *y_pairs;  // null, or bf16 rows by pairs, as ForwardTable::pair_values makes them
   const float* shift;                 // null: 0
   const float* delta;                 // queries alone
   float *dx, *dy;                     // added to; dy: with queries in lanes alone

@@ -57,30 +57,19 @@ int64_t head_of(const BackwardCall& call, const Operand& operand, int64_t domain
   return call.head_of(domain) * operand.source.dim(1) / call.schedule.heads;
 }
 
+// Fills an operand's copy, where it has one.
 void stage(const BackwardCall& call, const Wave& wave, const Operand& operand) {
+  if (!operand.copy.view.has_value()) return;
   const TensorView& source = operand.source;
   const int64_t rows = operand.is_of_q ? call.slots_q : call.slots_k, channels = source.dim(3), parts = chunks(rows);
-  const auto for_each_chunk = [&](auto body) {
-    call.context.parallel_for(wave.domains() * operand.heads * parts, [&](int64_t item, int) {
-      const int64_t part = item % parts, local = item / parts % operand.heads, at = item / parts / operand.heads;
-      body(wave.first + at, at, local, part * kChunk, std::min(kChunk, rows - part * kChunk));
-    });
-  };
-  if (operand.copy.view.has_value()) {
-    for_each_chunk([&](int64_t domain, int64_t at, int64_t local, int64_t begin, int64_t count) {
-      const int64_t b = call.b_of(domain), head = head_of(call, operand, domain, local);
-      for (int64_t slot = begin; slot < begin + count; ++slot) {
-        const int64_t place = operand.is_of_q ? call.place_q(b, head, slot) : slot;
-        copy_row(place < 0 ? nullptr : row_at(source, b, head, place), source.dtype(), channels, call.dtype,
-                 const_cast<std::byte*>(row_at(operand.copy.view, at, local, slot)));
-      }
-    });
-  }
-  if (!operand.pairs.view.has_value()) return;
-  for_each_chunk([&](int64_t domain, int64_t at, int64_t local, int64_t begin, int64_t count) {
-    call.forward_table.pair_values(reinterpret_cast<const uint16_t*>(operand.rows(call, domain, at, local)), operand.stride(), rows,
-                                   static_cast<int>(channels), begin / 2, (begin + count + 1) / 2,
-                                   const_cast<uint16_t*>(operand.pairs_of(at, local)));
+  call.context.parallel_for(wave.domains() * operand.heads * parts, [&](int64_t item, int) {
+    const int64_t part = item % parts, local = item / parts % operand.heads, at = item / parts / operand.heads, domain = wave.first + at;
+    const int64_t b = call.b_of(domain), head = head_of(call, operand, domain, local);
+    for (int64_t slot = part * kChunk; slot < std::min(rows, (part + 1) * kChunk); ++slot) {
+      const int64_t place = operand.is_of_q ? call.place_q(b, head, slot) : slot;
+      copy_row(place < 0 ? nullptr : row_at(source, b, head, place), source.dtype(), channels, call.dtype,
+               const_cast<std::byte*>(row_at(operand.copy.view, at, local, slot)));
+    }
   });
 }
 
@@ -233,13 +222,12 @@ const std::byte* Operand::rows(const BackwardCall& call, int64_t domain, int64_t
 
 int64_t domains_of_wave(const BackwardCall& call) {
   const Sizes& s = call.sizes;
-  const int64_t rows_q = call.group * call.slots_q, channels = s.head_dim + s.head_dim_v, width = static_cast<int64_t>(size_of(call.dtype));
+  const int64_t rows_q = call.group * call.slots_q, width = static_cast<int64_t>(size_of(call.dtype));
   const auto copies = [&](const TensorView& view, bool is_of_q) {
     return is_copied(call, view, is_of_q) ? (is_of_q ? rows_q : call.slots_k) * view.dim(3) * width : 0;
   };
   int64_t bytes = 4 * rows_q * (sum_stride(s.head_dim) + 2);
   if (!call.is_direct) bytes += 4 * call.slots_k * (sum_stride(s.head_dim) + sum_stride(s.head_dim_v));
-  if (call.has_pairs) bytes += rows_q * channels * width;
   bytes += copies(call.params.forward.q, true) + copies(call.params.dout, true) + copies(call.slots.k, false) + copies(call.slots.v, false);
   const int64_t domains = std::max<int64_t>(1, call.domains());
   const int64_t blocks = std::max<int64_t>(1, static_cast<int64_t>(call.schedule.key_blocks.size()) / domains);
@@ -260,7 +248,6 @@ Wave make_wave(const BackwardCall& call, int64_t domains) {
     operand.heads = is_of_q ? call.group : 1;
     const int64_t rows = is_of_q ? call.slots_q : call.slots_k, channels = source.dim(3);
     if (is_copied(call, source, is_of_q)) operand.copy = Tensor(memory, call.dtype, {domains, operand.heads, rows, channels});
-    if (is_of_q && call.has_pairs) operand.pairs = Tensor(memory, Dtype::bf16, {domains, operand.heads, (rows + 1) / 2, channels, 2});
   };
   set(wave.q, call.params.forward.q, true);
   set(wave.dout, call.params.dout, true);

@@ -18,7 +18,6 @@ struct BackwardCall {
   const Sizes& sizes;
   const ScheduleData& schedule;
   const BackwardTable& table;
-  const ForwardTable& forward_table;
   Context& context;
   SlotAxes queries, keys;
   KeySlots slots;  // k and v in slots
@@ -26,7 +25,6 @@ struct BackwardCall {
   Dtype dtype;  // that is computed in
   int group;  // heads of q in a domain
   int64_t slots_q, slots_k;
-  bool has_pairs;  // q and dout are worth pairing
   bool is_direct;  // rows of dk and dv are done with their block of keys: nothing is added to them later
   float scale;
 
@@ -49,14 +47,10 @@ struct Operand {
   bool is_of_q = false;
   int heads = 1;  // in each domain
   Tensor copy;  // [domains, heads, slots, D], or absent
-  Tensor pairs;  // [domains, heads, ceil(slots / 2), D, 2], or absent
 
   int64_t stride() const { return copy.view.has_value() ? copy.view.stride(2) : source.stride(2); }
   // Row 0 of the `local`th head of a domain that is the `at`th of its wave.
   const std::byte* rows(const BackwardCall& call, int64_t domain, int64_t at, int64_t local) const;
-  const uint16_t* pairs_of(int64_t at, int64_t local) const {
-    return pairs.view.has_value() ? static_cast<const uint16_t*>(pairs.view.raw()) + pairs.view.offset(at, local) : nullptr;
-  }
 };
 
 // What the domains [first, last) need while they run. Tensors have room for the largest wave.
