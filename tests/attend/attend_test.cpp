@@ -87,18 +87,24 @@ TEST(AttendDispatch, ForcedBackendIsAloneAndUnknownNamesAreRefused) {
   }
 }
 
-TEST(AttendDispatch, BackwardRunsOnTheReferenceAlone) {
-  const ForwardProblem problem = small_problem(Dtype::f32);
-  Context context;
-  reference::forward(problem.params(), context);
-  const HostTensor dq(Dtype::f32, problem.q.view.shape()), dk(Dtype::f32, problem.k.view.shape()), dv(Dtype::f32, problem.v.view.shape());
-  const AttendBackwardParams params{.forward = problem.params(), .dout = problem.q.view, .dq = dq.view, .dk = dk.view, .dv = dv.view};
-  {
-    const ScopedBackend automatic("auto");
-    EXPECT_THROW(attend_backward(params, context), Error);
+TEST(AttendDispatch, BackwardRunsOnTheReferenceOnlyWhenAsked) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
+    const ForwardProblem problem = small_problem(dtype);
+    Context context;
+    reference::forward(problem.params(), context);
+    const HostTensor dq(dtype, problem.q.view.shape()), dk(dtype, problem.k.view.shape()), dv(dtype, problem.v.view.shape());
+    const AttendBackwardParams params{.forward = problem.params(), .dout = problem.q.view, .dq = dq.view, .dk = dk.view, .dv = dv.view};
+    {
+      const ScopedBackend automatic("auto");
+      if (dtype == Dtype::f32) {
+        EXPECT_EQ(attend_backward(params, context).backend, "cpu");
+      } else {
+        EXPECT_THROW(attend_backward(params, context), Error);
+      }
+    }
+    const ScopedBackend forced("reference");
+    EXPECT_EQ(attend_backward(params, context).backend, "reference");
   }
-  const ScopedBackend forced("reference");
-  EXPECT_EQ(attend_backward(params, context).backend, "reference");
 }
 
 // What a fast backend says that it takes runs there, unasked.

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/attend/attend_testing.h"
+#include "tests/attend/backward_testing.h"
 #include "tilewise/attend/backend.h"
 #include "tilewise/attend/check.h"
 #include "tilewise/machine/cpu/target.h"
@@ -136,6 +137,31 @@ TEST(AttendBackends, PoisonOutsideOfARowChangesNothing) {
         }
       }
     });
+    if (HasFailure()) return;
+  }
+}
+
+TEST(AttendBackends, BackwardAgreesWithReference) {
+  const auto pool = make_thread_pool(2);
+  for (const uint64_t seed : seeds(9000, 40)) {
+    Rng rng(seed);
+    const BackwardProblem problem = make_backward(rng, random_options(rng, true));
+    const Gradients exact = exact_backward(problem), in_dtype = backward_in_dtype(problem);
+    for (const Backend& backend : backends()) {
+      if (backend.is_forced_only || backend.backward == nullptr) continue;
+      if (const auto reason = backend.backward_refusal(problem.params())) {
+        ADD_FAILURE() << backend.name << " refuses seed " << seed << ": " << *reason << "; " << describe(problem.forward.options);
+        continue;
+      }
+      on_every_target([&](const std::string& target) {
+        SCOPED_TRACE(std::string(backend.name) + " " + target + " seed " + std::to_string(seed) + ": " + describe(problem.forward.options));
+        Context context;
+        if (seed % 2 == 0) context.executor = pool;
+        problem.wipe();
+        EXPECT_EQ(backend.backward(problem.params(), context).pairs_read, problem.forward.plan.reads);
+        expect_gradients(problem, exact, in_dtype);
+      });
+    }
     if (HasFailure()) return;
   }
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 
+#include "tilewise/attend/cpu/backward.h"
 #include "tilewise/attend/cpu/decode.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/attend/cpu/measure.h"
@@ -40,6 +41,8 @@ const std::array kBackends{
         .name = "cpu",
         .forward_refusal = &cpu::refusal,
         .forward = &cpu::forward,
+        .backward_refusal = &cpu::refusal,
+        .backward = &cpu::backward,
         .decode_refusal = &cpu::refusal,
         .decode = &cpu::decode,
         .measure_refusal = &cpu::refusal,
