@@ -2,12 +2,18 @@
 // Worked numbers of FlashAttention: online softmax, its backward, the bottom-right causal mask, tile counts, cut runs and empty rows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "tests/attend/attend_testing.h"
 #include "tilewise/attend/attend.h"
 #include "tilewise/attend/backend.h"
+#include "tilewise/attend/decode.h"
 #include "tilewise/attend/merge.h"
 #include "tilewise/attend/reference/backward.h"
 
@@ -303,6 +309,72 @@ TEST(AttendOracle, EmptyTensors) {
         for (const double x : values_of(sum.view)) EXPECT_EQ(x, 0);
       }
     }
+  }
+}
+
+// Spec 6, oracle 11: keys and values in pages anywhere in a pool are those of a contiguous cache, whatever the table and the size of a page.
+TEST(AttendOracle, PagedIsContiguous) {
+  constexpr int64_t kBatch = 2, kHeadsKv = 2, kHeadsQ = 6, kTokens = 2, kCapacity = 512, kDim = 24;
+  std::mt19937_64 rng(9);
+  std::normal_distribution<double> normal;
+  const auto drawn = [&](const Shape& shape) {
+    HostTensor tensor(Dtype::f32, shape);
+    for (int64_t i = 0; i < tensor.view.numel(); ++i) tensor.view.data<float>()[i] = static_cast<float>(normal(rng));
+    return tensor;
+  };
+  const HostTensor q = drawn({kBatch, kHeadsQ, kTokens, kDim}), k = drawn({kBatch, kHeadsKv, kCapacity, kDim}),
+                   v = drawn({kBatch, kHeadsKv, kCapacity, kDim});
+  HostTensor lengths(Dtype::i32, {kBatch});
+  lengths.view.at<int32_t>(0) = 389;
+  lengths.view.at<int32_t>(1) = 512;
+  for (const char* const backend : {"reference", "cpu"}) {
+    setenv("TILEWISE_BACKEND", backend, 1);
+    const auto decode = [&](const Operand& keys, const Operand& values) {
+      HostTensor out(Dtype::f32, q.view.shape()), lse(Dtype::f32, {kBatch, kHeadsQ, kTokens});
+      Context context;
+      attend_decode(
+          {.q = q.view, .k = keys, .v = values, .out = out.view, .lse = lse.view, .lengths = lengths.view, .dense_band = Mask::Band{.right = 0}},
+          context);
+      std::vector<double> both = values_of(out.view);
+      const std::vector<double> sums = values_of(lse.view);
+      both.insert(both.end(), sums.begin(), sums.end());
+      return both;
+    };
+    std::vector<double> contiguous;
+    try {
+      contiguous = decode(k.view, v.view);
+    } catch (const Error& error) {
+      unsetenv("TILEWISE_BACKEND");
+      ASSERT_EQ(error.kind(), Error::Kind::unsupported) << error.what();
+      ASSERT_STRNE(backend, "reference") << error.what();
+      std::printf("not on %s: %s\n", backend, error.what());
+      continue;
+    }
+    for (const int64_t page : {1, 16, 64, 256}) {
+      const int64_t pages = kCapacity / page, in_pool = kBatch * pages + 5;
+      std::vector<int32_t> places(static_cast<size_t>(in_pool));
+      std::iota(places.begin(), places.end(), 0);
+      std::shuffle(places.begin(), places.end(), rng);
+      HostTensor pool_k = drawn({in_pool, kHeadsKv, page, kDim}), pool_v = drawn({in_pool, kHeadsKv, page, kDim}),
+                 table(Dtype::i32, {kBatch, 1, pages});
+      for (int64_t b = 0; b < kBatch; ++b) {
+        for (int64_t p = 0; p < pages; ++p) {
+          const int32_t place = places[static_cast<size_t>(b * pages + p)];
+          table.view.at<int32_t>(b, 0, p) = place;
+          for (int64_t h = 0; h < kHeadsKv; ++h) {
+            for (int64_t row = 0; row < page; ++row) {
+              for (int64_t d = 0; d < kDim; ++d) {
+                pool_k.view.at<float>(place, h, row, d) = k.view.at<float>(b, h, p * page + row, d);
+                pool_v.view.at<float>(place, h, row, d) = v.view.at<float>(b, h, p * page + row, d);
+              }
+            }
+          }
+        }
+      }
+      const std::vector<double> paged = decode(Paged{.pool = pool_k.view, .table = table.view}, Paged{.pool = pool_v.view, .table = table.view});
+      for (size_t i = 0; i < paged.size(); ++i) ASSERT_EQ(paged[i], contiguous[i]) << backend << " page " << page << " at " << i;
+    }
+    unsetenv("TILEWISE_BACKEND");
   }
 }
 
