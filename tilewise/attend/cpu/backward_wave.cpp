@@ -16,7 +16,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 1.44269504088896341f;
 // Of sums and copies of a wave: small, so that they are used again while they are in the cache and their pages are there; larger only where so few heads
 // would not keep all threads busy.
-constexpr int64_t kWaveBytes = int64_t{16} << 20, kMostWaveBytes = int64_t{256} << 20;
+constexpr int64_t kWaveBytes = int64_t{8} << 20, kMostWaveBytes = int64_t{256} << 20;
 constexpr int64_t kItems = 32;  // of each thread in a wave
 constexpr int64_t kChunk = 256;  // rows of an item before and after the products
 
