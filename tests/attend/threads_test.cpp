@@ -191,6 +191,12 @@ TEST(AttendThreads, CancelledCallsStartNoFurtherItem) {
               measure({.q = problem.q.view, .k = problem.k.view, .plan = problem.plan.plan, .over = MeasureOver::query, .sum = sum.view}, context);
             }),
             10);
+  const HostTensor dq(options.dtype, problem.q.view.shape()), dk(options.dtype, problem.k.view.shape()), dv(options.dtype, problem.v.view.shape());
+  const AttendParams done = problem.params();
+  EXPECT_GT(expect_stops([&](Context& context) {
+              attend_backward({.forward = done, .dout = done.out, .dq = dq.view, .dk = dk.view, .dv = dv.view}, context);
+            }),
+            10);
 }
 
 }  // namespace
