@@ -13,8 +13,10 @@
 
 #include "tests/attend/backward_testing.h"
 #include "tests/attend/cpu/cpu_testing.h"
+#include "tests/attend/decode_testing.h"
 #include "tests/attend/random_case.h"
 #include "tilewise/attend/cpu/backward.h"
+#include "tilewise/attend/cpu/decode.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/attend/cpu/measure.h"
 #include "tilewise/machine/cpu/context.h"
@@ -72,6 +74,11 @@ class RandomCases : public ::testing::Test {
     if (chance(rng, 0.6)) {
       const MeasureProblem measurement = random_case_measure(rng, problem);
       expect_measure(measurement, [](const MeasureParams& params, Context& c) { return cpu::measure(params, c); }, context, note);
+    }
+    if (chance(rng, 0.2)) {  // a cache of its own kinds: plain, quantised, paged
+      const DecodeCase decode_case = make_case(rng, random_decode(rng, false));
+      cpu::decode(check_decode(decode_case.params(), context), context);
+      expect_answer(decode_case, 0x1p-22, note + ": decode, " + describe(decode_case.options));
     }
     if (chance(rng, 0.4)) {
       const BackwardProblem gradient = make_backward_of(rng, problem);
