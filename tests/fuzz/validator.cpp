@@ -151,7 +151,8 @@ class Maker {
       }
       list->start = array<int32_t>(dtype(Dtype::i32), shape({capacity}), across);
       if (list != &lists.picked && in_.below(3) != 0) list->stop = array<int32_t>(dtype(Dtype::i32), shape({capacity}), across);
-      if (list != &lists.whole && in_.below(2) == 0) list->rows = array<uint64_t>(dtype(Dtype::u64), shape({capacity, (lists.tile + 63) / 64}), 255);
+      if (list != &lists.whole && in_.below(2) == 0)
+        list->rows = array<uint64_t>(dtype(Dtype::u64), shape({capacity, (std::clamp(lists.tile, 0, 1024) + 63) / 64}), 255);
       list->grain = static_cast<int>(in_.byte() < 200 ? 1 : in_.number(9));
       // Ascending starts are what random numbers hardly ever are.
       if (list->start.has_value() && list->start.dtype() == Dtype::i32 && each > 0 && in_.byte() < 240) {

@@ -28,20 +28,21 @@ class ListsCheck {
 
   void run() {
     require(lists_.tile >= 16 && lists_.tile <= 256, name(), ".tile is ", lists_.tile, ", takes 16 to 256");
+    for (size_t kind = 0; kind < 3; ++kind) {
+      const RunList& list = *lists()[kind];
+      require(list.has_runs() || (!list.count.has_value() && !list.rows.has_value()), of(kind), " has arrays but no begin");
+    }
     if (!lists_.has_runs() && !lists_.edge.has_value() && !lists_.status.has_value()) return;
     require_edge();
     if (lists_.status.has_value()) {
       const TensorView& status = lists_.status;
-      require(status.device().type == Device::Type::cpu && status.dtype() == Dtype::i32 && status.rank() == 1 && status.dim(0) == 2, name(), ".status is ", status.dtype(), " ", status.shape(),
-              ", takes i32 [2]");
+      require(status.device().type == Device::Type::cpu && status.dtype() == Dtype::i32 && status.rank() == 1 && status.dim(0) == 2, name(),
+              ".status is ", status.dtype(), " ", status.shape(), ", takes i32 [2]");
       require(status.at<int32_t>(1) == 0, name(), ".status reports fault ", status.at<int32_t>(1), " of the kernel that wrote the lists");
     }
     for (size_t kind = 0; kind < 3; ++kind) {
       const RunList& list = *lists()[kind];
-      if (!list.has_runs()) {
-        require(!list.count.has_value() && !list.rows.has_value(), of(kind), " has arrays but no begin");
-        continue;
-      }
+      if (!list.has_runs()) continue;
       require_arrays(kind);
       require_ranges(kind);
     }
@@ -113,8 +114,9 @@ class ListsCheck {
         for (int64_t row = 0; row < num_rows_; ++row) {
           const int64_t begin = list.begin.at<int64_t>(batch_index(list.begin, b), group_index(list.begin, head, plan_.heads_q), row);
           const int64_t count = list.count.at<int32_t>(batch_index(list.count, b), group_index(list.count, head, plan_.heads_q), row);
+          const auto end = static_cast<uint64_t>(begin) + static_cast<uint64_t>(count);  // for the message: it may be past all numbers
           require(count >= 0 && begin >= 0 && begin <= list.start.dim(0) - count, of(kind), " row ", row, " of head ", head, " has runs [", begin,
-                  ", ", begin + count, "), the capacity is ", list.start.dim(0));
+                  ", ", static_cast<int64_t>(end), "), the capacity is ", list.start.dim(0));
           if (count > 0 && (ranges.empty() || ranges.back() != std::pair{begin, count})) ranges.emplace_back(begin, count);
         }
       }
