@@ -10,6 +10,8 @@
 #include "tests/attend/random_plan.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/robustness/sites.h"
+#include "tilewise/attend/decode.h"
+#include "tilewise/attend/prepare.h"
 #include "tilewise/attend/reference/backward.h"
 #include "tilewise/base/file.h"
 #include "tilewise/base/safetensors.h"
@@ -164,6 +166,12 @@ TEST(Allocation, EachSiteOfAttentionMayFail) {
       measure({.q = t.q.view, .k = t.k.view, .plan = *plan, .over = MeasureOver::query, .sum = sum.view}, c);
     });
   }
+  const Tensor newest(host_memory(), Dtype::f32, {2, 4, 2, 16}), decoded(host_memory(), Dtype::f32, {2, 4, 2, 16});
+  newest.fill_zero();
+  sites += fail_writing("attend_decode", {decoded.view}, [&](Context& c) {
+    attend_decode({.q = newest.view, .k = t.k.view, .v = t.v.view, .out = decoded.view, .dense_band = Mask::Band{Mask::kAll, 0, 0}}, c);
+  });
+  sites += fail_each_site("attend_prepare", [&](Context& c) { attend_prepare(plain_plan, 2, c); });
   sites += fail_writing("attend_merge", {dq.view, sum.view}, [&](Context& c) {
     attend_merge({.outs = {t.out.view, t.out.view}, .lses = {t.lse.view, t.lse.view}, .out = dq.view, .lse = sum.view}, c);
   });

@@ -8,7 +8,7 @@
 namespace tilewise::method {
 
 /// The tensors, the mask and the orders of a problem, checked as select::check_inputs does; orders that change nothing are left out. Errors: as there.
-select::Inputs inputs_of(std::string_view method, const Problem& problem);
+TILEWISE_API select::Inputs inputs_of(std::string_view method, const Problem& problem);
 
 /// Refuses what a method without neighbourhoods cannot take. Errors: unsupported.
 void refuse_grids(std::string_view method, const Problem& problem);

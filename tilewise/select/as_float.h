@@ -6,7 +6,7 @@
 namespace tilewise::select {
 
 /// A tensor as f32: the tensor itself where it is f32, else a contiguous copy.
-struct AsFloat {
+struct TILEWISE_API AsFloat {
   Tensor copy = {};
   TensorView view = {};
 
