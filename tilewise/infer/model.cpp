@@ -11,7 +11,7 @@
 #include "tilewise/base/error.h"
 #include "tilewise/cache/contiguous.h"
 #include "tilewise/infer/config.h"
-#include "tilewise/infer/recipe.h"
+#include "tilewise/infer/layer.h"
 #include "tilewise/infer/rope.h"
 #include "tilewise/infer/rows.h"
 #include "tilewise/infer/weights.h"
@@ -61,7 +61,7 @@ class Pass {
 
   ForwardResult run() {
     const Stopwatch total;
-    attention_ = options_.attention ? options_.attention : method_attention("dense", {});
+    attention_ = options_.attention ? options_.attention : dense_attention();
     residual_ = Tensor(context_.memory, Dtype::f32, {chunk_, config_.hidden_size});
     q_ = Tensor(context_.memory, dtype_, {chunk_, config_.heads_q, config_.head_dim});
     out_ = Tensor(context_.memory, dtype_, {chunk_, config_.heads_q, config_.head_dim});

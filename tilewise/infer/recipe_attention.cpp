@@ -4,8 +4,8 @@
 #include <memory>
 #include <utility>
 
-#include "tilewise/attend/attend.h"
 #include "tilewise/base/error.h"
+#include "tilewise/infer/layer.h"
 #include "tilewise/infer/recipe.h"
 #include "tilewise/methods/registry.h"
 #include "tilewise/plan/count.h"
@@ -85,7 +85,7 @@ AttentionFunction recipe_attention(Recipe recipe, LayerObserver observer, uint64
     report.layer = layer.layer;
     report.plan_ms = infer::ms_since(planning);
     const auto attending = infer::Clock::now();
-    report.ran = attend_forward({.q = layer.q, .k = layer.k, .v = layer.v, .out = layer.out, .plan = planned.plan}, context);
+    report.ran = infer::attend_layer(layer, planned.plan, context);
     report.attend_ms = infer::ms_since(attending);
     if (!observer) return;
     report.density = density(planned.plan);
