@@ -85,7 +85,9 @@ TEST(Files, AFileThatCannotGrowIsNotLeftBehind) {
       ::waitpid(child, &status, 0);
       EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << writer.name << " ended with " << status;
       EXPECT_EQ(folder.count(), has_old ? 1 : 0) << writer.name << " left a file";
-      if (has_old) EXPECT_EQ(TemporaryFolder::read(path), "old") << writer.name;
+      if (has_old) {
+        EXPECT_EQ(TemporaryFolder::read(path), "old") << writer.name;
+      }
       writer.write(path);  // the next one works
       EXPECT_GT(std::filesystem::file_size(path), 8192u);
     }

@@ -38,7 +38,9 @@ inline int64_t fail_each_site(const std::string& name, const std::function<void(
     }
     fail_after(-1);
     // A library may do without a block (a sort without its buffer): then the call ends as if nothing had been.
-    if (threw) EXPECT_TRUE(was_reached) << name << " threw before allocation " << count;
+    if (threw) {
+      EXPECT_TRUE(was_reached) << name << " threw before allocation " << count;
+    }
     return std::pair{was_reached, threw};
   };
   run(-1);  // what is made once for the whole program is made now
@@ -52,7 +54,9 @@ inline int64_t fail_each_site(const std::string& name, const std::function<void(
     ++sites;
     EXPECT_EQ(live_blocks(), live) << name << ": blocks are still held after allocation " << count << " failed";
     EXPECT_EQ(memory->live(), held) << name << ": memory of the context is still held after allocation " << count << " failed";
-    if (threw && state) EXPECT_EQ(state(), before) << name << ": the call that failed at allocation " << count << " left something behind";
+    if (threw && state) {
+      EXPECT_EQ(state(), before) << name << ": the call that failed at allocation " << count << " left something behind";
+    }
     if (::testing::Test::HasFailure()) return sites;
   }
   std::cout << "  " << name << ": " << sites << " allocations failed in turn\n";
