@@ -65,7 +65,7 @@ struct MeasureParams {
 struct Ran {
   std::string backend;  // "cpu", "reference"
   std::string target;  // "avx512bf16", ...
-  int64_t pairs_read = 0;  // over batch and heads, as density counts them
+  int64_t pairs_read = 0;  // over batch and heads, as density counts them; -1 where the counts lie on a GPU
 };
 
 TILEWISE_END_PUBLIC
