@@ -26,7 +26,7 @@ struct AttendParams {
   /// The caller has reordered q, k and v by the plan's orders, and gets out and lse so: Sq and Sk count slots, and the heads of k are a multiple of the
   /// groups of order_k. Padding slots are neither read nor written (their gradients are 0); pooled keys are made here all the same.
   bool in_slots = false;
-  Schedule schedule = {};                   // from attend_prepare, of this plan; null: made by each call that needs one
+  Schedule schedule = {};  // from attend_prepare, of this plan; null: made by each call that needs one
 };
 
 struct AttendBackwardParams {

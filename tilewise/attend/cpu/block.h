@@ -51,10 +51,10 @@ struct ForwardBlock {
   Block block;
   float start_lse, start_shift,
       start_sum;  // -infinity, -infinity and 0; with a sink: its logit, which is log(start_sum * 2^start_shift), start_shift a whole number
-  void* out;                   // unused without values
+  void* out;  // unused without values
   int64_t out_stride;
-  float* row_lse;              // [kBlockLanes] out, natural
-  std::byte* workspace;        // workspace_bytes(), 64-byte aligned; of the first of several blocks
+  float* row_lse;  // [kBlockLanes] out, natural
+  std::byte* workspace;  // workspace_bytes(), 64-byte aligned; of the first of several blocks
 };
 
 /// The forward kernels of one target.
