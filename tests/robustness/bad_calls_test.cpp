@@ -104,7 +104,7 @@ std::vector<Bad> null_plans() {
 
 std::vector<Bad> numbers_out_of_range() {
   static Context context;
-  const auto dense = [](DensePlanParams params) { return [params] { dense_plan(params); }; };
+  const auto dense = [](const DensePlanParams& params) { return [params] { dense_plan(params); }; };
   Mask too_wide = Mask::causal(), no_class = Mask::causal(), many_classes = Mask::causal(), sink = Mask::causal(), few_heads = Mask::causal();
   too_wide.bands[0].left = int64_t{1} << 41;
   sink.bands[0].sink = -1;
@@ -193,7 +193,7 @@ std::vector<Bad> wrong_tensors() {
   static const Tensor flat = zeros(Dtype::f32, {10}), bits = zeros(Dtype::boolean, {1, 2, 100, 100}), wide = zeros(Dtype::f32, {1, 2, 10, 16});
   const auto on_gpu = [](const TensorView& view) { return TensorView(view.raw(), view.dtype(), view.shape(), {Device::Type::cuda, 0}); };
   const auto every_other = [](const TensorView& view) { return TensorView(view.raw(), view.dtype(), {1, 2, 10, 4}, {160, 80, 8, 2, 0}); };
-  const auto of_bits = [](PlanOfBitsParams params) { return [params] { plan_of_bits(params, context); }; };
+  const auto of_bits = [](const PlanOfBitsParams& params) { return [params] { plan_of_bits(params, context); }; };
   Mask no_spans = Mask::causal();
   no_spans.bands.clear();
   return {
