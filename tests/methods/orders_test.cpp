@@ -50,7 +50,7 @@ TEST(Orders, WithoutAMaskAreMovedTensors) {
                                                                                       {"xattention", "tile=32,stride=8,threshold=.6,selector=double"},
                                                                                       {"xattention", "tile=16,stride=4,threshold=.7,kdb=2"},
                                                                                       {"oracle", "tile=16,threshold=.6"}}) {
-    SCOPED_TRACE(name + " " + options);
+    SCOPED_TRACE(::testing::Message() << name << " " << options);
     TestProblem test(s, Dtype::f32, Mask::full(), 3);
     const testing::TestTensor q = moved(test.q, order_q), k = moved(test.k, order_k);
     Context context;
@@ -86,7 +86,7 @@ TEST(Orders, WithinTilesChooseTheSameTiles) {
                                                                                       {"minference", "tile=16,pattern=block_sparse,blocks=3"},
                                                                                       {"flexprefill", "tile=16,gamma=.6,tau=0"},
                                                                                       {"flexprefill", "tile=16,gamma=.6,tau=1"}}) {
-    SCOPED_TRACE(name + " " + options);
+    SCOPED_TRACE(::testing::Message() << name << " " << options);
     TestProblem test(s, Dtype::f32, Mask::causal(), 4);
     Context context;
     const Plan plain = plan_with(name, test.problem, parse_options(name, options), context).plan;

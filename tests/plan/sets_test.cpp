@@ -22,7 +22,6 @@ namespace tilewise {
 namespace {
 
 using attend::testing::chance;
-using attend::testing::MaskKind;
 using attend::testing::PlanOptions;
 using attend::testing::random_plan;
 using attend::testing::RandomPlan;

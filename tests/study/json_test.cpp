@@ -53,7 +53,7 @@ void expect_keys(const json& want, const json& got, const std::string& where) {
   }
   for (const auto& [key, value] : want.items()) {
     ASSERT_TRUE(got.contains(key)) << where << "." << key << " is gone: that raises the schema";
-    if (key != "options") expect_keys(value, got.at(key), where + "." + key);
+    if (key != "options") expect_keys(value, got.at(key), std::string(where).append(".").append(key));
   }
 }
 

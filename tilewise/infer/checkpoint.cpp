@@ -58,16 +58,17 @@ void Checkpoint::read_index(const std::string& directory) {
     fail(Error::Kind::io, path_, " is not an index of weights: ", error.what());
   }
   std::set<std::string> names;
+  const auto path_of = [&](const std::string& name) { return std::string(directory).append("/").append(name); };
   for (const auto& [tensor, name] : file_of) {
     check(!name.empty() && name.find('/') == std::string::npos && name != "." && name != "..", Error::Kind::io, path_, ": weight_map says that ",
           tensor, " is in \"", name, "\", which is not the name of a file beside it");
     names.insert(name);
   }
-  for (const std::string& name : names) add(directory + "/" + name);
+  for (const std::string& name : names) add(path_of(name));
   for (const auto& [tensor, name] : file_of) {
     const Place place = find(tensor);
-    check(place.file != nullptr && place.file->path() == directory + "/" + name, Error::Kind::io, path_, ": weight_map says that ", tensor, " is in ",
-          name, "; it is not");
+    check(place.file != nullptr && place.file->path() == path_of(name), Error::Kind::io, path_, ": weight_map says that ", tensor, " is in ", name,
+          "; it is not");
   }
 }
 

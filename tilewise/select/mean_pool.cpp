@@ -72,7 +72,7 @@ Scores mean_pool_products(const Inputs& inputs, int tile, Context& context) {
       machine::cpu::multiply(pointers, keys, dim, packed.data(), strip.data(), false, count);
       for (int lane = 0; lane < count; ++lane) {
         float* values = scores.row(b, h, block * kLanes + lane) + first;
-        for (int i = 0; i < keys; ++i) values[i] = strip[static_cast<size_t>(i * kLanes + lane)];
+        for (int i = 0; i < keys; ++i) values[i] = strip[static_cast<size_t>(int64_t{i} * kLanes + lane)];
       }
     }
   });

@@ -87,7 +87,7 @@ void LayerSums::write(MethodFigures& row) const {
   for (int layer = 0; layer < num_layers; ++layer) {
     HeadSums of_layer;
     for (int head = 0; head < heads_; ++head) {
-      const HeadSums& sums = sums_[static_cast<size_t>(layer * heads_ + head)];
+      const HeadSums& sums = sums_[static_cast<size_t>(int64_t{layer} * heads_ + head)];
       of_layer += sums;
       row.heads.push_back(figures(sums));
       row.heads.back().layer = layer;

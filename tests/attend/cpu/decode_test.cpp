@@ -12,7 +12,6 @@ namespace {
 
 using machine::cpu::Target;
 using testing::DecodeCase;
-using testing::DecodeOptions;
 
 class CpuDecode : public ::testing::TestWithParam<Target> {};
 INSTANTIATE_TEST_SUITE_P(Targets, CpuDecode, ::testing::ValuesIn(machine::cpu::available_targets().begin(), machine::cpu::available_targets().end()),

@@ -16,11 +16,8 @@
 namespace tilewise {
 namespace {
 
-using attend::testing::chance;
-using attend::testing::MaskKind;
 using attend::testing::random_plan;
 using attend::testing::Rng;
-using attend::testing::uniform;
 
 void expect_equal(const TensorView& want, const TensorView& got, const std::string& where) {
   ASSERT_EQ(want.shape(), got.shape()) << where;

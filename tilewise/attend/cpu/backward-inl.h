@@ -575,6 +575,7 @@ void write_rows(const float* sums, int64_t rows, int channels, float scale, Out*
 }  // namespace
 
 extern const BackwardTable backward_table;
+// NOLINTNEXTLINE(misc-definitions-in-headers): this file is compiled once for each target, in a namespace of its own
 const BackwardTable backward_table{.workspace_bytes = &workspace_bytes,
                                    .keys_f32 = &backward<F32Rows, true>,
                                    .queries_f32 = &backward<F32Rows, false>,

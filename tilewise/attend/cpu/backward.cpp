@@ -181,7 +181,7 @@ void run_blocks(const BackwardCall& call, const Wave& wave, const std::vector<La
     // Whatever ends an item early must be known to those that wait for it.
     try {
       call.context.check_cancel();
-      const auto domain = static_cast<size_t>(block.b * call.schedule.heads + block.head / per_domain);
+      const auto domain = static_cast<size_t>(int64_t{block.b} * call.schedule.heads + block.head / per_domain);
       Turn turn{.call = &call, .turns = &turns, .worker = &worker, .item = item, .first = first[domain] - begin, .span = span};
       run(block, worker, turn);
       call.context.check_cancel();

@@ -272,6 +272,7 @@ void values(const DecodeStrip& s) {
 }  // namespace
 
 extern const DecodeTable decode_table;
+// NOLINTNEXTLINE(misc-definitions-in-headers): this file is compiled once for each target, in a namespace of its own
 const DecodeTable decode_table{
     .dots_bf16 = TILEWISE_TARGET_LEVEL >= 3,
     .scores = {&scores<F32>, &scores_bf16, &scores<F16>, &scores<I8>, &scores<I4>, &scores<Scaled<I8>>, &scores<Scaled<I4>>},

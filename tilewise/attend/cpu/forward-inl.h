@@ -382,6 +382,7 @@ void forward_blocks(const ForwardBlock* forwards, int count) {
 }  // namespace
 
 extern const ForwardTable forward_table;
+// NOLINTNEXTLINE(misc-definitions-in-headers): this file is compiled once for each target, in a namespace of its own
 const ForwardTable forward_table{.workspace_bytes = &workspace_bytes,
                                  .forward_f32 = &forward_blocks<PlainF32>,
                                  .forward_bf16 = &forward_blocks<Bf16>,

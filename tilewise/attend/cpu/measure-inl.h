@@ -313,6 +313,7 @@ void measure_block(const MeasureBlock& measure) {
 }  // namespace
 
 extern const MeasureTable measure_table;
+// NOLINTNEXTLINE(misc-definitions-in-headers): this file is compiled once for each target, in a namespace of its own
 const MeasureTable measure_table{.workspace_bytes = &workspace_bytes,
                                  .measure_f32 = &measure_block<PlainF32>,
                                  .measure_bf16 = &measure_block<Bf16>,

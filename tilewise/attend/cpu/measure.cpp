@@ -82,7 +82,7 @@ struct LaneCells {
 
   void add_queries(int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) const {
     for (int i = 0; i < lanes; ++i) {
-      const int64_t token = cut.token[static_cast<size_t>(first + i)];
+      const int64_t token = cut.token[static_cast<size_t>(int64_t{first} + i)];
       if (token >= 0) add(token, cell, sum[i], max[i], count[i]);
     }
   }
@@ -139,7 +139,7 @@ struct OffsetCells {
     const OffsetCells& cells = *static_cast<const OffsetCells*>(state);
     const int64_t shift = cells.call.sizes.seqlen_k - cells.call.sizes.seqlen_q - cells.keys.token(cell);
     for (int i = 0; i < lanes; ++i) {
-      const int64_t offset = cells.cut.token[static_cast<size_t>(first + i)] + shift;
+      const int64_t offset = cells.cut.token[static_cast<size_t>(int64_t{first} + i)] + shift;
       if (count[i] == 0 || offset < 0) continue;
       cells.sum[offset] += sum[i];
       take_max(cells.max[offset], max[i]);
