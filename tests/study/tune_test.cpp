@@ -127,13 +127,19 @@ TEST(Tune, GridsThatFallAreFound) {
   EXPECT_EQ(trials, 3);
 }
 
-TEST(Tune, RefusalsAndSlownessAreNoChoice) {
+TEST(Tune, RefusalsAreNoChoiceAndOfSlowSettingsTheSparsestIs) {
   const auto refused = [](const OptionValues&, double, TunePoint& point) { point.refused = "why"; };
   const TuneCurve none = tune_method(method_info("xattention"), {}, refused);
   EXPECT_FALSE(none.chosen.has_value());
   EXPECT_FALSE(none.is_within);
-  const auto slow = [](const OptionValues&, double, TunePoint& point) { point.outcome = Outcome::slow; };
-  EXPECT_FALSE(tune_method(method_info("xattention"), {}, slow).chosen.has_value());
+  const auto slow = [](const OptionValues& options, double, TunePoint& point) {
+    point.outcome = Outcome::slow;
+    point.density = of(options, "threshold");
+  };
+  const TuneCurve curve = tune_method(method_info("xattention"), {}, slow);
+  ASSERT_TRUE(curve.chosen.has_value());
+  EXPECT_FALSE(curve.is_within);
+  for (const TunePoint& point : curve.points) EXPECT_GE(point.density, curve.points[*curve.chosen].density);
   // A method without a grid is run as it is.
   int trials = 0;
   const TuneCurve dense =

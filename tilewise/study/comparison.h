@@ -140,7 +140,7 @@ struct TunePoint {
 struct TuneCurve {
   std::string name;
   std::vector<TunePoint> points;
-  std::optional<size_t> chosen;  // index into points: the fastest within the bound, else the nearest to it; nothing where none ran
+  std::optional<size_t> chosen;  // index into points: the fastest within the bound, else the nearest to it, else the sparsest; nothing where none ran
   bool is_within = false;  // the chosen one holds the bound
 };
 struct TuneFigures {

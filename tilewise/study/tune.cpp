@@ -176,6 +176,12 @@ class Search {
         if (!curve_.chosen || one.excess < curve_.points[*curve_.chosen].excess) curve_.chosen = i;
       }
     }
+    if (curve_.chosen) return;
+    // All too slow: the sparsest still shows what the method does.
+    for (size_t i = 0; i < curve_.points.size(); ++i) {
+      const TunePoint& one = curve_.points[i];
+      if (one.outcome == Outcome::slow && (!curve_.chosen || one.density < curve_.points[*curve_.chosen].density)) curve_.chosen = i;
+    }
   }
 
   const MethodInfo& info_;
