@@ -14,6 +14,7 @@
 
 #include "app/command.h"
 #include "app/terminal.h"
+#include "bench/attend/cpu/decode_rows.h"
 #include "bench/attend/cpu/rows.h"
 #include "tilewise/base/file.h"
 #include "tilewise/base/version.h"
@@ -31,7 +32,7 @@ struct BenchOptions {
   int64_t length = 8192;
   std::vector<std::string> targets;
   std::vector<int> head_dims{64, 128};
-  std::string model = "models/reference-lm";
+  std::string model = "models/reference-lm", rows = "all";
   bool has_bars = false, is_json = false;
 };
 
@@ -55,6 +56,9 @@ const char* figure_name(bench::Row::Figure figure) {
     case bench::Row::Figure::of_peak: return "of_peak";
     case bench::Row::Figure::of_rate: return "of_dense_rate";
     case bench::Row::Figure::of_time: return "of_dense_time";
+    case bench::Row::Figure::of_reading: return "of_reading";
+    case bench::Row::Figure::of_contiguous: return "of_contiguous";
+    case bench::Row::Figure::none: return "none";
   }
   return "";
 }
@@ -83,8 +87,11 @@ std::string row_json(const bench::Group& group, const bench::Row& row, int worke
     out << ",\"effective_gflops\":" << formatted("%.1f", row.gflops())
         << ",\"dense_equivalent_gflops\":" << formatted("%.1f", row.gflops() / (row.density > 0 ? row.density : 1));
   }
-  out << ",\"figure\":" << quoted(figure_name(row.figure)) << ",\"value\":" << formatted("%.4f", group.figure(row))
-      << ",\"bar\":" << formatted("%.2f", row.bar) << ",\"pass\":" << (group.passes(row) ? "true" : "false") << "}";
+  if (row.bytes > 0) out << ",\"gbytes_per_s\":" << formatted("%.2f", row.gbytes());
+  out << ",\"figure\":" << quoted(figure_name(row.figure));
+  if (!group.has_bar(row)) return out.str() + "}";
+  out << ",\"value\":" << formatted("%.4f", group.figure(row)) << ",\"bar\":" << formatted("%.2f", row.bar)
+      << ",\"pass\":" << (group.passes(row) ? "true" : "false") << "}";
   return out.str();
 }
 
@@ -96,9 +103,16 @@ void print_group(const bench::Group& group, int workers) {
               peak.is_sound(workers) ? "" : styled(" (below 97 %: the machine is busy, figures are not to be quoted)", Style::bad).c_str());
   for (const bench::Row& row : group.rows) {
     const bool passes = group.passes(row);
-    const std::string rate = row.flop > 0 ? formatted("%7.1f GFLOP/s", row.gflops()) : std::string(15, ' ');
-    std::printf("  %-22s %-20s min %9.2f ms  median %9.2f ms  %s  %5.3f %-13s %s %.2f  %s\n", row.name.c_str(), row.shape.c_str(),
-                row.times.minimum(), row.times.median(), rate.c_str(), group.figure(row), figure_name(row.figure),
+    const std::string rate = row.flop > 0    ? formatted("%7.1f GFLOP/s", row.gflops())
+                             : row.bytes > 0 ? formatted("%7.1f GB/s   ", row.gbytes())
+                                             : std::string(15, ' ');
+    std::printf("  %-22s %-20s min %9.2f ms  median %9.2f ms  %s", row.name.c_str(), row.shape.c_str(), row.times.minimum(), row.times.median(),
+                rate.c_str());
+    if (!group.has_bar(row)) {
+      std::printf("\n");
+      continue;
+    }
+    std::printf("  %5.3f %-13s %s %.2f  %s\n", group.figure(row), figure_name(row.figure),
                 row.figure == bench::Row::Figure::of_time ? "<=" : ">=", row.bar,
                 styled(passes ? "pass" : "short", passes ? Style::good : Style::bad).c_str());
   }
@@ -180,12 +194,15 @@ void run_bench(const BenchOptions& options) {
   const auto kinds = kinds_of(options);
   // The model runs once, under the fastest f32 target.
   const auto model_kind = std::find_if(kinds.rbegin(), kinds.rend(), [](const auto& kind) { return kind.second == Dtype::f32; });
-  const bool has_model = !options.model.empty() && model_kind != kinds.rend();
+  const bool has_attention = options.rows != "decode", has_decode = options.rows != "attention";
+  const bool has_model = has_attention && !options.model.empty() && model_kind != kinds.rend();
   for (const auto& [target, dtype] : kinds) {
     const Forced forced(target);
     for (const int head_dim : options.head_dims) {
-      bench::Group group =
-          bench::rows_of(target, dtype, head_dim, {.heads = options.heads, .length = options.length, .long_length = 2 * options.length}, context);
+      bench::Group group = bench::empty_group(target, dtype);
+      const bench::Shapes shapes{.heads = options.heads, .length = options.length, .long_length = 2 * options.length};
+      if (has_attention) bench::add_attention_rows(group, dtype, head_dim, shapes, context);
+      if (has_decode) bench::add_decode_rows(group, dtype, head_dim, shapes.long_length, context);
       if (has_model && target == model_kind->first && dtype == Dtype::f32 && head_dim == options.head_dims.front()) {
         group.rows.push_back(model_row(options.model, context));
       }
@@ -196,8 +213,8 @@ void run_bench(const BenchOptions& options) {
       lines.push_back(peak_json(group, workers));
       for (const bench::Row& row : group.rows) {
         lines.push_back(row_json(group, row, workers));
-        passed += group.passes(row) ? 1 : 0;
-        ++all;
+        passed += group.has_bar(row) && group.passes(row) ? 1 : 0;
+        all += group.has_bar(row) ? 1 : 0;
       }
       if (!options.is_json) print_group(group, workers);
     }
@@ -217,13 +234,13 @@ void run_bench(const BenchOptions& options) {
 
 void add_bench_command(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
-  CLI::App* const command = app.add_subcommand("bench", "time attention and selection against this machine's peak");
+  CLI::App* const command = app.add_subcommand("bench", "time attention, decode and selection against this machine's peak");
   add_threads_option(*command, options->threads);
   command->add_option("--rounds", options->rounds, "how often every row is timed, interleaved with the peak loop")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_option("--heads", options->heads, "heads of q, k and v")->check(CLI::Range(1, 1024))->capture_default_str();
-  command->add_option("--length", options->length, "tokens; causal and selection rows take twice as many")
+  command->add_option("--heads", options->heads, "heads of q, k and v; decode rows have 8 on 2")->check(CLI::Range(1, 1024))->capture_default_str();
+  command->add_option("--length", options->length, "tokens; causal, selection and decode rows take twice as many")
       ->check(CLI::Range(int64_t{256}, int64_t{1} << 20))
       ->capture_default_str();
   command->add_option("--targets", options->targets, "portable, avx2, avx512, avx512bf16; default: all above portable")
@@ -234,6 +251,9 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::IsMember({32, 64, 96, 128, 256}))
       ->capture_default_str();
   command->add_option("--model", options->model, "directory of the reference model for the prefill row; \"\": leave the row out")
+      ->capture_default_str();
+  command->add_option("--rows", options->rows, "which rows: all, attention (with selection and the model), or decode")
+      ->check(CLI::IsMember({"all", "attention", "decode"}))
       ->capture_default_str();
   command->add_flag("--bars", options->has_bars, "write bench/results/<date>-cpu-<commit>.json");
   command->add_flag("--json", options->is_json, "one JSON line a row, no table");

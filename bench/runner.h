@@ -33,19 +33,24 @@ struct Row {
     of_peak,   // FLOP per second over the peak loop's; bar: at least
     of_rate,   // FLOP per second over that of `against`; bar: at least
     of_time,   // time over that of `against`; bar: at most
+    of_reading,     // bytes per second over those of `against`, which does nothing but read them; bar: at least
+    of_contiguous,  // the same over those of `against`, which reads them in one piece
+    none,           // what others are held against: no bar
   };
 
   std::string name, shape;
-  double flop = 0;
+  double flop = 0, bytes = 0;  // one of them: what the row is about
   double density = 1;
   Figure figure = Figure::of_peak;
   int against = -1;  // row of the group
   double bar = 0;
+  int repeats = 1;       // runs in a round: more where one takes a few milliseconds
   std::function<void()> run = {};
   std::function<std::string()> fault = {};  // what is wrong with the output after run(); empty: nothing
   Times times = {};
 
   double gflops() const { return flop / times.minimum() * 1e-6; }
+  double gbytes() const { return bytes / times.minimum() * 1e-6; }
 };
 
 struct Group {
@@ -59,9 +64,13 @@ struct Group {
       case Row::Figure::of_peak: return row.gflops() / peak.gflops;
       case Row::Figure::of_rate: return row.gflops() / rows[static_cast<size_t>(row.against)].gflops();
       case Row::Figure::of_time: return row.times.minimum() / rows[static_cast<size_t>(row.against)].times.minimum();
+      case Row::Figure::of_reading:
+      case Row::Figure::of_contiguous: return row.gbytes() / rows[static_cast<size_t>(row.against)].gbytes();
+      case Row::Figure::none: break;
     }
     return 0;
   }
+  bool has_bar(const Row& row) const { return row.figure != Row::Figure::none; }
   bool passes(const Row& row) const { return row.figure == Row::Figure::of_time ? figure(row) <= row.bar : figure(row) >= row.bar; }
 };
 
@@ -81,7 +90,12 @@ inline void run(Group& group, int rounds, Context& context, const std::function<
     if (peak.gflops > group.peak.gflops) group.peak = peak;
     group.peak.clock_ghz = clock;
     group.peak.flop_per_cycle = group.peak.gflops / context.concurrency() / clock;
-    for (Row& row : group.rows) {
+    const auto all = static_cast<int>(group.rows.size());
+    int repeats = 0;
+    for (const Row& row : group.rows) repeats = std::max(repeats, row.repeats);
+    for (int i = 0; i < repeats * all; ++i) {  // all rows in turn, then those again that repeat
+      Row& row = group.rows[static_cast<size_t>(i % all)];
+      if (i / all >= row.repeats) continue;
       progress(row.name + " " + row.shape + ": round " + std::to_string(round + 1) + " of " + std::to_string(rounds));
       context.check_cancel();
       const double start = now_ms();

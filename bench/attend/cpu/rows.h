@@ -71,12 +71,15 @@ struct Shapes {
   int64_t length = 8192, long_length = 16384;
 };
 
-/// Everything that the bars name, for one target, dtype and head_dim.
-inline Group rows_of(machine::cpu::Target target, Dtype dtype, int64_t head_dim, const Shapes& shapes, Context& context) {
-  Group group{.target = target,
-              .instruction = dtype == Dtype::bf16 && target == machine::cpu::Target::avx512bf16 ? machine::cpu::Instruction::dot_bf16
-                                                                                                : machine::cpu::Instruction::fma_f32,
-              .rows = {}};
+inline Group empty_group(machine::cpu::Target target, Dtype dtype) {
+  return {.target = target,
+          .instruction = dtype == Dtype::bf16 && target == machine::cpu::Target::avx512bf16 ? machine::cpu::Instruction::dot_bf16
+                                                                                            : machine::cpu::Instruction::fma_f32,
+          .rows = {}};
+}
+
+/// Attention, its backward and selection for one target, dtype and head_dim: what the bars name.
+inline void add_attention_rows(Group& group, Dtype dtype, int64_t head_dim, const Shapes& shapes, Context& context) {
   const bool is_f32 = dtype == Dtype::f32;
   const auto inputs = std::make_shared<Inputs>(dtype, shapes.heads, shapes.length, head_dim, context);
   const auto longer = std::make_shared<Inputs>(dtype, shapes.heads, shapes.long_length, head_dim, context);
@@ -152,7 +155,6 @@ inline Group rows_of(machine::cpu::Target target, Dtype dtype, int64_t head_dim,
       add(std::move(select), Row::Figure::of_time, 1, 0.06);
     }
   }
-  return group;
 }
 
 }  // namespace tilewise::bench

@@ -38,16 +38,30 @@ float loop_of(int accumulators, int64_t rounds) {
   }
 }
 
+float sum_of(const float* data, int64_t count) {
+  constexpr int kVectors = 8;
+  Vf acc[kVectors];
+  for (int j = 0; j < kVectors; ++j) acc[j] = zero();
+  int64_t i = 0;
+  for (; i + kVectors * kWidth <= count; i += kVectors * kWidth) {
+    TILEWISE_UNROLL
+    for (int j = 0; j < kVectors; ++j) acc[j] = add(acc[j], load(data + i + j * kWidth));
+  }
+  for (; i < count; i += kWidth) acc[0] = add(acc[0], load_n(data + i, count - i < kWidth ? static_cast<int>(count - i) : kWidth));
+  for (int j = 1; j < kVectors; ++j) acc[0] = add(acc[0], acc[j]);
+  return reduce_add(acc[0]);
+}
+
 }  // namespace
 
 extern const PeakTable peak_table;
 const PeakTable peak_table{.width = kWidth,
                            .fma_f32 = &loop_of<F32>,
 #if TILEWISE_TARGET_LEVEL >= 3
-                           .dot_bf16 = &loop_of<Bf16Dot>
+                           .dot_bf16 = &loop_of<Bf16Dot>,
 #else
-                           .dot_bf16 = nullptr
+                           .dot_bf16 = nullptr,
 #endif
-};
+                           .sum = &sum_of};
 
 }  // namespace tilewise::machine::cpu::TILEWISE_TARGET

@@ -90,4 +90,9 @@ Peak measure_peak(Target target, Instruction instruction, double seconds, Contex
   return peak;
 }
 
+float sum(Target target, const float* data, int64_t count) {
+  check(target <= available_targets().back(), Error::Kind::unsupported, "sum: target ", name(target), " cannot run here");
+  return kTables[target].sum(data, count);
+}
+
 }  // namespace tilewise::machine::cpu

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <cstdint>
 #include <string>
 
 #include "tilewise/base/context.h"
@@ -28,5 +29,8 @@ TILEWISE_API bool has_instruction(Target target, Instruction instruction);
 
 /// Runs a loop of independent instructions on every worker of the context for about `seconds`. Errors: unsupported.
 TILEWISE_API Peak measure_peak(Target target, Instruction instruction, double seconds, Context& context);
+
+/// The sum of `count` floats, eight vectors at a time: what reading costs when nothing else is done. The caller times it. Errors: unsupported.
+TILEWISE_API float sum(Target target, const float* data, int64_t count);
 
 }  // namespace tilewise::machine::cpu
