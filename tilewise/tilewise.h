@@ -3,6 +3,7 @@
 
 // All that a program needs to make plans and run them. Checkpoints (tilewise::infer) are in tilewise/infer/model.h.
 #include "tilewise/attend/attend.h"
+#include "tilewise/attend/decode.h"
 #include "tilewise/attend/merge.h"
 #include "tilewise/attend/prepare.h"
 #include "tilewise/base/context.h"
@@ -11,6 +12,8 @@
 #include "tilewise/base/memory.h"
 #include "tilewise/base/tensor.h"
 #include "tilewise/base/version.h"
+#include "tilewise/cache/contiguous.h"
+#include "tilewise/cache/paged.h"
 #include "tilewise/machine/cpu/context.h"
 #include "tilewise/machine/cpu/thread_pool.h"
 #include "tilewise/methods/registry.h"
@@ -26,4 +29,6 @@
 #include "tilewise/plan/make.h"
 #include "tilewise/plan/plan.h"
 #include "tilewise/plan/sets.h"
+#include "tilewise/prepare/quantise.h"
+#include "tilewise/prepare/rotary.h"
 #include "tilewise/plan/validate.h"

@@ -16,6 +16,7 @@
 #include "tilewise/base/file.h"
 #include "tilewise/base/safetensors.h"
 #include "tilewise/cache/contiguous.h"
+#include "tilewise/cache/paged.h"
 #include "tilewise/prepare/rotary.h"
 #include "tilewise/tilewise.h"
 
@@ -178,6 +179,47 @@ TEST(Allocation, EachSiteOfAttentionMayFail) {
   sites += fail_writing("rotary", {dq.view}, [&](Context& c) { rotary({.x = t.q.view, .out = dq.view}, c); });
   sites += fail_each_site("KvCache", [&](Context& c) { KvCache(3, 2, 100, 16, c.memory); });
   EXPECT_GE(sites, 100);
+}
+
+TEST(Allocation, EachSiteOfThePagedCacheMayFail) {
+  const PagedStore codes{.dtype = Dtype::i8};
+  PagedKvCache cache({.num_layers = 2, .heads_kv = 2, .head_dim = 8, .num_pages = 60, .page_size = 8, .statistics_tokens = 4, .k = codes, .v = codes},
+                     host_memory());
+  const Tensor rows(host_memory(), Dtype::f32, {1, 2, 20, 8});
+  rows.fill_zero();
+  const int64_t sequence = cache.add();
+  const auto fill = [&](int64_t one, Context& c) {
+    cache.reserve(one, 20);
+    for (int layer = 0; layer < 2; ++layer) cache.write(one, layer, cache.length(one), rows.view, rows.view, c);
+    cache.advance(one, 20);
+  };
+  Context plain;
+  fill(sequence, plain);
+  const auto state = [&] {
+    return std::to_string(cache.free_pages()) + " " + std::to_string(cache.num_sequences()) + " " + std::to_string(cache.length(sequence)) + " " +
+           std::to_string(cache.reserved(sequence));
+  };
+  int64_t sites = 0;
+  sites += fail_each_site("PagedKvCache", [&](Context& c) { PagedKvCache(cache.options(), c.memory); });
+  sites += fail_each_site("PagedKvCache::add", [&](Context&) { cache.drop(cache.add()); }, state);
+  sites += fail_each_site("PagedKvCache::fork", [&](Context&) { cache.drop(cache.fork(sequence)); }, state);
+  sites += fail_each_site("PagedKvCache::batch", [&](Context& c) { cache.batch(std::vector{sequence}, 0, c.memory); }, state);
+  // Whatever fails on the way, the pages of the fork come back with it, and the sequence keeps its own.
+  const auto on_a_fork = [&](const std::function<void(int64_t)>& use) {
+    const int64_t child = cache.fork(sequence);
+    try {
+      use(child);
+    } catch (...) {
+      cache.drop(child);
+      throw;
+    }
+    cache.drop(child);
+  };
+  sites += fail_each_site("PagedKvCache pass", [&](Context& c) { on_a_fork([&](int64_t child) { fill(child, c); }); }, state);
+  sites += fail_each_site("PagedKvCache::truncate", [&](Context&) { on_a_fork([&](int64_t child) { cache.truncate(child, 17); }); }, state);
+  EXPECT_GE(sites, 40);
+  cache.drop(sequence);
+  EXPECT_EQ(cache.free_pages(), 60);
 }
 
 TEST(Allocation, EachSiteOfMethodsMayFail) {

@@ -1,38 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/cache/contiguous.h"
 
-#include <cstring>
-
 #include "tilewise/base/error.h"
-
-namespace tilewise::cache {
-namespace {
-
-template <class To>
-void round_row(const float* from, int64_t size, void* to) {
-  for (int64_t i = 0; i < size; ++i) static_cast<To*>(to)[i] = To(from[i]);
-}
-
-const std::byte* row_of(const TensorView& view, int64_t head, int64_t token) {
-  return static_cast<const std::byte*>(view.raw()) + view.offset(0, head, token) * static_cast<int64_t>(size_of(view.dtype()));
-}
-
-// A row of f32 is rounded to the cache's dtype, one in that dtype is copied.
-void copy_row(const TensorView& from, const TensorView& to, int64_t head, int64_t from_token, int64_t to_token) {
-  const std::byte* const source = row_of(from, head, from_token);
-  auto* const target = const_cast<std::byte*>(row_of(to, head, to_token));
-  const int64_t size = to.dim(3);
-  if (from.dtype() == to.dtype()) {
-    std::memcpy(target, source, static_cast<size_t>(size) * size_of(to.dtype()));
-  } else if (to.dtype() == Dtype::bf16) {
-    round_row<bf16>(reinterpret_cast<const float*>(source), size, target);
-  } else {
-    round_row<f16>(reinterpret_cast<const float*>(source), size, target);
-  }
-}
-
-}  // namespace
-}  // namespace tilewise::cache
+#include "tilewise/cache/rows.h"
 
 TILEWISE_BEGIN_PUBLIC
 
@@ -67,8 +37,8 @@ void KvCache::write(int layer, int64_t first, const TensorView& k, const TensorV
   const TensorView to_k = part(k_, layer, capacity_), to_v = part(v_, layer, capacity_);
   for (int h = 0; h < heads_kv_; ++h) {
     for (int64_t t = 0; t < tokens; ++t) {
-      cache::copy_row(k, to_k, h, t, first + t);
-      cache::copy_row(v, to_v, h, t, first + t);
+      cache::copy_row(k, h, t, to_k, h, first + t);
+      cache::copy_row(v, h, t, to_v, h, first + t);
     }
   }
 }
