@@ -148,27 +148,27 @@ function timePlot() {
 /** Every setting that --tune tried. */
 function tunePlot() {
   if (!data.tune) return void byId("tune-section").remove();
-  const outcomes = { within: "holds the bound", over: "over the bound", slow: "given up: too slow", refused: "refused" };
+  const outcomes = { within: "holds the bound", over: "over the bound", slow: "given up: costs too much", refused: "refused" };
   const all = data.tune.curves.flatMap((curve, c) => curve.points.map((point, i) => ({ ...point, curve: c, isChosen: curve.chosen === i })));
-  byId("tune-text").textContent = `Settings tried on ${data.tune.text}, each run alone; a ring marks the one that was chosen for the table.`;
-  const shown = all.filter((point) => has(point.total_ms) && has(point.excess));
+  byId("tune-text").textContent = `Settings tried on ${data.tune.text}, each run alone; a ring marks the one that was chosen for the table. Cost is counted, so that load on the machine does not choose: CPU time of the plan, and the pairs that attention reads at the rate of this machine.`;
+  const shown = all.filter((point) => has(point.cost_ms) && has(point.excess));
   if (shown.length) {
     const least = hasModel ? 0.0005 : 0.001;
     // The slowest (an oracle's) would press all others together.
-    const times = shown.map((point) => point.total_ms).sort((a, b) => a - b);
-    const dense = data.dense.attend_ms, largest = Math.min(times[times.length - 1], Math.max(dense * 1.5, times[0] * 2));
+    const costs = shown.map((point) => point.cost_ms).sort((a, b) => a - b);
+    const largest = Math.min(costs[costs.length - 1], Math.max(data.dense.attend_ms * 1.5, costs[0] * 2));
     const maxX = ceilTo(largest * 1.05, niceStep(largest * 1.05, 10));
     const name = hasModel ? "extra bits per byte" : "output error";
     const frame = logFrame({ maxX, least, most: Math.max(data.tune.bound * 3, ...shown.map((point) => point.excess * 1.4)), textX: milliseconds,
-      nameX: "plan and attend", nameY: name, bound: data.tune.bound, label: `Tuning: ${name} against time of ${shown.length} settings; the table below lists them` });
+      nameX: "cost", nameY: name, bound: data.tune.bound, label: `Tuning: ${name} against cost of ${shown.length} settings; the table below lists them` });
     data.tune.curves.forEach((curve, c) => {
       const hue = hues[c % hues.length];
       const points = shown.filter((point) => point.curve === c).sort((a, b) => a.density - b.density);
-      frame.plot.append(svg("polyline", { points: points.map((point) => `${frame.x(point.total_ms)},${frame.y(point.excess)}`).join(" "), class: "curve", stroke: hue }));
+      frame.plot.append(svg("polyline", { points: points.map((point) => `${frame.x(point.cost_ms)},${frame.y(point.excess)}`).join(" "), class: "curve", stroke: hue }));
       for (const point of points) {
-        const tip = `${point.label}: ${time(point.total_ms)} ms, density ${percent(point.density)}, ${hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)}` +
-          (point.total_ms > maxX ? " (beyond the right edge)" : "");
-        const cx = frame.x(point.total_ms), cy = frame.y(point.excess);
+        const tip = `${point.label}: cost ${time(point.cost_ms)} ms, density ${percent(point.density)}, ${hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)}` +
+          (point.cost_ms > maxX ? " (beyond the right edge)" : "");
+        const cx = frame.x(point.cost_ms), cy = frame.y(point.excess);
         const group = svg("g", { class: "point" }, svg("title", {}, tip));
         if (point.isChosen) group.append(svg("circle", { cx, cy, r: 8, fill: "none", stroke: hue, "stroke-width": 2 }));
         group.append(svg("circle", { cx, cy, r: 4, fill: hue }));
@@ -181,10 +181,10 @@ function tunePlot() {
       return el("li", {}, swatch, curve.name);
     })));
   }
-  const table = el("table", { class: "figures" }, el("thead", {}, el("tr", {}, ...["Setting", "Density", hasModel ? "Extra bits" : "Error", "Plan ms", "Attend ms", "Total ms", "Outcome"]
+  const table = el("table", { class: "figures" }, el("thead", {}, el("tr", {}, ...["Setting", "Density", hasModel ? "Extra bits" : "Error", "Cost ms", "Wall ms", "Outcome"]
     .map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...all.map((point) => el("tr", { class: point.isChosen ? "best" : null },
     el("th", { scope: "row" }, point.label), el("td", {}, percent(point.density)), el("td", { class: point.outcome === "over" ? "over" : null }, hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)),
-    el("td", {}, time(point.plan_ms)), el("td", {}, time(point.attend_ms)), el("td", {}, time(point.total_ms)),
+    el("td", {}, time(point.cost_ms)), el("td", {}, time(point.total_ms)),
     el("td", {}, (point.isChosen ? "chosen, " : "") + outcomes[point.outcome] + (point.refused ? ": " + point.refused : ""))))));
   byId("tune-count").textContent = `All ${all.length} settings`;
   byId("tune-table").append(table);

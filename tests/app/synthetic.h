@@ -43,13 +43,13 @@ inline TuneFigures synthetic_tune(const std::string& outside) {
   const OptionValues options{{"tile", int64_t{64}}, {"threshold", .97}};
   tune.curves.push_back(
       {"xattention",
-       {{options, "xattention threshold=0.9", .1, .0487, 300, 1100, Outcome::over, ""},
-        {options, "xattention threshold=0.97", .19, .0034, 300, 1790, Outcome::within, ""},
-        {options, "xattention threshold=0.99", .32, kNoFigure, 310, 2600, Outcome::slow, ""},
-        {options, "xattention tile=256 " + outside, kNoFigure, kNoFigure, kNoFigure, kNoFigure, Outcome::refused, "why not: " + outside}},
+       {{options, "xattention threshold=0.9", .1, .0487, 1380, 300, 1100, Outcome::over, ""},
+        {options, "xattention threshold=0.97", .19, .0034, 2060, 300, 1790, Outcome::within, ""},
+        {options, "xattention threshold=0.99", .32, kNoFigure, 2870, 310, 2600, Outcome::slow, ""},
+        {options, "xattention tile=256 " + outside, kNoFigure, kNoFigure, kNoFigure, kNoFigure, kNoFigure, Outcome::refused, "why not: " + outside}},
        1,
        true});
-  tune.curves.push_back({"a_shape", {{options, "a_shape", .248, .0219, .4, 2260, Outcome::over, ""}}, 0, false});
+  tune.curves.push_back({"a_shape", {{options, "a_shape", .248, .0219, 2240, .4, 2260, Outcome::over, ""}}, 0, false});
   return tune;
 }
 

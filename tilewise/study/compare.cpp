@@ -172,6 +172,7 @@ class Comparer {
         const Attempt attempt = source_.attempt(planner_of(info.name, setting), most_ms);
         point.density = attempt.density;
         point.excess = attempt.excess;
+        point.cost_ms = attempt.cost_ms;
         point.plan_ms = attempt.plan_ms;
         point.attend_ms = attempt.attend_ms;
         point.outcome = attempt.is_stopped ? TunePoint::Outcome::slow : TunePoint::Outcome::over;
@@ -185,13 +186,13 @@ class Comparer {
     request.fixed = options;
     request.bound = comparison_.bound();
     // A method that takes longer than dense is of no use; a yardstick may.
-    if (!row.is_baseline) request.most_ms = kMostOfDense * comparison_.dense.attend_ms;
+    if (!row.is_baseline) request.most_ms = kMostOfDense * source_.dense_cost_ms();
     TuneCurve curve = tune_method(info, request, try_setting);
     for (size_t i = done; i < here.attempts; ++i) progress_.drop(here.first_attempt + i);
     if (curve.chosen) {
       for (const auto& [name, value] : curve.points[*curve.chosen].options) options[name] = value;
       if (curve.points[*curve.chosen].outcome == TunePoint::Outcome::slow) {
-        row.notes.push_back("every setting that was tried takes longer than dense attention: this is the sparsest");
+        row.notes.push_back("every setting that was tried costs more than dense attention: this is the sparsest");
       } else if (!curve.is_within) {
         row.notes.push_back("no setting that was tried holds the bound: this is the nearest");
       }
@@ -232,8 +233,8 @@ class Comparer {
     }
   }
 
-  /// A setting of a method that is not a yardstick is given up beyond this share of dense attention's time: noise could have made it slow.
-  static constexpr double kMostOfDense = 2;  // above noise: what takes longer than dense shows in its row
+  /// A setting of a method that is not a yardstick is given up beyond this share of dense attention's cost: counted work may be some way off.
+  static constexpr double kMostOfDense = 1.25;
 
   Source& source_;
   const CompareRequest& request_;

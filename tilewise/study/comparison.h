@@ -126,11 +126,12 @@ struct InputFigures {
 
 /// One setting that --tune tried, alone, on the first text (or the tensors).
 struct TunePoint {
-  enum class Outcome : uint8_t { within, over, slow, refused };  // slow: given up, it took longer than the best or than dense
+  enum class Outcome : uint8_t { within, over, slow, refused };  // slow: given up, it costs more than the best or than dense
   OptionValues options;  // those that were tuned, by name
   std::string label;
   double density = kNoFigure, excess = kNoFigure;  // excess: bits per byte above dense; of tensors the output error
-  double plan_ms = kNoFigure, attend_ms = kNoFigure;
+  double cost_ms = kNoFigure;  // what chooses: CPU time of the plan and the counted work of attention at this machine's rates; load changes it little
+  double plan_ms = kNoFigure, attend_ms = kNoFigure;  // wall time
   Outcome outcome = Outcome::refused;
   std::string refused;
 
@@ -140,7 +141,8 @@ struct TunePoint {
 struct TuneCurve {
   std::string name;
   std::vector<TunePoint> points;
-  std::optional<size_t> chosen;  // index into points: the fastest within the bound, else the nearest to it, else the sparsest; nothing where none ran
+  std::optional<size_t>
+      chosen;  // index into points: the cheapest within the bound, else the nearest to it, else the sparsest; nothing where none ran
   bool is_within = false;  // the chosen one holds the bound
 };
 struct TuneFigures {

@@ -116,6 +116,7 @@ Json tune(const Comparison& comparison) {
                         {"label", point.label},
                         {"density", number(point.density)},
                         {"excess", number(point.excess)},
+                        {"cost_ms", number(point.cost_ms)},
                         {"plan_ms", number(point.plan_ms)},
                         {"attend_ms", number(point.attend_ms)},
                         {"total_ms", number(point.total_ms())},

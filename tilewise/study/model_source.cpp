@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "tilewise/cache/contiguous.h"
-#include "tilewise/plan/count.h"
 #include "tilewise/study/row_meter.h"
+#include "tilewise/study/trial.h"
 
 namespace tilewise::study {
 namespace {
@@ -95,6 +95,12 @@ void ModelSource::run_dense(DenseFigures& dense) {
       Problem problem = infer::problem_of(layer, 0);
       problem.layer = 0;
       const Plan& plan = plans.of(problem, context);
+      if (request_.has_tune && i == 0 && layer.layer == 0) {
+        const Stopwatch apart;
+        rates_ = measure_rates(problem, outer_);
+        dense_cost_ms_ = config_.num_layers * rates_.ms(attend_work(plan));
+        model_ms -= apart.ms();
+      }
       const Stopwatch watch;
       dense.backend = backend_name(attend(problem, plan, layer.out, {}, context));
       attend_ms += watch.ms();
@@ -145,28 +151,18 @@ void ModelSource::fill_row(MethodFigures& row, size_t number, const Planner& pla
 
 Attempt ModelSource::attempt(const Planner& planner, double most_ms) {
   Context own = outer_;
-  Attempt result;
-  double reads_done = 0, dense_reads = 0;
-  result.plan_ms = result.attend_ms = 0;
+  Trial trial(rates_, most_ms);
   const auto attention = [&](const LayerAttention& layer, Context& context) {
     tell_text(0, 1, layer.layer);
-    const Problem problem = infer::problem_of(layer, request_.seed);
-    const Stopwatch planning;
-    const Plan plan = planner(problem, context).plan;
-    result.plan_ms += planning.ms();
-    const Stopwatch attending;
-    attend(problem, plan, layer.out, {}, context);
-    result.attend_ms += attending.ms();
-    reads_done += static_cast<double>(reads(plan));
-    dense_reads += static_cast<double>(plan->dense_reads);
-    if (result.total_ms() > most_ms) throw TooSlow();
+    if (!trial.run(planner, infer::problem_of(layer, request_.seed), layer.out, {}, context)) throw TooSlow();
   };
+  Attempt result;
   try {
     result.excess = read_text(request_.texts.front(), attention, own).bits_per_byte - dense_bits_.front();
   } catch (const TooSlow&) {
-    result.is_stopped = true;
+    result.excess = kNoFigure;  // not known before the last layer
   }
-  result.density = dense_reads > 0 ? reads_done / dense_reads : kNoFigure;
+  trial.write(result);
   return result;
 }
 

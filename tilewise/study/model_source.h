@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "tilewise/study/attend_cost.h"
 #include "tilewise/study/source.h"
 
 namespace tilewise::study {
@@ -16,6 +17,7 @@ class ModelSource : public Source {
   InputFigures input() const override;
   double work(Step step, const std::string& name) const override;
   void run_dense(DenseFigures& dense) override;
+  double dense_cost_ms() const override { return dense_cost_ms_; }
   void fill_row(MethodFigures& row, size_t number, const Planner& planner) override;
   NeedleFigures ask_needles(const Planner& planner) override;
   Attempt attempt(const Planner& planner, double most_ms) override;
@@ -34,6 +36,8 @@ class ModelSource : public Source {
   ProgressMeter& progress_;
   Context outer_;
   std::vector<double> dense_bits_;  // of each text
+  AttendRates rates_;  // where the request tunes
+  double dense_cost_ms_ = 0;
 };
 
 }  // namespace tilewise::study

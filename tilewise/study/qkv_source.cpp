@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "tilewise/study/row_meter.h"
+#include "tilewise/study/trial.h"
 
 namespace tilewise::study {
 namespace {
@@ -39,7 +40,7 @@ double QkvSource::work(Step step, const std::string& name) const {
   switch (step) {
     case Step::dense: return kRepeats;
     case Step::row: return kRepeats * (1 + extra_share(name)) + (request_.has_maps ? .7 : 0);
-    case Step::attempt: return kRepeats * extra_share(name);
+    case Step::attempt: return extra_share(name);
     case Step::needles: break;
   }
   return 0;
@@ -77,6 +78,10 @@ void QkvSource::run_dense(DenseFigures& dense) {
     times.push_back(watch.ms());
   }
   dense.attend_ms = median(times);
+  if (request_.has_tune) {
+    rates_ = measure_rates(here, outer_);
+    dense_cost_ms_ = rates_.ms(attend_work(plan));
+  }
   dense.peak_bytes = counting->peak_bytes();
 }
 
@@ -104,28 +109,18 @@ Attempt QkvSource::attempt(const Planner& planner, double most_ms) {
   const Problem here = problem();
   const Tensor out = make_out(outer_.memory);
   const Tensor lse(outer_.memory, Dtype::f32, dense_lse_.view.shape());
+  progress_.part("alone", 0);
+  Trial trial(rates_, most_ms);
   Attempt result;
-  std::vector<double> plan_ms, attend_ms;
-  Plan plan;
-  for (int i = 0; i < kRepeats && !result.is_stopped; ++i) {
-    progress_.part("run " + std::to_string(i + 1) + "/" + std::to_string(kRepeats), static_cast<double>(i) / kRepeats);
-    const Stopwatch planning;
-    plan = planner(here, own).plan;
-    plan_ms.push_back(planning.ms());
-    const Stopwatch attending;
-    attend(here, plan, out.view, lse.view, own);
-    attend_ms.push_back(attending.ms());
-    result.is_stopped = plan_ms.back() + attend_ms.back() > most_ms;
+  if (trial.run(planner, here, out.view, lse.view, own)) {
+    LayerSums sums(1, static_cast<int>(here.q.dim(1)));
+    sums.add_plan(0, trial.plan(), dense_plans_.of(here, own));
+    sums.add_outputs(0, out.view, lse.view, dense_out_.view, dense_lse_.view, own);
+    MethodFigures figures;
+    sums.write(figures);
+    result.excess = figures.output_error;
   }
-  result.plan_ms = median(plan_ms);
-  result.attend_ms = median(attend_ms);
-  LayerSums sums(1, static_cast<int>(here.q.dim(1)));
-  sums.add_plan(0, plan, dense_plans_.of(here, own));
-  sums.add_outputs(0, out.view, lse.view, dense_out_.view, dense_lse_.view, own);
-  MethodFigures figures;
-  sums.write(figures);
-  result.density = figures.density;
-  result.excess = figures.output_error;
+  trial.write(result);
   return result;
 }
 

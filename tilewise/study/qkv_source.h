@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include "tilewise/study/attend_cost.h"
 #include "tilewise/study/qkv.h"
 #include "tilewise/study/source.h"
 
@@ -15,6 +16,7 @@ class QkvSource : public Source {
   InputFigures input() const override;
   double work(Step step, const std::string& name) const override;
   void run_dense(DenseFigures& dense) override;
+  double dense_cost_ms() const override { return dense_cost_ms_; }
   void fill_row(MethodFigures& row, size_t number, const Planner& planner) override;
   NeedleFigures ask_needles(const Planner& planner) override;
   Attempt attempt(const Planner& planner, double most_ms) override;
@@ -29,6 +31,8 @@ class QkvSource : public Source {
   Context outer_;
   DensePlans dense_plans_;
   Tensor dense_out_, dense_lse_;
+  AttendRates rates_;  // where the request tunes
+  double dense_cost_ms_ = 0;
 };
 
 }  // namespace tilewise::study

@@ -14,10 +14,9 @@ enum class Step { dense, row, needles, attempt };
 
 /// What one setting cost when it was tried alone. `excess` is what the bound holds: extra bits per byte, or the output error of tensors.
 struct Attempt {
-  double density = kNoFigure, excess = kNoFigure, plan_ms = kNoFigure, attend_ms = kNoFigure;
-  bool is_stopped = false;  // took longer than it was given; density and times are of the layers that ran, excess is missing
-
-  double total_ms() const { return plan_ms + attend_ms; }
+  double density = kNoFigure, excess = kNoFigure, plan_ms = kNoFigure, attend_ms = kNoFigure;  // wall time
+  double cost_ms = kNoFigure;  // as TunePoint::cost_ms
+  bool is_stopped = false;  // costs more than it was given; density, cost and times are of the layers that ran, excess is missing
 };
 
 /// What the rows of a comparison run on: a model with texts, or tensors from a file. Every call may throw what attention and methods throw.
@@ -33,10 +32,12 @@ class Source {
 
   /// Dense attention in a run of its own; what later calls need of it is kept.
   virtual void run_dense(DenseFigures& dense) = 0;
+  /// What dense attention costs a setting's text, counted as TunePoint::cost_ms is; after run_dense() of a request that tunes.
+  virtual double dense_cost_ms() const = 0;
   /// All figures of a row but its needles; `number` counts rows from 0.
   virtual void fill_row(MethodFigures& row, size_t number, const Planner& planner) = 0;
   virtual NeedleFigures ask_needles(const Planner& planner) = 0;
-  /// The first text (or the tensors) with one setting and nothing beside it, given up once plan and attend have taken `most_ms`.
+  /// The first text (or the tensors) with one setting and nothing beside it, given up once it is known to cost more than `most_ms`.
   virtual Attempt attempt(const Planner& planner, double most_ms) = 0;
 
   /// Rows that are filled from here on have maps of their heads.

@@ -13,8 +13,7 @@ namespace {
 using Outcome = TunePoint::Outcome;
 using Place = std::vector<size_t>;  // an index into each axis
 
-constexpr double kGiveUp = 1.1;    // a trial may take so much longer than the best: below this, noise could have hidden a better one
-constexpr double kSameTime = 1.03;
+constexpr double kSameCost = 1.03;  // a trial that costs more than this against the best cannot be chosen
 
 std::vector<OptionInfo> axes_of(const MethodInfo& info, const OptionValues& fixed) {
   std::vector<OptionInfo> axes;
@@ -78,7 +77,7 @@ class Search {
     const std::string text = format_options(info_.name, options);
     now.label = text.empty() ? info_.name : info_.name + " " + text;
     double most_ms = request_.most_ms > 0 ? request_.most_ms : INFINITY;
-    if (const TunePoint* best = best_point()) most_ms = std::min(most_ms, best->total_ms() * kGiveUp);
+    if (const TunePoint* best = best_point()) most_ms = std::min(most_ms, best->cost_ms * kSameCost);
     try_setting_(options, most_ms, now);
     if (now.outcome == Outcome::within || now.outcome == Outcome::over)
       now.outcome = now.excess <= request_.bound ? Outcome::within : Outcome::over;  // NaN is over
@@ -89,12 +88,12 @@ class Search {
   const TunePoint* best_point() const {
     const TunePoint* best = nullptr;
     for (const TunePoint& one : curve_.points) {
-      if (one.outcome == Outcome::within && (best == nullptr || one.total_ms() < best->total_ms())) best = &one;
+      if (one.outcome == Outcome::within && (best == nullptr || one.cost_ms < best->cost_ms)) best = &one;
     }
     return best;
   }
 
-  /// What is denser than this is not needed: it holds the bound, or is too slow already.
+  /// What is denser than this is not needed: it holds the bound, or costs too much already.
   static bool is_enough(const TunePoint& one) { return one.outcome == Outcome::within || one.outcome == Outcome::slow; }
 
   /// Place `step` on the main axis, counted from sparse to dense.
@@ -159,25 +158,25 @@ class Search {
       line = at(line, step);
       const TunePoint &here = point(line), there = point(stand);
       const bool is_within = here.outcome == Outcome::within;
-      if (is_within && (there.outcome != Outcome::within || here.total_ms() < there.total_ms())) stand = line;
+      if (is_within && (there.outcome != Outcome::within || here.cost_ms < there.cost_ms)) stand = line;
     }
     return stand;
   }
 
   void choose() {
-    const TunePoint* fastest = best_point();
-    curve_.is_within = fastest != nullptr;
+    const TunePoint* cheapest = best_point();
+    curve_.is_within = cheapest != nullptr;
     for (size_t i = 0; i < curve_.points.size(); ++i) {
       const TunePoint& one = curve_.points[i];
-      if (fastest != nullptr) {
-        if (one.outcome != Outcome::within || one.total_ms() > fastest->total_ms() * kSameTime) continue;
+      if (cheapest != nullptr) {
+        if (one.outcome != Outcome::within || one.cost_ms > cheapest->cost_ms * kSameCost) continue;
         if (!curve_.chosen || one.density < curve_.points[*curve_.chosen].density) curve_.chosen = i;
       } else if (one.outcome == Outcome::over && !std::isnan(one.excess)) {
         if (!curve_.chosen || one.excess < curve_.points[*curve_.chosen].excess) curve_.chosen = i;
       }
     }
     if (curve_.chosen) return;
-    // All too slow: the sparsest still shows what the method does.
+    // All too dear: the sparsest still shows what the method does.
     for (size_t i = 0; i < curve_.points.size(); ++i) {
       const TunePoint& one = curve_.points[i];
       if (one.outcome == Outcome::slow && (!curve_.chosen || one.density < curve_.points[*curve_.chosen].density)) curve_.chosen = i;
