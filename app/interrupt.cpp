@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <mutex>
@@ -22,17 +23,13 @@ std::mutex& writing() {
   return *one;
 }
 
-void say(std::string_view text) {
-  if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody left to tell
-}
-
 void watch(sigset_t signals) {
   int signal = 0;
   if (sigwait(&signals, &signal) != 0) return;
   source().request_stop();
   std::this_thread::sleep_for(std::chrono::milliseconds(150));
   const std::lock_guard lock(writing());
-  say(::isatty(STDERR_FILENO) != 0 ? "\r\033[Ktilewise: interrupted\n" : "tilewise: interrupted\n");
+  say_interrupted();
   ::_exit(kInterruptedExit);
 }
 
@@ -46,6 +43,13 @@ void install_interrupt() {
   // Blocked in every thread, so that only the watcher takes them.
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::thread(watch, signals).detach();
+}
+
+void say_interrupted() {
+  static std::atomic_flag was_said;
+  if (was_said.test_and_set()) return;
+  const std::string_view text = ::isatty(STDERR_FILENO) != 0 ? "\r\033[Ktilewise: interrupted\n" : "tilewise: interrupted\n";
+  if (::write(STDERR_FILENO, text.data(), text.size()) < 0) return;  // nobody left to tell
 }
 
 std::stop_token interrupt_token() { return source().get_token(); }

@@ -10,6 +10,8 @@ inline constexpr int kInterruptedExit = 130;
 /// back after 150 ms (a library call that cannot be interrupted) is ended with exit code 130, unless a file is being written.
 void install_interrupt();
 std::stop_token interrupt_token();
+/// The line "tilewise: interrupted", once, whoever comes first: main, whose work came back, or the watching thread.
+void say_interrupted();
 
 /// While one lives, the process is not ended from outside main: files are written whole and temporary ones removed.
 class WritingFiles {

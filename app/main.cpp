@@ -53,7 +53,10 @@ int run(int argc, char** argv) {
     std::fflush(stdout);
     return exit.code;
   } catch (const Error& error) {
-    if (error.kind() == Error::Kind::cancelled) return complain("interrupted", kInterruptedExit);
+    if (error.kind() == Error::Kind::cancelled) {
+      say_interrupted();
+      return kInterruptedExit;
+    }
     // A refusal has one more line per backend.
     return complain(error.what(), 1, error.kind() == Error::Kind::unsupported);
   } catch (const std::bad_alloc&) {
