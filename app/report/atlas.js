@@ -19,7 +19,7 @@ function atlasTable(index, title, ramp, value) {
       const head = find.get(layer + "/" + h);
       const figure = head ? value(head) : null;
       const text = `layer ${layer}, head ${h}: ${head ? headText(head) : "no figure"}`;
-      const cell = el("button", { type: "button", tabindex: "-1", title: text, "aria-label": text },
+      const cell = el("button", { type: "button", tabindex: "-1", title: text, "aria-label": text, "data-head": layer + "/" + h },
         has(figure) ? (100 * figure).toFixed(100 * figure < 9.95 ? 1 : 0) : "\u2013");
       if (has(figure)) {
         const rgb = colour(ramp, place(Math.max(0, figure)));
@@ -28,7 +28,12 @@ function atlasTable(index, title, ramp, value) {
       }
       const tell = () => { byId("atlas-detail").textContent = text; };
       cell.addEventListener("mouseenter", tell);
-      cell.addEventListener("focus", tell);
+      cell.addEventListener("focus", () => {
+        tell();
+        // One head of the table takes part in the order of Tab: the one that had the focus last.
+        for (const other of body.querySelectorAll("[tabindex='0']")) other.tabIndex = -1;
+        cell.tabIndex = 0;
+      });
       if (head) cell.addEventListener("click", () => openHead(index, layer, h));
       line.append(el("td", {}, cell));
       return cell;
@@ -42,11 +47,7 @@ function atlasTable(index, title, ramp, value) {
       const j = cells[i].indexOf(document.activeElement);
       if (j < 0) continue;
       const next = (cells[i + step[0]] || [])[j + step[1]];
-      if (next) {
-        cells[i][j].tabIndex = -1;
-        next.tabIndex = 0;
-        next.focus();
-      }
+      if (next) next.focus();
       event.preventDefault();
       return;
     }
@@ -99,7 +100,7 @@ const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCod
 const fromRoot = (byte) => (byte / 255) ** 4;
 const cellAt = (i, j) => (data.map.is_triangle ? (i * (i + 1)) / 2 + j : i * data.map.side_k + j);
 
-const shown = { index: -1, layer: 0, head: 0, tile: null, map: null };
+const shown = { index: -1, layer: 0, head: 0, tile: null, map: null, cell: null, atlas: null };
 
 /** The head's map, as a dialog: Escape closes it, arrow keys go to the neighbours. */
 function openHead(index, layer, head, tile) {
@@ -107,6 +108,7 @@ function openHead(index, layer, head, tile) {
   const method = data.methods[index];
   const figures = method.heads.find((one) => one.layer === layer && one.head === head);
   if (!figures) return;
+  if (!dialog.open) shown.atlas = document.activeElement.closest(".atlas");
   Object.assign(shown, { index, layer, head, tile: tile || null, map: null });
   if (data.map && figures.map) {
     shown.map = { mass: bytesOf(figures.map.mass), kept: bytesOf(figures.map.kept), missed: bytesOf(figures.map.missed) };
@@ -117,7 +119,7 @@ function openHead(index, layer, head, tile) {
   byId("head-map").hidden = shown.map === null;
   byId("head-none").hidden = shown.map !== null;
   drawMap();
-  tellCell(null);
+  tellCell(shown.cell);
   if (!dialog.open) dialog.showModal();
 }
 
@@ -168,6 +170,14 @@ function drawMap() {
       pen.strokeRect(x - grow, y - grow, width + 2 * grow, height + 2 * grow);
     }
   }
+  if (shown.cell) {
+    const [i, j] = shown.cell;
+    pen.lineWidth = 2;
+    for (const [ink, grow] of [["#fff", 1], ["#000", 3]]) {
+      pen.strokeStyle = ink;
+      pen.strokeRect(j * size - grow, i * size - grow, size + 2 * grow, size + 2 * grow);
+    }
+  }
   canvas.setAttribute("aria-label", `Attention map of layer ${shown.layer}, head ${shown.head}: ${percent(read / cells)} of the cells' pairs are read; ` +
     (worst[0] > 0 ? `most is missed by queries from ${worst[1] * data.map.cell_q} at keys from ${worst[2] * data.map.cell_k}` : "nothing is missed"));
   byId("axis-last").textContent = whole(data.input.length_k);
@@ -177,7 +187,7 @@ function drawMap() {
 function tellCell(cell) {
   const target = byId("head-cell");
   if (!shown.map || !cell) {
-    target.textContent = `A cell is ${data.map ? `${whole(data.map.cell_q)} queries by ${whole(data.map.cell_k)} keys` : ""} of the first ${hasModel ? "text" : "tensors"}; point at one to read it.`;
+    target.textContent = `A cell is ${data.map ? `${whole(data.map.cell_q)} queries by ${whole(data.map.cell_k)} keys` : ""} of the first ${hasModel ? "text" : "tensors"}; point at one, or go there by arrow keys, to read it.`;
     return;
   }
   const [i, j] = cell;
@@ -192,6 +202,29 @@ function headDialog() {
   for (const name of ["mass", "kept", "missed"]) byId("show-" + name).addEventListener("change", drawMap);
   byId("head-close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  // Back to the head that was shown last, which need not be the one that was opened.
+  dialog.addEventListener("close", () => {
+    const cell = shown.atlas && shown.atlas.querySelector(`[data-head="${shown.layer}/${shown.head}"]`);
+    if (cell) cell.focus();
+  });
+  const columnsOf = (i) => (data.map.is_triangle ? i + 1 : data.map.side_k);
+  const goTo = (cell) => {
+    shown.cell = cell;
+    drawMap();
+    tellCell(cell);
+  };
+  canvas.addEventListener("keydown", (event) => {
+    const step = arrow(event), last = data.map.side_q - 1;
+    const [i, j] = shown.cell || [0, 0];
+    if (event.key === "Home") goTo([0, 0]);
+    else if (event.key === "End") goTo([last, columnsOf(last) - 1]);
+    else if (!step) return;
+    else if (!shown.cell) goTo([0, 0]);
+    else if (i + step[0] >= 0 && i + step[0] <= last && j + step[1] >= 0 && j + step[1] < columnsOf(i + step[0])) goTo([i + step[0], j + step[1]]);
+    event.preventDefault();
+    event.stopPropagation();  // the dialog's go to other heads
+  });
+  canvas.addEventListener("blur", () => goTo(null));
   dialog.addEventListener("keydown", (event) => {
     const step = arrow(event);
     if (!step) return;

@@ -53,7 +53,12 @@ function colour(ramp, share) {
   return ramp[i].map((from, c) => Math.round(from + (at - i) * (ramp[i + 1][c] - from)));
 }
 const css = (rgb) => `rgb(${rgb.join(",")})`;
-const inkOn = (rgb) => (0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 ? "#111" : "#fff");
+/** The ink, of dark and white, that stands out more: by the contrast of WCAG 2. */
+function inkOn(rgb) {
+  const [r, g, b] = rgb.map((value) => (value <= 10 ? value / 3294 : ((value / 255 + 0.055) / 1.055) ** 2.4));
+  const light = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  return (light + 0.05) / 0.05 > 1.05 / (light + 0.05) ? "#000" : "#fff";
+}
 const place = Math.sqrt;  // most figures are small: a square root spreads them out; the legend says where each lies
 
 function legend(ramp) {

@@ -148,9 +148,9 @@ function timePlot() {
 /** Every setting that --tune tried. */
 function tunePlot() {
   if (!data.tune) return void byId("tune-section").remove();
-  const outcomes = { within: "holds the bound", over: "over the bound", slow: "given up: costs too much", refused: "refused" };
+  const outcomes = { within: "holds", over: "over", slow: "given up", refused: "refused" };
   const all = data.tune.curves.flatMap((curve, c) => curve.points.map((point, i) => ({ ...point, curve: c, isChosen: curve.chosen === i })));
-  byId("tune-text").textContent = `Settings tried on ${data.tune.text}, each run alone; a ring marks the one that was chosen for the table. Cost is counted, so that load on the machine does not choose: CPU time of the plan, and the pairs that attention reads at the rate of this machine.`;
+  byId("tune-text").textContent = `Settings tried on ${data.tune.text}, each run alone; a ring marks the one that was chosen for the table. Cost is counted, so that load on the machine does not choose: CPU time of the plan, and the pairs that attention reads at the rate of this machine. A setting that costs more than the best so far is given up.`;
   const shown = all.filter((point) => has(point.cost_ms) && has(point.excess));
   if (shown.length) {
     const least = hasModel ? 0.0005 : 0.001;
@@ -163,8 +163,20 @@ function tunePlot() {
       nameX: "cost", nameY: name, bound: data.tune.bound, label: `Tuning: ${name} against cost of ${shown.length} settings; the table below lists them` });
     data.tune.curves.forEach((curve, c) => {
       const hue = hues[c % hues.length];
-      const points = shown.filter((point) => point.curve === c).sort((a, b) => a.density - b.density);
-      frame.plot.append(svg("polyline", { points: points.map((point) => `${frame.x(point.cost_ms)},${frame.y(point.excess)}`).join(" "), class: "curve", stroke: hue }));
+      const points = shown.filter((point) => point.curve === c);
+      // A line joins settings that differ in one option alone, the one with the most values: over all others it would run to and fro.
+      const values = (name) => new Set(points.map((point) => String(point.options[name]))).size;
+      const names = points.length ? Object.keys(points[0].options) : [];
+      const main = names.reduce((best, name) => (values(name) >= values(best) ? name : best), names[0]);
+      const lines = new Map();
+      for (const point of points) {
+        const others = names.filter((name) => name !== main).map((name) => point.options[name]).join();
+        lines.set(others, [...(lines.get(others) || []), point]);
+      }
+      for (const line of lines.values()) {
+        line.sort((a, b) => a.density - b.density);
+        frame.plot.append(svg("polyline", { points: line.map((point) => `${frame.x(point.cost_ms)},${frame.y(point.excess)}`).join(" "), class: "curve", stroke: hue }));
+      }
       for (const point of points) {
         const tip = `${point.label}: cost ${time(point.cost_ms)} ms, density ${percent(point.density)}, ${hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)}` +
           (point.cost_ms > maxX ? " (beyond the right edge)" : "");
@@ -181,11 +193,12 @@ function tunePlot() {
       return el("li", {}, swatch, curve.name);
     })));
   }
-  const table = el("table", { class: "figures" }, el("thead", {}, el("tr", {}, ...["Setting", "Density", hasModel ? "Extra bits" : "Error", "Cost ms", "Wall ms", "Outcome"]
+  const table = el("table", { class: "figures" }, el("thead", {}, el("tr", {}, ...["Setting", "Density", hasModel ? "Extra bits" : "Error", "Cost ms", "Outcome"]
     .map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...all.map((point) => el("tr", { class: point.isChosen ? "best" : null },
     el("th", { scope: "row" }, point.label), el("td", {}, percent(point.density)), el("td", { class: point.outcome === "over" ? "over" : null }, hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)),
-    el("td", {}, time(point.cost_ms)), el("td", {}, time(point.total_ms)),
-    el("td", {}, (point.isChosen ? "chosen, " : "") + outcomes[point.outcome] + (point.refused ? ": " + point.refused : ""))))));
+    el("td", {}, time(point.cost_ms)),
+    el("td", { class: "outcome" }, (point.isChosen ? "chosen, " : "") + outcomes[point.outcome] + (point.refused ? ": " + point.refused : ""))))));
   byId("tune-count").textContent = `All ${all.length} settings`;
   byId("tune-table").append(table);
+  byId("tune-count").parentElement.open = !isNarrow;
 }

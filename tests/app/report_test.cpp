@@ -1,30 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "app/report/report.h"
 
-#include <unistd.h>
-
 #include <nlohmann/json.hpp>
 #include <regex>
 
+#include "tests/app/browser.h"
 #include "tests/app/process.h"
 #include "tests/app/synthetic.h"
 #include "tilewise/base/file.h"
 
 namespace tilewise::app {
 namespace {
-
-std::string browser() {
-  for (const char* name : {"chromium", "chromium-browser", "google-chrome"}) {
-    std::string path = std::getenv("PATH") == nullptr ? "" : std::getenv("PATH");
-    while (!path.empty()) {
-      const size_t colon = std::min(path.find(':'), path.size());
-      const std::string file = path.substr(0, colon) + "/" + name;
-      path.erase(0, colon + 1);
-      if (::access(file.c_str(), X_OK) == 0) return file;
-    }
-  }
-  return "";
-}
 
 size_t count(const std::string& text, const std::string& part) {
   size_t found = 0;
@@ -77,7 +63,7 @@ TEST(Report, HoldsNothingThatNeedsANetworkOrBreaksOut) {
 }
 
 TEST(Report, RendersWithoutAWordOnTheConsole) {
-  const std::string program = browser();
+  const std::string program = find_browser();
   if (program.empty()) GTEST_SKIP() << "no browser: neither chromium nor google-chrome is in PATH";
   TemporaryFolder folder;
   Comparison empty;  // no method at all, no needles, no text
@@ -115,7 +101,7 @@ TEST(Report, RendersWithoutAWordOnTheConsole) {
 }
 
 TEST(Report, TheAtlasOpensAHead) {
-  const std::string program = browser();
+  const std::string program = find_browser();
   if (program.empty()) GTEST_SKIP() << "no browser: neither chromium nor google-chrome is in PATH";
   TemporaryFolder folder;
   Comparison without = synthetic_comparison("reference-lm");
