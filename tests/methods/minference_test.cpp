@@ -22,7 +22,7 @@ Plan plan_of(const Problem& problem, const Options& options) {
   return plan;
 }
 
-// Every pair on a chosen line is read; what else is read lies in a tile's length of a slash; columns and rows as the definition says.
+// Every pair on a chosen line is read; what else is read lies in a tile's length of a slash, or aligned in a tile of keys that a query of the row needs.
 TEST(MInference, ReadsTheLinesOfTheLastQueries) {
   const testing::OnReference on_reference;
   unsigned seed = 300;
@@ -56,11 +56,12 @@ TEST(MInference, ReadsTheLinesOfTheLastQueries) {
               }
               if (!is_read || is_on_line) continue;
               ASSERT_GE(token, k);
-              bool is_fill = false;  // within a tile of what some query of the row reads over an offset: unaligned, or in whole tiles
-              for (const int64_t o : slash) {
-                const int64_t more = aligned ? 31 : 0;
-                is_fill |= k >= end - 32 - o - more && k < std::max<int64_t>(end - o, 32) + 31 + more;
+              bool is_fill = false;
+              for (const int64_t o : slash) {  // within a tile of what some query of the row reads over an offset
+                is_fill |= !aligned && k >= end - 32 - o && k < std::max<int64_t>(end - o, 32) + 31;
+                for (int64_t other = end - 32; aligned && other < end; ++other) is_fill |= other >= o && (other - o) / 32 == k / 32;
               }
+              for (const int64_t line : vertical) is_fill |= aligned && line / 32 == k / 32;
               ASSERT_TRUE(is_fill) << s << " head " << h << " query " << q << " key " << k;
             }
           }

@@ -159,7 +159,9 @@ TEST(Orders, LinesStayLinesOfTokens) {
             if (order_q[static_cast<size_t>(slot)] >= 0) queries.push_back(order_q[static_cast<size_t>(slot)]);
           }
           const auto is_wanted = [&](int64_t k) {
-            return std::any_of(queries.begin(), queries.end(), [&](int64_t q) { return q + 30 >= k && lines.slash.count(q + 30 - k) != 0; });
+            return std::any_of(queries.begin(), queries.end(), [&](int64_t q) {
+              return q + 30 >= k && (lines.slash.count(q + 30 - k) != 0 || (aligned && lines.vertical.count(k) != 0));
+            });
           };
           for (int64_t slot = 0; slot < 230 + padding; ++slot) {
             const int64_t k = order_k[static_cast<size_t>(slot)];

@@ -96,7 +96,7 @@ TEST(Quality, FiguresOfTheReferenceModelComeOutAgain) {
       // 2 %, and half a unit of the last place that was published.
       const double density = expected.*document.density;
       EXPECT_LE(row.density, 1.02 * density + .0005);
-      EXPECT_GE(row.density, (expected.counts_overlaps ? .95 : .98) * density - .0005);
+      EXPECT_GE(row.density, 0.98 * density - .0005);
       if (std::string(expected.method) != "random") {
         EXPECT_NEAR(row.max_extra_bits, expected.*document.bits, bits_bound(expected.method) + .00005);
       }

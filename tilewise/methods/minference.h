@@ -33,7 +33,7 @@ struct MInferenceOptions {
     field("local", self.local, range(1, 1 << 30), no_grid(), "a_shape: last tokens that a query reads, itself among them");
     field("blocks", self.blocks, range(0, 1 << 30), no_grid(), "block_sparse: tiles of keys that a row reads");
     field("tile", self.tile, range(16, 256), no_grid(), "query tokens per row of the plan, and keys that a slash line is widened to");
-    field("aligned", self.aligned, yes_no(), no_grid(), "vertical_slash: read whole tiles of keys where a slash line crosses them");
+    field("aligned", self.aligned, yes_no(), no_grid(), "vertical_slash: read whole tiles of keys where a line crosses them");
     field("last", self.last, range(1, 4096), no_grid(), "vertical_slash: last queries that the lines are estimated from");
     field("first", self.first, range(0, 1 << 30), no_grid(), "vertical_slash: first keys that are lines before all others");
     field("nearest", self.nearest, range(1, 1 << 30), no_grid(), "vertical_slash: smallest distances that are lines before all others");
@@ -42,7 +42,7 @@ struct MInferenceOptions {
 };
 
 /// Three kinds of heads. vertical_slash  keys and distances with the largest probability among the last queries, for all rows alike; runs of keys that
-/// follow each distance exactly, unaligned (or whole tiles), and single keys where no run holds them. a_shape  first and last keys, exact to the token.
+/// follow each distance exactly, unaligned, and single keys where no run holds them (or the whole tiles that lines cross). a_shape  first and last keys, exact to the token.
 /// block_sparse  per row the tiles of the largest products of mean queries and mean keys, and the diagonal tile.
 /// A head whose estimate is not finite reads everything.
 /// Errors  value (`heads` not one per head, more than 16 kinds of a_shape), unsupported (a mask that is not plainly causal, what attend refuses).

@@ -52,6 +52,14 @@ LineRows::LineRows(Lines lines, int tile, int64_t seqlen_k, Cover cover)
   for (const int32_t offset : lines_.slash) nearest_below_[static_cast<size_t>(offset)] = offset;
   int32_t below = -1;
   for (int32_t& offset : nearest_below_) offset = below = std::max(below, offset);
+  has_column_.assign(static_cast<size_t>((seqlen_k + tile - 1) / tile), 0);
+  for (const int32_t key : lines_.vertical) has_column_[static_cast<size_t>(key / tile)] = 1;
+}
+
+/// Whether one of the queries [first, last) reaches one of the keys [first, last) over a kept offset: the largest one up to the farthest pair's tells.
+bool LineRows::is_on_slash(int64_t first_query, int64_t last_query, int64_t first_key, int64_t last_key) const {
+  const int64_t farthest = std::min(last_query - 1 - first_key, seqlen_k_ - 1);
+  return farthest >= 0 && nearest_below_[static_cast<size_t>(farthest)] >= std::max<int64_t>(0, first_query - (last_key - 1));
 }
 
 /// The ranges of the row that ends at token `end`, ascending and apart.
@@ -81,16 +89,15 @@ void LineRows::for_ranges(int64_t end, Body&& body) const {
 void LineRows::set_row(int64_t first, int64_t last, plan::PackedRow& row) const {
   if (last <= 0 || seqlen_k_ == 0) return;
   first = std::max<int64_t>(first, 0);
+  if (cover_ == Cover::aligned) return set_aligned_row(first, last, row);
   const int64_t end = (last - 1) / tile_ * tile_ + tile_, seen = std::min(last, seqlen_k_);
   auto vertical = lines_.vertical.begin();
   const auto add_verticals = [&](int64_t before) {
     for (; vertical != lines_.vertical.end() && *vertical < before; ++vertical)
       add_run(row, *vertical <= first ? plan::Kind::picked : plan::Kind::masked, *vertical, *vertical + 1);
   };
-  int64_t done = 0;  // keys below are dealt with: ranges rounded to tiles may overlap
   for_ranges(end, [&](Range range) {
-    if (cover_ == Cover::aligned) range = {range.first / tile_ * tile_, (range.last + tile_ - 1) / tile_ * tile_};
-    const int64_t start = std::max(range.first, done), stop = std::min(range.last, seen);
+    const int64_t start = range.first, stop = std::min(range.last, seen);
     if (start >= stop) return;
     add_verticals(start);
     while (vertical != lines_.vertical.end() && *vertical < stop) ++vertical;
@@ -98,9 +105,18 @@ void LineRows::set_row(int64_t first, int64_t last, plan::PackedRow& row) const 
     const int64_t untested = start + std::max<int64_t>(0, std::min(stop, first + 1) - start) / tile_ * tile_;
     add_run(row, plan::Kind::whole, start, untested);
     add_run(row, plan::Kind::masked, untested, stop);
-    done = stop;
   });
   add_verticals(seen);
+}
+
+void LineRows::set_aligned_row(int64_t first, int64_t last, plan::PackedRow& row) const {
+  const int64_t seen = std::min(last, seqlen_k_);
+  for (int64_t start = 0; start < seen; start += tile_) {
+    const int64_t stop = std::min(start + tile_, seen);
+    if (has_column_[static_cast<size_t>(start / tile_)] == 0 && !is_on_slash(first, last, start, stop)) continue;
+    // Keys up to the first query are seen by all; whole runs keep a length that one copy of a tile can fetch.
+    add_run(row, stop == start + tile_ && stop <= first + 1 ? plan::Kind::whole : plan::Kind::masked, start, stop);
+  }
 }
 
 void LineRows::set_row(const std::vector<int64_t>& tokens, const plan::SlotTokens& keys, bool is_tested, plan::PackedRow& row) const {
@@ -112,12 +128,8 @@ void LineRows::set_row(const std::vector<int64_t>& tokens, const plan::SlotToken
     else
       stretches.push_back({token, token + 1});
   }
-  // A kept offset between the first and the last query of a stretch: the largest one up to the last tells.
-  const auto is_on_slash = [&](int64_t k) {
-    return std::any_of(stretches.begin(), stretches.end(), [&](const Range& stretch) {
-      const int64_t furthest = std::min(stretch.last - 1 - k, seqlen_k_ - 1);
-      return furthest >= 0 && nearest_below_[static_cast<size_t>(furthest)] >= std::max<int64_t>(0, stretch.first - k);
-    });
+  const auto is_reached = [&](int64_t k) {
+    return std::any_of(stretches.begin(), stretches.end(), [&](const Range& of) { return is_on_slash(of.first, of.last, k, k + 1); });
   };
   enum class Read : uint8_t { no, picked, run };
   std::vector<Read> reads(static_cast<size_t>(keys.count), Read::no);
@@ -125,14 +137,14 @@ void LineRows::set_row(const std::vector<int64_t>& tokens, const plan::SlotToken
     const int64_t k = keys[slot];
     if (k < 0 || k > tokens.back()) continue;
     Read& read = reads[static_cast<size_t>(slot)];
-    if (is_on_slash(k))
+    if (is_reached(k))
       read = Read::run;
     else if (std::binary_search(lines_.vertical.begin(), lines_.vertical.end(), static_cast<int32_t>(k)))
       read = Read::picked;
   }
   for (int64_t start = 0; cover_ == Cover::aligned && start < keys.count; start += tile_) {
     const auto first = reads.begin() + start, last = reads.begin() + std::min(keys.count, start + tile_);
-    if (std::find(first, last, Read::run) == last) continue;
+    if (std::all_of(first, last, [](Read read) { return read == Read::no; })) continue;
     for (auto at = first; at != last; ++at) {
       const int64_t k = keys[at - reads.begin()];
       if (k >= 0 && k <= tokens.back()) *at = Read::run;

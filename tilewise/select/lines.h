@@ -30,14 +30,15 @@ TILEWISE_API std::vector<int32_t> largest(const float* values, int64_t size, int
 class TILEWISE_API LineRows {
  public:
   /// exact    an offset o covers the keys [end - tile - o, end - o) of the row that ends at token `end`: what its queries reach over o, unaligned. Ranges
-  ///          that touch or overlap are walked upward and joined in steps of `tile`, so a range may end up to tile - 1 keys past what is needed.
-  /// aligned  the same ranges, rounded outward to tiles of keys.
+  ///          that touch or overlap are walked upward and joined in steps of `tile`, so a range may end up to tile - 1 keys past what is needed. Vertical
+  ///          lines outside them are single keys.
+  /// aligned  the tiles of keys that hold a key on a line, vertical or slash, for one of the row's queries; nothing else.
   enum class Cover : uint8_t { exact, aligned };
 
   LineRows(Lines lines, int tile, int64_t seqlen_k, Cover cover);
   /// Appends to an empty row the runs that the queries of tokens [first, last) read, which lie in one tile: ranges below the first query `whole` (lengths a multiple of
   /// the tile), what reaches further `masked`, and the vertical lines that no range holds `picked`, or `masked` where a query of the row does not see them.
-  /// O(ranges + vertical lines).
+  /// O(ranges + vertical lines); aligned: O(tiles of keys).
   void set_row(int64_t first, int64_t last, plan::PackedRow& row) const;
   /// The same for the queries of any tokens (ascending, as they count), and keys that lie in slots: exactly the pairs on a line for one of the queries, as runs
   /// of slots; aligned: the tiles of slots that hold such a key. `is_tested`: the row holds padding, so all of it is masked. O(stretches of tokens * slots).
@@ -49,11 +50,14 @@ class TILEWISE_API LineRows {
   };
   template <class Body>
   void for_ranges(int64_t end, Body&& body) const;
+  void set_aligned_row(int64_t first, int64_t last, plan::PackedRow& row) const;
+  bool is_on_slash(int64_t first_query, int64_t last_query, int64_t first_key, int64_t last_key) const;
 
   Lines lines_;
   int64_t tile_, seqlen_k_;
   Cover cover_;
   std::vector<int32_t> nearest_below_;  // [Sk]: the largest offset that is kept and not above the index, or -1
+  std::vector<uint8_t> has_column_;  // [Tk]: whether the tile of keys holds a vertical line
 };
 
 }  // namespace tilewise::select
