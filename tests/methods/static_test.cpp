@@ -6,6 +6,7 @@
 
 #include "tests/methods/definition_testing.h"
 #include "tilewise/attend/attend.h"
+#include "tilewise/plan/validate.h"
 
 namespace tilewise::method {
 namespace {
@@ -158,6 +159,63 @@ TEST(AShape, EqualsItsDefinition) {
         }
       }
       EXPECT_TRUE(testing::bits_of(*plan, true) == expected) << s << " " << options;
+    }
+  }
+}
+
+TEST(AShape, ReadsAllForTheLastQueriesOfATriShape) {
+  for (const testing::Sizes& s : testing::problem_sizes()) {
+    for (const auto& [init, local, last] :
+         std::vector<std::tuple<int, int, int>>{{5, 40, 1}, {0, 1, 17}, {64, 30, 64}, {1000, 3, 100000}, {3, 1000, 20}}) {
+      const TestProblem test(s, Dtype::f32, Mask::causal(), 1);
+      const std::string options =
+          "init=" + std::to_string(init) + ",local=" + std::to_string(local) + ",dense_last=" + std::to_string(last) + ",tile=16";
+      const Plan plan = plan_of(test.problem, "a_shape", options);
+      ASSERT_NO_THROW(validate(plan, test.problem.mask)) << s << " " << options;
+      Bits expected(s.batch, s.heads_q, s.seqlen_q, s.seqlen_k);
+      for (int64_t b = 0; b < s.batch; ++b) {
+        for (int h = 0; h < s.heads_q; ++h) {
+          for (int64_t q = 0; q < s.seqlen_q; ++q) {
+            for (int64_t k = 0; k < s.seqlen_k; ++k) {
+              const int64_t back = q + s.seqlen_k - s.seqlen_q - k;
+              expected.at(b, h, q, k) = back >= 0 && (back < local || k < init || q >= s.seqlen_q - last) ? 1 : 0;
+            }
+          }
+        }
+      }
+      EXPECT_TRUE(testing::bits_of(*plan, true) == expected) << s << " " << options;
+      EXPECT_EQ(plan->dense_reads, plan_of(test.problem, "dense", "tile=16")->dense_reads);
+    }
+  }
+}
+
+// The kernels take a tri-shape as any plan: against the definition, with and without an order.
+TEST(AShape, AttendsAsATriShape) {
+  const testing::Sizes s{1, 2, 1, 150, 170, 16};
+  for (const int64_t padding : {-1, 0, 7}) {  // -1: no order
+    TestProblem test(s, Dtype::f32, Mask::causal(), 5);
+    const testing::TestTensor v = testing::random_tensor(Dtype::f32, 1, 1, 170, 16, 6);
+    const std::vector<int32_t> order = shuffled(170, std::max<int64_t>(padding, 0), 3);
+    if (padding >= 0) test.problem.order_k.token = TensorView::of(order.data(), {1, 1, 170 + padding});
+    const Plan plan = plan_of(test.problem, "a_shape", "init=7,local=33,dense_last=21,tile=32");
+    std::vector<float> out(2 * 150 * 16);
+    Context context;
+    attend_forward({.q = test.q.view, .k = test.k.view, .v = v.view, .out = TensorView::of(out.data(), {1, 2, 150, 16}), .plan = plan}, context);
+    for (int h = 0; h < 2; ++h) {
+      for (int64_t q = 0; q < 150; ++q) {
+        double total = 0;
+        std::vector<double> sum(16, 0.0);
+        for (int64_t k = 0; k <= q + 20; ++k) {
+          if (q + 20 - k >= 33 && k >= 7 && q < 150 - 21) continue;
+          double score = 0;
+          for (int64_t d = 0; d < 16; ++d) score += test.q.get(0, h, q, d) * test.k.get(0, 0, k, d);
+          const double weight = std::exp(score / 4);
+          total += weight;
+          for (int64_t d = 0; d < 16; ++d) sum[static_cast<size_t>(d)] += weight * v.get(0, 0, k, d);
+        }
+        for (int64_t d = 0; d < 16; ++d)
+          ASSERT_NEAR(out[static_cast<size_t>((h * 150 + q) * 16 + d)], sum[static_cast<size_t>(d)] / total, 1e-5) << h << " " << q << " " << d;
+      }
     }
   }
 }
