@@ -32,6 +32,7 @@ struct CompareOptions {
   int64_t seed = 0;
   int threads = 0;
   bool has_density = false, has_tune = false;
+  bool has_length = false, has_max_bits = false, has_max_error = false;  // was given
 };
 
 std::string utc_now() {
@@ -48,6 +49,8 @@ CompareText read_text(const std::string& path, int64_t length, InputFigures& inp
   const MappedFile file(path);
   const auto bytes = file.bytes();
   const int64_t size = static_cast<int64_t>(bytes.size());
+  check(size >= 2, Error::Kind::value, path, " has ", size, " byte", size == 1 ? "" : "s",
+        "; bits per byte need at least 2, one to read and one to predict: give a longer text");
   check(size >= length, Error::Kind::value, path, " has ", size, " bytes, which is less than --length ", length, "; give a longer text or --length ",
         size);
   CompareText text;
@@ -57,17 +60,49 @@ CompareText read_text(const std::string& path, int64_t length, InputFigures& inp
   return text;
 }
 
+/// Whether two paths name one file, however they are written. Terminals, pipes and /dev/null may be named twice.
+bool is_same_file(const std::string& a, const std::string& b) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (fs::exists(a, error) && !fs::is_regular_file(a, error)) return false;
+  if (fs::equivalent(a, b, error)) return true;
+  const fs::path first = fs::weakly_canonical(a, error), second = fs::weakly_canonical(b, error);
+  return !error && first == second;
+}
+
+/// What would be written over what.
+void check_files(const CompareOptions& options) {
+  const std::pair<const char*, const std::string&> outputs[] = {{"--report", options.report}, {"--json", options.json}};
+  std::vector<std::string> inputs = options.texts;
+  inputs.insert(inputs.end(), {options.qkv, options.recipe});
+  for (const auto& [name, path] : outputs) {
+    for (const std::string& input : inputs) {
+      if (!path.empty() && !input.empty() && is_same_file(path, input))
+        throw UsageError(std::string(name) + " " + path + " would write over a file that is read; name another");
+    }
+  }
+  if (!options.report.empty() && !options.json.empty() && is_same_file(options.report, options.json))
+    throw UsageError("--report and --json name the same file, " + options.report);
+  if (!options.model.empty()) {
+    std::error_code error;
+    check(std::filesystem::is_directory(options.model, error), Error::Kind::io, "--model ", options.model,
+          ": there is no such folder; give the one that holds config.json and model.safetensors");
+  }
+  if (!options.report.empty()) check_writable(options.report);
+  if (!options.json.empty()) check_writable(options.json);
+}
+
 /// What one kind of input does not know is said by the option's name.
 void check_options(const CompareOptions& options) {
   if (options.qkv.empty()) {
     if (options.model.empty()) throw UsageError("give --model DIR and --text FILE..., or --qkv FILE");
     if (options.texts.empty()) throw UsageError("--model needs --text FILE...");
     if (!options.mask.empty()) throw UsageError("--mask is for --qkv; a model has its own mask");
+    if (options.has_max_error) throw UsageError("--max-error is for --qkv; of a model --max-bits bounds the bits per byte");
   } else {
-    const std::pair<const char*, bool> of_models[] = {{"--model", !options.model.empty()},
-                                                      {"--text", !options.texts.empty()},
-                                                      {"--needle", !options.needles.empty()},
-                                                      {"--recipe", !options.recipe.empty()}};
+    const std::pair<const char*, bool> of_models[] = {{"--model", !options.model.empty()},  {"--text", !options.texts.empty()},
+                                                      {"--length", options.has_length},     {"--needle", !options.needles.empty()},
+                                                      {"--max-bits", options.has_max_bits}, {"--recipe", !options.recipe.empty()}};
     for (const auto& [name, is_given] : of_models) {
       if (is_given) throw UsageError(std::string("--qkv reads tensors, ") + name + " goes with a model; give one kind");
     }
@@ -77,9 +112,7 @@ void check_options(const CompareOptions& options) {
   if (std::isnan(options.max_bits)) throw UsageError("--max-bits is not a number; takes 0 to 1000");
   if (std::isnan(options.max_error)) throw UsageError("--max-error is not a number; takes 0 to 1000");
   if (options.has_tune && options.has_density) throw UsageError("--tune looks for the density, and --density gives it; take one");
-  if (!options.report.empty() && options.report == options.json) throw UsageError("--report and --json name the same file, " + options.report);
-  if (!options.report.empty()) check_writable(options.report);
-  if (!options.json.empty()) check_writable(options.json);
+  check_files(options);
 }
 
 void check_model(const Model& model, const CompareOptions& options) {
@@ -104,7 +137,7 @@ class PlanFolder {
     if (path_.empty()) return;
     std::error_code error;
     is_new_ = std::filesystem::create_directories(path_, error);
-    check(!error, Error::Kind::io, "--save-plans ", path_, ": ", error.message());
+    check(!error, Error::Kind::io, "--save-plans ", path_, ": ", error.message(), "; name a folder, or one that can be made");
   }
   PlanFolder(const PlanFolder&) = delete;
   PlanFolder& operator=(const PlanFolder&) = delete;
@@ -203,7 +236,8 @@ void add_compare_command(CLI::App& app) {
                       "in place of model and text: a safetensors file with q, k, v [B, H, S, D] and perhaps mask (docs/formats/qkv.md)");
   command->add_option("--mask", options->mask, "of --qkv where its file does not say: causal or full (causal)")
       ->check(CLI::IsMember({"causal", "full"}));
-  command->add_option("--length", options->length, "bytes to read of each text (16384)")->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
+  CLI::Option* length = command->add_option("--length", options->length, "bytes to read of each text (16384)");
+  length->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
   command
       ->add_option("--methods", options->methods,
                    "all, or a list: name,name:option=value,option=value,... (by default the 8 rows of the demo; see tilewise methods)")
@@ -218,10 +252,11 @@ void add_compare_command(CLI::App& app) {
   command->add_flag(
       "--tune", options->has_tune,
       "run each method with the fastest of its settings that holds the bound on the first text (all methods, unless --methods names them)");
-  command->add_option("--max-bits", options->max_bits, "bits per byte that the recommended method may add to dense (0.005)")
-      ->check(CLI::Range(0.0, 1000.0));
-  command->add_option("--max-error", options->max_error, "of --qkv in place of --max-bits: output error that the recommended method may have (0.05)")
-      ->check(CLI::Range(0.0, 1000.0));
+  CLI::Option* max_bits = command->add_option("--max-bits", options->max_bits, "bits per byte that the recommended method may add to dense (0.005)");
+  max_bits->check(CLI::Range(0.0, 1000.0));
+  CLI::Option* max_error = command->add_option("--max-error", options->max_error,
+                                               "of --qkv in place of --max-bits: output error that the recommended method may have (0.05)");
+  max_error->check(CLI::Range(0.0, 1000.0));
   command->add_option("--recipe", options->recipe, "a recipe file, run as one more row (docs/formats/recipe.md)");
   command->add_option("--seed", options->seed, "of methods that draw by chance (0)")
       ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
@@ -230,8 +265,11 @@ void add_compare_command(CLI::App& app) {
   command->add_option("--json", options->json, "write the figures (docs/formats/compare.md)");
   command->add_option("--save-plans", options->save_plans, "write every plan to this folder (see tilewise plan)");
   add_threads_option(*command, options->threads);
-  command->callback([options, density] {
+  command->callback([options, density, length, max_bits, max_error] {
     options->has_density = density->count() > 0;
+    options->has_length = length->count() > 0;
+    options->has_max_bits = max_bits->count() > 0;
+    options->has_max_error = max_error->count() > 0;
     run_compare(*options);
   });
 }

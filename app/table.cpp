@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 
 namespace tilewise::app {
 namespace {
@@ -71,32 +72,48 @@ std::string size_text(double bytes) {
 std::string comparison_text(const Comparison& comparison) {
   const DenseFigures& dense = comparison.dense;
   const Verdict verdict = verdict_of(comparison);
-  const bool has_needles = dense.needle.has_value();
+  // Of tensors there are neither bits nor a model's time.
+  const bool has_model = comparison.input.has_model(), has_needles = dense.needle.has_value();
+  const char* const time = dense.attend_ms >= 200 ? "%.0f" : dense.attend_ms >= 2 ? "%.2f" : "%.3f";
   Table table;
-  const auto add = [&](const std::vector<std::string>& cells, Style first, Style rest) {
-    std::vector<Table::Cell> row;
-    for (size_t i = 0; i < cells.size(); ++i) row.push_back({cells[i], i == 0 ? first : rest});
-    if (!has_needles) row.pop_back();
-    table.add(std::move(row));
+  /// What is shown of each column, dense first: its cells and whether it is there.
+  struct Column {
+    bool is_shown;
+    std::string head, of_dense;
+    std::function<std::string(const MethodFigures&)> text;
   };
-  add({"method", "density", "allowed", "recall", "error", "bits/byte", "+bits", "plan ms", "attend ms", "total ms", "speed-up", "model ms", "memory",
-       "needles"},
-      Style::bold, Style::bold);
-  add({"dense", "1", "1", "1", "0", number("%.4f", dense.bits_per_byte), "", "", number("%.0f", dense.attend_ms), number("%.0f", dense.attend_ms),
-       "1.00", number("%.0f", dense.model_ms), size_text(static_cast<double>(dense.peak_bytes)), needle_text(dense.needle)},
-      Style::plain, Style::plain);
+  const Column columns[] = {
+      {true, "density", "1", [](const MethodFigures& row) { return number("%.3f", row.density); }},
+      {true, "allowed", "1", [](const MethodFigures& row) { return number("%.3f", row.allowed_density); }},
+      {true, "recall", "1", [](const MethodFigures& row) { return number("%.3f", row.recall); }},
+      {true, "error", "0", [](const MethodFigures& row) { return number("%.3f", row.output_error); }},
+      {has_model, "bits/byte", number("%.4f", dense.bits_per_byte), [](const MethodFigures& row) { return number("%.4f", row.bits_per_byte); }},
+      {has_model, "+bits", "", [](const MethodFigures& row) { return number("%+.4f", row.max_extra_bits); }},
+      {true, "plan ms", "", [&](const MethodFigures& row) { return number(time, row.plan_ms); }},
+      {true, "attend ms", number(time, dense.attend_ms), [&](const MethodFigures& row) { return number(time, row.attend_ms); }},
+      {true, "total ms", number(time, dense.attend_ms), [&](const MethodFigures& row) { return number(time, row.total_ms); }},
+      {true, "speed-up", "1.00", [](const MethodFigures& row) { return number("%.2f", row.speedup); }},
+      {has_model, "model ms", number("%.0f", dense.model_ms), [](const MethodFigures& row) { return number("%.0f", row.model_ms); }},
+      {true, "memory", size_text(static_cast<double>(dense.peak_bytes)),
+       [](const MethodFigures& row) { return size_text(static_cast<double>(row.peak_bytes)); }},
+      {has_needles, "needles", needle_text(dense.needle), [](const MethodFigures& row) { return needle_text(row.needle); }},
+  };
+  const auto add = [&](const std::string& name, Style style, const auto& cell) {
+    std::vector<Table::Cell> cells{{name, style}};
+    for (const Column& column : columns) {
+      if (column.is_shown) cells.push_back({cell(column), style});
+    }
+    table.add(std::move(cells));
+  };
+  add("method", Style::bold, [](const Column& column) { return column.head; });
+  add("dense", Style::plain, [](const Column& column) { return column.of_dense; });
   for (size_t i = 0; i < comparison.methods.size(); ++i) {
     const MethodFigures& row = comparison.methods[i];
     if (row.is_refused()) {
       table.add_line(row.label + ": refused: " + first_line(row.refused), Style::bad);
-      continue;
+    } else {
+      add(row.label, verdict.best == i ? Style::good : Style::plain, [&](const Column& column) { return column.text(row); });
     }
-    const bool is_best = verdict.best == i;
-    add({row.label, number("%.3f", row.density), number("%.3f", row.allowed_density), number("%.3f", row.recall), number("%.3f", row.output_error),
-         number("%.4f", row.bits_per_byte), number("%+.4f", row.max_extra_bits), number("%.0f", row.plan_ms), number("%.0f", row.attend_ms),
-         number("%.0f", row.total_ms), number("%.2f", row.speedup), number("%.0f", row.model_ms), size_text(static_cast<double>(row.peak_bytes)),
-         needle_text(row.needle)},
-        is_best ? Style::good : Style::plain, is_best ? Style::good : Style::plain);
   }
   std::string out = table.text();
   if (comparison.input.is_mask_assumed) {

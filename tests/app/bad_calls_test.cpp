@@ -55,6 +55,11 @@ TEST_F(BadCalls, UsageExitsWithTwo) {
   refuses({"compare", "--qkv", folder_.file("text"), "--mask", "other"}, 2, "--mask");
   refuses(compare({"--mask", "causal"}), 2, "--mask is for --qkv");
   refuses(compare({"--tune", "--density", ".1"}), 2, "--tune");
+  refuses({"compare", "--qkv", folder_.file("text"), "--length", "64"}, 2, "--length goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--max-bits", ".1"}, 2, "--max-bits goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--json", folder_.path() + "/./text"}, 2, "would write over a file that is read");
+  refuses(compare({"--report", folder_.path() + "//text"}), 2, "would write over a file that is read");
+  refuses(compare({"--max-error", ".1"}), 2, "--max-error is for --qkv");
   refuses(compare({"--max-error", "-1"}), 2, "--max-error");
   refuses(compare({"--max-error", "nan"}), 2, "--max-error");
   refuses({"compare", "--model", folder_.path()}, 2, "--text");
@@ -83,6 +88,9 @@ TEST_F(BadCalls, UsageExitsWithTwo) {
   refuses(compare({"--methods", "a_shape:tile=64,tile=32"}), 2, "twice");
   refuses(compare({"--methods", "a_shape:tile"}), 2, "name=value");
   refuses(compare({"--report", folder_.file("same"), "--json", folder_.file("same")}), 2, "same file");
+  refuses(compare({"--report", folder_.file("same"), "--json",
+                   folder_.path() + "/../" + std::filesystem::path(folder_.path()).filename().string() + "/./same"}),
+          2, "same file");
   refuses(compare({}), 2, "TILEWISE_THREADS", {{"TILEWISE_THREADS", "many"}});
   refuses({"methods", "no_such_method"}, 2, "no_such_method");
   refuses({"methods", "dense", "more"}, 2, "more");
@@ -95,7 +103,9 @@ TEST_F(BadCalls, EverythingElseExitsWithOne) {
   refuses({"compare", "--model", folder_.file("nothing"), "--text", folder_.file("text"), "--length", "64"}, 1, folder_.file("nothing"));
   refuses({"compare", "--model", folder_.path(), "--text", folder_.file("nothing"), "--length", "64"}, 1, "No such file");
   refuses({"compare", "--model", folder_.path(), "--text", folder_.path(), "--length", "64"}, 1, "is a directory");
-  refuses({"compare", "--model", folder_.path(), "--text", folder_.file("empty"), "--length", "64"}, 1, "has 0 bytes");
+  refuses({"compare", "--model", folder_.path(), "--text", folder_.file("empty"), "--length", "64"}, 1, "has 0 bytes; bits per byte need at least 2");
+  refuses({"compare", "--model", folder_.file("text"), "--text", folder_.file("text"), "--length", "64"}, 1,
+          "there is no such folder; give the one that holds config.json");
   refuses({"compare", "--model", folder_.path(), "--text", folder_.file("text"), "--length", "301"}, 1,
           "has 300 bytes, which is less than --length 301");
   refuses({"compare", "--model", folder_.path(), "--text", folder_.file("text")}, 1, "has 300 bytes");

@@ -48,5 +48,12 @@ TEST(Table, ComparisonHasARowPerMethodAndTheVerdictLast) {
   EXPECT_EQ(text.find("nan"), std::string::npos);
 }
 
+TEST(Table, OfTensorsShowsWhatTheyHaveAndTimesWithDecimals) {
+  const std::string text = comparison_text(synthetic_tensors("saved"));
+  for (const char* absent : {"bits/byte", "+bits", "model ms", "needles", "nan"}) EXPECT_EQ(text.find(absent), std::string::npos) << absent;
+  EXPECT_NE(text.find("  8.50 "), std::string::npos) << text;
+  EXPECT_NE(text.find("tensors/saved: nothing says which keys a query sees"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace tilewise::app

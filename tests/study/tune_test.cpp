@@ -31,7 +31,7 @@ struct World {
   }
   TuneCurve tune(double bound, OptionValues fixed = {}) {
     const MethodInfo& info = method_info("xattention");
-    return tune_method(info, {.fixed = std::move(fixed), .bound = bound, .most_ms = 1e9},
+    return tune_method(info, {.fixed = std::move(fixed), .bound = bound, .same_ms = 0, .most_ms = 1e9},
                        [&](const OptionValues& o, double most_ms, TunePoint& point) {
                          ++trials;
                          point.density = density(o);
@@ -129,10 +129,27 @@ TEST(Tune, EqualCostsGoToTheLowerDensity) {
   EXPECT_EQ(of(curve.points[*curve.chosen].options, "tile"), 64);
 }
 
+// What a clock cannot tell apart chooses nothing either: of short texts all costs are noise.
+TEST(Tune, SmallDifferencesAreNoDifferences) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    uint64_t trial = 0;
+    const TuneCurve curve = tune_method(method_info("xattention"), {.fixed = {}, .bound = 1, .same_ms = 2, .most_ms = 0},
+                                        [&](const OptionValues& o, double most_ms, TunePoint& point) {
+                                          point.cost_ms = .1 + static_cast<double>(splitmix64(seed * 100 + ++trial) % 1000) / 1000;
+                                          EXPECT_LE(point.cost_ms, most_ms);
+                                          point.density = of(o, "threshold") - .01 * (of(o, "tile") == 64 ? 1 : 0) + .001 * of(o, "stride");
+                                          point.excess = 0;
+                                          point.outcome = Outcome::over;
+                                        });
+    ASSERT_TRUE(curve.is_within);
+    for (const TunePoint& point : curve.points) EXPECT_GE(point.density, curve.points[*curve.chosen].density);
+  }
+}
+
 TEST(Tune, GridsThatFallAreFound) {
   const auto tune = [](double bound, int& trials) {
     // Of the oracle's own grid .05, .9, .95 the density here falls.
-    return tune_method(method_info("oracle"), {.fixed = {{"tile", int64_t{64}}}, .bound = bound, .most_ms = 0},
+    return tune_method(method_info("oracle"), {.fixed = {{"tile", int64_t{64}}}, .bound = bound, .same_ms = 0, .most_ms = 0},
                        [&](const OptionValues& o, double, TunePoint& point) {
                          ++trials;
                          const double density = 1 - of(o, "threshold");
@@ -162,10 +179,20 @@ TEST(Tune, RefusalsAreNoChoiceAndOfSlowSettingsTheSparsestIs) {
   ASSERT_TRUE(curve.chosen.has_value());
   EXPECT_FALSE(curve.is_within);
   for (const TunePoint& point : curve.points) EXPECT_GE(point.density, curve.points[*curve.chosen].density);
+  // Of settings without a figure to hold the bound by (NaN in, NaN out) the same.
+  const auto blind = [](const OptionValues& options, double, TunePoint& point) {
+    point.outcome = Outcome::over;
+    point.cost_ms = 1;
+    point.density = of(options, "threshold");
+  };
+  const TuneCurve of_nan = tune_method(method_info("xattention"), {}, blind);
+  ASSERT_TRUE(of_nan.chosen.has_value());
+  EXPECT_FALSE(of_nan.is_within);
+  for (const TunePoint& point : of_nan.points) EXPECT_GE(point.density, of_nan.points[*of_nan.chosen].density);
   // A method without a grid is run as it is.
   int trials = 0;
   const TuneCurve dense =
-      tune_method(method_info("dense"), {.fixed = {}, .bound = 1, .most_ms = 0}, [&](const OptionValues& o, double, TunePoint& point) {
+      tune_method(method_info("dense"), {.fixed = {}, .bound = 1, .same_ms = 0, .most_ms = 0}, [&](const OptionValues& o, double, TunePoint& point) {
         ++trials;
         EXPECT_TRUE(o.empty());
         point.density = 1;

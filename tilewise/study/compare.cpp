@@ -186,22 +186,33 @@ class Comparer {
     request.fixed = options;
     request.bound = comparison_.bound();
     // A method that takes longer than dense is of no use; a yardstick may.
-    if (!row.is_baseline) request.most_ms = kMostOfDense * source_.dense_cost_ms();
+    request.same_ms = kSameMs * comparison_.input.num_layers;
+    if (!row.is_baseline) request.most_ms = kMostOfDense * source_.dense_cost_ms() + kSmallMs * comparison_.input.num_layers;
     TuneCurve curve = tune_method(info, request, try_setting);
     for (size_t i = done; i < here.attempts; ++i) progress_.drop(here.first_attempt + i);
     if (curve.chosen) {
       for (const auto& [name, value] : curve.points[*curve.chosen].options) options[name] = value;
-      if (curve.points[*curve.chosen].outcome == TunePoint::Outcome::slow) {
-        row.notes.push_back("every setting that was tried costs more than dense attention: this is the sparsest");
-      } else if (!curve.is_within) {
-        row.notes.push_back("no setting that was tried holds the bound: this is the nearest");
-      }
+      const std::string note = note_of(curve);
+      if (!note.empty()) row.notes.push_back(note);
     } else {
       row.label = label_of(info.name, options);
       row.refused = refusal_of(curve);
     }
     comparison_.tune->curves.push_back(std::move(curve));
     return !row.is_refused();
+  }
+
+  /// What is to be said of a choice that does not hold the bound.
+  static std::string note_of(const TuneCurve& curve) {
+    if (curve.is_within) return "";
+    const TunePoint& chosen = curve.points[*curve.chosen];
+    if (chosen.outcome == TunePoint::Outcome::slow) return "every setting that was tried costs more than dense attention: this is the sparsest";
+    if (std::isnan(chosen.excess)) return "no setting that was tried gave a figure to hold the bound by: this is the sparsest";
+    for (const TunePoint& point : curve.points) {
+      if (point.outcome == TunePoint::Outcome::slow)
+        return "no setting that was tried holds the bound at less than the cost of dense attention: this is the nearest";
+    }
+    return "no setting that was tried holds the bound: this is the nearest";
   }
 
   static std::string refusal_of(const TuneCurve& curve) {
@@ -235,6 +246,8 @@ class Comparer {
 
   /// A setting of a method that is not a yardstick is given up beyond this share of dense attention's cost: counted work may be some way off.
   static constexpr double kMostOfDense = 1.25;
+  /// Of a layer's plan: what a page fault or a cold cache may add to its CPU time, and what is too little to give a setting of a short text up for.
+  static constexpr double kSameMs = .25, kSmallMs = 2;
 
   Source& source_;
   const CompareRequest& request_;

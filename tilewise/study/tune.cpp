@@ -77,13 +77,16 @@ class Search {
     const std::string text = format_options(info_.name, options);
     now.label = text.empty() ? info_.name : info_.name + " " + text;
     double most_ms = request_.most_ms > 0 ? request_.most_ms : INFINITY;
-    if (const TunePoint* best = best_point()) most_ms = std::min(most_ms, best->cost_ms * kSameCost);
+    if (const TunePoint* best = best_point()) most_ms = std::min(most_ms, as_cheap_as(*best));
     try_setting_(options, most_ms, now);
     if (now.outcome == Outcome::within || now.outcome == Outcome::over)
       now.outcome = now.excess <= request_.bound ? Outcome::within : Outcome::over;  // NaN is over
     curve_.points.push_back(std::move(now));
     return curve_.points.back();
   }
+
+  /// The most that a setting may cost to count as no dearer than `best`.
+  double as_cheap_as(const TunePoint& best) const { return std::max(best.cost_ms * kSameCost, best.cost_ms + request_.same_ms); }
 
   const TunePoint* best_point() const {
     const TunePoint* best = nullptr;
@@ -169,17 +172,17 @@ class Search {
     for (size_t i = 0; i < curve_.points.size(); ++i) {
       const TunePoint& one = curve_.points[i];
       if (cheapest != nullptr) {
-        if (one.outcome != Outcome::within || one.cost_ms > cheapest->cost_ms * kSameCost) continue;
+        if (one.outcome != Outcome::within || one.cost_ms > as_cheap_as(*cheapest)) continue;
         if (!curve_.chosen || one.density < curve_.points[*curve_.chosen].density) curve_.chosen = i;
       } else if (one.outcome == Outcome::over && !std::isnan(one.excess)) {
         if (!curve_.chosen || one.excess < curve_.points[*curve_.chosen].excess) curve_.chosen = i;
       }
     }
     if (curve_.chosen) return;
-    // All too dear: the sparsest still shows what the method does.
+    // All too dear, or without a figure to hold the bound by: the sparsest still shows what the method does.
     for (size_t i = 0; i < curve_.points.size(); ++i) {
       const TunePoint& one = curve_.points[i];
-      if (one.outcome == Outcome::slow && (!curve_.chosen || one.density < curve_.points[*curve_.chosen].density)) curve_.chosen = i;
+      if (one.outcome != Outcome::refused && (!curve_.chosen || one.density < curve_.points[*curve_.chosen].density)) curve_.chosen = i;
     }
   }
 

@@ -50,7 +50,16 @@ std::string none_text(const Comparison& comparison) {
     return "None: no method is both faster than dense and within " + bound + " of it" + needles + "; " + slow->label + " holds the bounds at " +
            number("%.2f", slow->speedup) + "x" + (slow->density >= 1 ? ", but leaves nothing out here" : "") + ". Stay with dense.";
   }
-  if (nearest == nullptr) return "None: no sparse method ran. Stay with dense.";
+  if (nearest == nullptr) {
+    const auto has = [&](auto property) { return std::any_of(comparison.methods.begin(), comparison.methods.end(), property); };
+    if (has([](const MethodFigures& row) { return row.is_refused() && !row.is_baseline; }))
+      return "None: no sparse method takes this; the table says why. Stay with dense.";
+    if (has([](const MethodFigures& row) { return !row.is_refused() && !row.is_baseline; }))
+      return "None: no sparse method gave a figure that a bound could hold. Stay with dense.";
+    return has([](const MethodFigures& row) { return row.is_baseline; })
+               ? "None: only yardsticks ran, which are not to be used. Name a method, or leave --methods out."
+               : "None: no sparse method ran. Name one, or leave --methods out.";
+  }
   return "None: no method stays within " + bound + " of dense" + needles + "; the nearest is " + nearest->label + " at " +
          excess_text(comparison, comparison.excess(*nearest)) + needles_text(*nearest) + ". Stay with dense.";
 }
