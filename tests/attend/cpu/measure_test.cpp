@@ -55,6 +55,33 @@ TEST_P(EveryTarget, EqualsReferenceOnRandomProblems) {
   }
 }
 
+// Picked keys come behind runs: a step of the kernel may hold keys of a tile, of the next one, and of the first again.
+TEST_P(EveryTarget, KeysOfATileNeedNotFollowOneAnother) {
+  const ForcedTarget forced(GetParam());
+  Context context = cpu_context(1);
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    Rng rng(seed);
+    ProblemOptions options;
+    options.plan = {.seqlen_q = 20, .seqlen_k = uniform(rng, 20, 90), .heads_q = 2, .heads_kv = 1, .tile = 16, .groups = 2, .mask = MaskKind::full};
+    options.plan.density = 0.9;
+    options.plan.longest_run = static_cast<int>(uniform(rng, 1, 20));
+    options.plan.has_picked = true;
+    options.dtype = seed % 2 == 0 ? Dtype::f32 : Dtype::f16;
+    options.head_dim = 16;
+    ForwardProblem forward = make_problem(rng, options);
+    const MeasureOver over = seed % 3 == 0 ? MeasureOver::query_tile : MeasureOver::tile;
+    const int tile_k = static_cast<int>(uniform(rng, 2, 60));
+    const Shape shape = measure_shape({.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over, .tile_k = tile_k});
+    MeasureProblem measurement = make_measure(rng, std::move(forward), over, shape, 0, tile_k);
+    measurement.params.lse = measurement.lse.view;
+    measurement.params.key_bias = {};
+    measurement.params.sum = measurement.sum.view;
+    measurement.params.count = measurement.count.view;
+    expect_measure(measurement, kMeasure, context, "seed " + std::to_string(seed));
+    if (HasFailure()) return;
+  }
+}
+
 TEST_P(EveryTarget, BitsDoNotDependOnThreads) {
   const ForcedTarget forced(GetParam());
   for (uint64_t seed = 600; seed < 618; ++seed) {

@@ -176,7 +176,10 @@ template <int V>
 TILEWISE_INLINE bool find_cells(const Strip& strip, FusedCells<V>& fused) {
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i), stop = i + step < strip.count ? i + step : strip.count;
-    if (i >= stop || strip.cell[i] != strip.cell[stop - 1]) return false;
+    if (i >= stop) return false;
+    for (int key = i + 1; key < stop; ++key) {  // each of them: picked keys come behind runs, so that cells need not ascend
+      if (strip.cell[key] != strip.cell[i]) return false;
+    }
     if (fused.count == 0 || fused.cell[fused.count - 1] != strip.cell[i]) {
       if (fused.count == kMostCells) return false;
       fused.cell[fused.count] = strip.cell[i];
