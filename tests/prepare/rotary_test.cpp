@@ -56,6 +56,68 @@ TEST(Rotary, TurnsChannelPairsAsComplexNumbers) {
   }
 }
 
+// 16-bit floats are turned in f32 and rounded once: equal to a rotary in f32 that is rounded afterwards. In place and from strided memory, too.
+template <class T>
+void expect_rounded_once() {
+  Context context;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  std::vector<T> x(2 * 7 * 3 * 10), out(x.size());
+  std::vector<float> wide(x.size()), turned(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = T(normal(random));
+    wide[i] = static_cast<float>(x[i]);
+  }
+  const auto heads = [](auto* data) { return TensorView::of(data, {2, 7, 3, 10}).permute({0, 2, 1, 3}); };
+  for (const bool is_inverse : {false, true}) {
+    rotary({.x = heads(wide.data()), .out = heads(turned.data()), .first_position = 1'000, .is_inverse = is_inverse}, context);
+    rotary({.x = heads(x.data()), .out = heads(out.data()), .first_position = 1'000, .is_inverse = is_inverse}, context);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(out[i].bits, T(turned[i]).bits);
+    std::vector<T> in_place = x;
+    rotary({.x = heads(in_place.data()), .out = heads(in_place.data()), .first_position = 1'000, .is_inverse = is_inverse}, context);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(in_place[i].bits, out[i].bits);
+  }
+}
+TEST(Rotary, RoundsHalvesOnce) {
+  expect_rounded_once<bf16>();
+  expect_rounded_once<f16>();
+}
+
+// A rotation's gradient is the rotation back: <turn(x), y> = <x, turn back(y)>.
+template <class T>
+void expect_adjoint(double unit) {
+  Context context;
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  constexpr size_t kSize = 2 * 3 * 9 * 16;
+  std::vector<T> x(kSize), y(kSize), out(kSize), dx(kSize);
+  for (size_t i = 0; i < kSize; ++i) {
+    x[i] = T(normal(random));
+    y[i] = T(normal(random));
+  }
+  const Shape shape{2, 3, 9, 16};
+  rotary({.x = TensorView::of(x.data(), shape), .out = TensorView::of(out.data(), shape), .theta = 500'000, .first_position = 123'456}, context);
+  rotary({.x = TensorView::of(y.data(), shape),
+          .out = TensorView::of(dx.data(), shape),
+          .theta = 500'000,
+          .first_position = 123'456,
+          .is_inverse = true},
+         context);
+  double forward = 0, backward = 0, size = 0;
+  for (size_t i = 0; i < kSize; ++i) {
+    forward += static_cast<double>(static_cast<float>(out[i])) * static_cast<double>(static_cast<float>(y[i]));
+    backward += static_cast<double>(static_cast<float>(x[i])) * static_cast<double>(static_cast<float>(dx[i]));
+    size += std::abs(static_cast<double>(static_cast<float>(x[i])) * static_cast<double>(static_cast<float>(dx[i])));
+  }
+  EXPECT_NEAR(forward, backward, unit * size);
+  EXPECT_GT(std::abs(forward), 1);
+}
+TEST(Rotary, TurningBackIsTheGradient) {
+  expect_adjoint<float>(0x1p-23);
+  expect_adjoint<bf16>(0x1p-9);
+  expect_adjoint<f16>(0x1p-12);
+}
+
 TEST(Rotary, TableHoldsTheSameAngles) {
   Context context;
   const auto frequencies = prepare::rotary_frequencies(8, 10'000);

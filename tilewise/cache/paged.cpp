@@ -62,18 +62,18 @@ struct PagedKvCache::State {
 
   PagedCacheOptions options;
   std::shared_ptr<Memory> memory;
-  cache::PageCounts counts;
-  cache::PageStore k, v;
+  cache::PageStore k, v;  // first: what is too large fails here
   std::optional<cache::PageSums> sums;
+  cache::PageCounts counts;
   std::map<int64_t, Sequence> sequences;
   int64_t next = 0;
 
   State(const PagedCacheOptions& given, const std::shared_ptr<Memory>& from)
       : options(cache::checked(given)),
         memory(from),
-        counts(given.num_pages),
         k("k", given.k, given, given.head_dim, from),
-        v("v", given.v, given, given.head_dim_v == 0 ? given.head_dim : given.head_dim_v, from) {
+        v("v", given.v, given, given.head_dim_v == 0 ? given.head_dim : given.head_dim_v, from),
+        counts(given.num_pages) {
     options.head_dim_v = v.channels();
     if (options.statistics_tokens > 0) {
       sums.emplace(options.num_pages, options.page_size, options.statistics_tokens, options.head_dim, memory);

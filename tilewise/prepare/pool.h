@@ -7,18 +7,38 @@
 #include "tilewise/base/tensor.h"
 #include "tilewise/plan/plan.h"
 
+TILEWISE_BEGIN_PUBLIC
+
+struct PoolParams {
+  TensorView x = {};  // [B, H, S, D] f32, bf16 or f16
+  TensorView out = {};  // written: [B, H, T, D] f32 or in the dtype of x; T = ceil(S / tile), or edge.size() - 1
+  int tile = 64;  // tokens of a mean; the last may be ragged
+  std::span<const int32_t> edge = {};  // or the first token of each mean and S behind them; `tile` is not asked then
+  /// x is in the slots of an order, [B|1, G, S] with G a divisor of H: padding is neither read nor counted. So a plan's pools are made.
+  Order order = {};
+};
+
+/// out[b, h, t] = mean of the tokens [t * tile, (t + 1) * tile) of x, or [edge[t], edge[t + 1]).
+/// Dtypes  sums are f32 in ascending order and rounded once, so the bits do not depend on threads.
+/// Edges   a mean of no token is 0.
+/// Errors  shape (rank, sizes, a last axis that is not contiguous), dtype, device, value (tile below 1, edges that do not rise from 0 to S), before the first write.
+TILEWISE_API void pool(const PoolParams& params, Context& context);
+
+struct PoolBackwardParams {
+  TensorView dout = {};  // [B, H, T, D], gradient in the means, f32 or in the dtype of dx
+  TensorView dx = {};  // written: [B, H, S, D] f32, bf16 or f16; every token, padding 0
+  int tile = 64;  // these as they went in
+  std::span<const int32_t> edge = {};
+  Order order = {};
+};
+/// The gradient in x: dout of its mean, divided by the number of tokens that it has. Errors: as pool.
+TILEWISE_API void pool_backward(const PoolBackwardParams& params, Context& context);
+
+TILEWISE_END_PUBLIC
+
 namespace tilewise::prepare {
 
-/// out[b, h, t] = mean of the tokens [edge[t], edge[t + 1]) of `tokens` [B, H, S, D]; an empty `edge` cuts at multiples of `tile`, the last may be ragged.
-/// Dtypes  f32, bf16 or f16 in, f32 out [B, H, T, D]. Sums are f32 in ascending order, so the bits do not depend on threads.
-/// Edges   a tile without a token is 0.
-/// Errors  shape (rank, a last axis that is not contiguous), dtype; value (tile below 1, edges that do not rise from 0 to S); memory.
+/// pool() into a new f32 tensor. Errors: as pool, memory.
 TILEWISE_API Tensor mean_pool(const TensorView& tokens, int tile, std::span<const int32_t> edge, Context& context);
-
-/// The keys of one pool of a plan: pooled[b, j, t] = mean of the slots [t * group, (t + 1) * group) of `slots` [B, J, slots, D] that are not padding in the
-/// order of group j * G / J (an absent order has none). Padding is not read; a group of padding alone gives 0.
-/// Dtypes  f32, bf16 or f16, pooled [B, J, ceil(slots / group), D] alike. Sums are f32 in ascending order, rounded once.
-/// Errors  shape, dtype; value (group below 1).
-TILEWISE_API void pool_slots(const TensorView& slots, int group, const Order& order, const TensorView& pooled, Context& context);
 
 }  // namespace tilewise::prepare

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "tilewise/base/error.h"
@@ -17,6 +18,25 @@ void fill_angles(std::span<const double> frequency, double scale, int64_t positi
     const double angle = static_cast<double>(position) * frequency[i];
     row[i] = static_cast<float>(std::cos(angle) * scale);
     row[i + frequency.size()] = static_cast<float>(std::sin(angle) * scale);
+  }
+}
+
+// Turns the rows of one position, of every batch entry and head. `row`: room for a row in f32.
+template <class T>
+void turn_position(const TensorView& x, const TensorView& out, int64_t s, const float* angles, float* row) {
+  const int64_t head_dim = x.dim(3);
+  for (int64_t b = 0; b < x.dim(0); ++b) {
+    for (int64_t h = 0; h < x.dim(1); ++h) {
+      const T* const from = static_cast<const T*>(x.raw()) + x.offset(b, h, s);
+      T* const to = static_cast<T*>(out.raw()) + out.offset(b, h, s);
+      if constexpr (std::is_same_v<T, float>) {
+        rotate_half(from, angles, head_dim, to);
+      } else {
+        for (int64_t d = 0; d < head_dim; ++d) row[d] = static_cast<float>(from[d]);
+        rotate_half(row, angles, head_dim, row);
+        for (int64_t d = 0; d < head_dim; ++d) to[d] = T(row[d]);
+      }
+    }
   }
 }
 
@@ -49,8 +69,8 @@ void rotary(const RotaryParams& params, Context& context) {
   const TensorView& out = params.out;
   check(x.has_value() && x.rank() == 4, Error::Kind::shape, "rotary: x must be [B, H, S, D], got ", x.shape());
   check(out.shape() == x.shape(), Error::Kind::shape, "rotary: out must have the shape of x: x ", x.shape(), ", out ", out.shape());
-  check(x.dtype() == Dtype::f32 && out.dtype() == Dtype::f32, Error::Kind::dtype, "rotary: x and out must be f32, got ", x.dtype(), " and ",
-        out.dtype(), "; convert first");
+  check((x.dtype() == Dtype::f32 || x.dtype() == Dtype::bf16 || x.dtype() == Dtype::f16) && out.dtype() == x.dtype(), Error::Kind::dtype,
+        "rotary: x and out must both be f32, bf16 or f16, got ", x.dtype(), " and ", out.dtype(), "; convert first");
   check(x.device() == context.device && out.device() == context.device, Error::Kind::device, "rotary: x is on ", x.device(), ", out on ",
         out.device(), ", the context on ", context.device);
   check(x.device().type == Device::Type::cpu, Error::Kind::device, "rotary: only the CPU is built, tensors are on ", x.device());
@@ -71,19 +91,19 @@ void rotary(const RotaryParams& params, Context& context) {
   }
 
   const auto frequency = prepare::rotary_frequencies(head_dim, params.theta);
-  const float* from = x.data<float>();
-  float* to = out.data<float>();
   const int64_t seqlen = x.dim(2);
   context.parallel_for((seqlen + prepare::kRowsPerItem - 1) / prepare::kRowsPerItem, [&](int64_t item, int) {
-    std::vector<float> angles(static_cast<size_t>(head_dim));
+    std::vector<float> angles(static_cast<size_t>(head_dim)), row(angles.size());
     const int64_t last = std::min(seqlen, (item + 1) * prepare::kRowsPerItem);
     for (int64_t s = item * prepare::kRowsPerItem; s < last; ++s) {
       prepare::fill_angles(frequency, 1.0, params.first_position + s, angles.data());
       if (params.is_inverse) {
         for (int64_t i = head_dim / 2; i < head_dim; ++i) angles[static_cast<size_t>(i)] = -angles[static_cast<size_t>(i)];
       }
-      for (int64_t b = 0; b < x.dim(0); ++b) {
-        for (int64_t h = 0; h < x.dim(1); ++h) prepare::rotate_half(from + x.offset(b, h, s), angles.data(), head_dim, to + out.offset(b, h, s));
+      switch (x.dtype()) {
+        case Dtype::bf16: prepare::turn_position<bf16>(x, out, s, angles.data(), row.data()); break;
+        case Dtype::f16: prepare::turn_position<f16>(x, out, s, angles.data(), row.data()); break;
+        default: prepare::turn_position<float>(x, out, s, angles.data(), row.data());
       }
     }
   });

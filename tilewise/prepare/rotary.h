@@ -10,8 +10,8 @@
 TILEWISE_BEGIN_PUBLIC
 
 struct RotaryParams {
-  TensorView x = {};           // [B, H, S, D] f32, D even
-  TensorView out = {};         // written: the shape of x; may be x itself, else they do not overlap
+  TensorView x = {};           // [B, H, S, D] f32, bf16 or f16, D even
+  TensorView out = {};         // written: shape and dtype of x; may be x itself, else they do not overlap
   double theta = 10'000;       // base of the angles, > 0
   int64_t first_position = 0;  // of token 0, >= 0
   bool is_inverse = false;     // turns back: the gradient in x of a rotary whose gradient in out is x
@@ -19,7 +19,8 @@ struct RotaryParams {
 
 /// Rotary position embedding in the rotate-half convention: with angle t = position * theta^(-2 i / D), channels i and i + D / 2 become
 /// (x_i cos t - x_{i + D/2} sin t, x_{i + D/2} cos t + x_i sin t).
-/// Dtypes  f32; angles are f64, their sine and cosine are rounded to f32 once.
+/// Gradient  a rotation's is the rotation back: rotary({.x = dout, .out = dx, ..., .is_inverse = true}).
+/// Dtypes  f32, bf16 or f16, turned in f32 and rounded once; angles are f64, their sine and cosine are rounded to f32 once.
 /// Edges   the last axis is contiguous, other strides are free; S may be 0.
 /// Errors  shape (rank, odd D, out unlike x), dtype, device, value (theta, position), unsupported (last axis not contiguous).
 /// Source  RoFormer, arXiv 2104.09864, with the channel order of Hugging Face's Llama.

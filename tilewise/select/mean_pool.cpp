@@ -44,7 +44,7 @@ Tensor tile_means(const TensorView& tokens, const Order& order, int tile, std::s
   const AsFloat wide(tokens, context);
   const Tensor slots = prepare::to_slots(wide.view, order, context);
   Tensor means(context.memory, Dtype::f32, {slots.view.dim(0), slots.view.dim(1), (slots.view.dim(2) + tile - 1) / tile, slots.view.dim(3)});
-  prepare::pool_slots(slots.view, tile, order, means.view, context);
+  pool({.x = slots.view, .out = means.view, .tile = tile, .order = order}, context);
   return means;
 }
 

@@ -25,7 +25,7 @@ Tensor with_pools(const PlanData& plan, const TensorView& tokens, bool in_slots,
   int64_t first = slots;
   for (const int group : plan.pools) {
     const int64_t count = (slots + group - 1) / group;
-    prepare::pool_slots(proper, group, order, all.view.slice(2, first, count), context);
+    pool({.x = proper, .out = all.view.slice(2, first, count), .tile = group, .order = order}, context);
     first += count;
   }
   return all;
