@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # Options, warnings and the two helpers that every library and test of the project is made with.
 
+# A wheel has the program where the machine that builds it has what the program needs; `pip install .` must not fail for want of it.
+if(DEFINED SKBUILD AND NOT DEFINED TILEWISE_WITH_APP)
+  find_package(dnnl CONFIG QUIET)
+  find_package(nlohmann_json QUIET)
+  find_package(CLI11 2.1 QUIET)
+  if(NOT (dnnl_FOUND AND nlohmann_json_FOUND AND CLI11_FOUND))
+    message(STATUS "The wheel is built without the program: oneDNN, nlohmann-json or CLI11 is missing")
+    set(TILEWISE_WITH_INFER OFF CACHE BOOL "" FORCE)
+    set(TILEWISE_WITH_APP OFF CACHE BOOL "" FORCE)
+  endif()
+endif()
 option(TILEWISE_WITH_INFER "Build tilewise::infer (checkpoints, study; needs oneDNN and nlohmann-json)" ${PROJECT_IS_TOP_LEVEL})
 option(TILEWISE_WITH_APP "Build the command line program (needs TILEWISE_WITH_INFER and CLI11)" ${PROJECT_IS_TOP_LEVEL})
 option(TILEWISE_WITH_CUDA "Build the CUDA backends (needs nvcc 13)" OFF)
+option(TILEWISE_WITH_TORCH "Build the torch operators of the Python package (needs a Python with torch 2.11 or newer)" OFF)
 option(TILEWISE_WITH_TESTS "Build the tests (needs GoogleTest)" ${PROJECT_IS_TOP_LEVEL})
 option(TILEWISE_WITH_INSTALL "Make install rules" ${PROJECT_IS_TOP_LEVEL})
 option(TILEWISE_WARNINGS_AS_ERRORS "Stop at a warning of the compiler (CI does)" OFF)

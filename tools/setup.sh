@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# tools/setup.sh demo|test|ci|format: installs what that target needs and the machine lacks, from the distribution (Debian 12 and 13; written for
+# tools/setup.sh demo|test|python|ci|format: installs what that target needs and the machine lacks, from the distribution (Debian 12 and 13; written for
 # Ubuntu 24.04, too). Needs root or sudo only when something is missing; says which packages and how when it cannot install them.
 set -eu
 goal=${1:-test}
@@ -21,8 +21,8 @@ need_package() { # package: for what is neither a command nor a header
 }
 
 case $goal in
-  demo | test | ci | format) ;;
-  *) echo "tools/setup.sh: takes demo, test, ci or format, got '$goal'" >&2; exit 2 ;;
+  demo | test | python | ci | format) ;;
+  *) echo "tools/setup.sh: takes demo, test, python, ci or format, got '$goal'" >&2; exit 2 ;;
 esac
 if [ "$goal" != format ]; then
   need_command c++ build-essential
@@ -36,6 +36,10 @@ if [ "$goal" != format ]; then
 fi
 if [ "$goal" = test ] || [ "$goal" = ci ]; then
   need_header gtest/gtest.h libgtest-dev
+fi
+if [ "$goal" = python ]; then
+  need_command python3 python3
+  python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing="$missing python3-venv"
 fi
 if [ "$goal" = ci ]; then
   need_command clang++-19 clang-19
