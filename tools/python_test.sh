@@ -33,8 +33,8 @@ had_tests=${had_tests:-ON}
 werror=$(sed -n 's/^TILEWISE_WARNINGS_AS_ERRORS:BOOL=//p' "$build/CMakeCache.txt" 2>/dev/null || true)
 trap restore EXIT
 rm -rf build/wheel
-# Nobody's compiler flags or another CMake in the environment: the wheel is what `pip install .` makes.
-if ! PATH="$PWD/$venv/bin:$PATH" "$venv/bin/python" -m build --wheel --no-isolation --outdir build/wheel -C build-dir="$build" \
+# With the CMake and the Ninja of the system: another Ninja would build everything anew.
+if ! "$venv/bin/python" -m build --wheel --no-isolation --outdir build/wheel -C build-dir="$build" \
   -C cmake.define.TILEWISE_WARNINGS_AS_ERRORS="${werror:-OFF}" >"$log" 2>&1; then
   tail -n 60 "$log"
   echo 'python-test: the wheel could not be built'

@@ -143,12 +143,20 @@ class Paged:
 Operand = Union[Tensor, Quantised, Paged]
 
 
+def _band_of(mask: Optional[Mask]) -> list[int]:
+    numbers = Mask.causal().numbers if mask is None else mask.numbers
+    if numbers[0] != 0 or numbers[2] != 1:
+        raise NotImplementedError(f"decode: {mask} is not one band for all heads; plan with it, tilewise.plan(q, k, 'dense', mask)")
+    return numbers[5:8]
+
+
 def decode(
     q: Tensor,
     k: Operand,
     v: Operand,
     plan: Optional[Plan] = None,
     *,
+    mask: Optional[Mask] = None,
     lengths: Optional[Tensor] = None,
     scale: Optional[float] = None,
     softcap: float = 0.0,
@@ -158,7 +166,8 @@ def decode(
     """Attention of the newest 1 to 8 tokens over a cache. Shapes: q [B, Hq, Sq, D]; k [B, Hkv, capacity, D] and v, plain, :class:`Quantised` or :class:`Paged`.
 
     lengths  int32 [B], tokens of each sequence, the new ones included; default: all that the plan or the cache holds.
-    plan     which keys are read; None: every key up to the query's own (causal). Without gradient.
+    plan     which keys are read; without one, every key that `mask` lets through: one band, the same for all heads (default causal).
+    Without gradient.
     """
     args: list[object] = []
     for operand in (k, v):
@@ -170,6 +179,8 @@ def decode(
         else:
             args += [data, None, None, table, [0, 0]]
             width = data.shape[-1]
-    memory, layout, band = (None, None, [2**63 - 1, 0, 0]) if plan is None else (plan.memory, plan.layout, [])
+    memory, layout, band = (None, None, _band_of(mask)) if plan is None else (plan.memory, plan.layout, [])
+    if plan is not None and mask is not None:
+        raise ValueError("decode: both plan and mask are given; a plan has its mask with it")
     out, lse = call(_operators.decode, q.detach(), *args, lengths, memory, layout, band, width, scale, softcap, sink_logit)
     return (out, lse) if return_lse else out

@@ -18,7 +18,7 @@ from ._operators import ops
 OptionValue = Union[bool, int, float, str]
 
 # Places in the layout: enum LayoutField of tilewise_torch/ops/plan_tensors.h.
-_SEQLEN_Q, _SEQLEN_K, _DENSE_READS, _BATCH, _HEADS_Q, _TILE_Q, _TILE_K, _POOLS, _ARRAYS = 3, 4, 5, 6, 7, 10, 14, 18, 26
+_SEQLEN_Q, _SEQLEN_K, _DENSE_READS, _BATCH, _HEADS_Q, _MASK_FIRST, _TILE_Q, _POOLS, _DENSE_READS_OF_HEAD, _BANDS, _ARRAYS = 3, 4, 5, 6, 7, 9, 10, 18, 19, 20, 26
 _LISTS_ARRAYS, _NUMBERS_PER_ARRAY = 17, 5
 _ORDER_Q, _ORDER_K, _SPANS = (_ARRAYS + _NUMBERS_PER_ARRAY * i for i in (34, 35, 36))
 _VALUES = _ARRAYS + _NUMBERS_PER_ARRAY * 37
@@ -114,6 +114,24 @@ class Plan:
         """Key slots with the pooled keys behind them."""
         slots = self._slots(_ORDER_K, self.seqlen_k)
         return slots + sum(-(-slots // group) for group in self.pools)
+
+    @property
+    def mask(self) -> Mask:
+        """The test of its masked runs: what a read pair must satisfy, too. The model's mask, unless a method made a narrower one of it (a_shape)."""
+        at = _VALUES + self._number(_POOLS) + self._number(_DENSE_READS_OF_HEAD)
+        bands, grids, axes, heads = (self._number(_BANDS + i) for i in range(4))
+        band_numbers = [self._number(at + i) for i in range(3 * bands)]
+        grid_numbers = [self._number(at + 3 * bands + i) for i in range(5 * grids * axes)]
+        head_class = [self._number(at + 3 * bands + 5 * grids * axes + i) for i in range(heads)]
+        if bands:
+            limit = lambda number: None if number == 2**63 - 1 else number  # noqa: E731
+            parts = [(limit(band_numbers[3 * i]), limit(band_numbers[3 * i + 1]), band_numbers[3 * i + 2]) for i in range(bands)]
+            return Mask.band(*parts[0]) if bands == 1 and not heads else Mask.bands(parts, head_class)
+        if grids:
+            return Mask([2, self._number(_MASK_FIRST), grids, axes, heads, *grid_numbers, *head_class], None, "Mask.neighbourhood(...)")
+        offset, *sizes = (self._number(_SPANS + i) for i in range(5))
+        count = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+        return Mask.spans(self.memory[offset : offset + 4 * count].view(torch.int32).view(sizes).cpu(), head_class)
 
     # Counts.
 
