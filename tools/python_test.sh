@@ -47,5 +47,4 @@ done
 "$venv/bin/tilewise" methods >/dev/null
 (cd python && "../$venv/bin/mypy" --config-file ../pyproject.toml)
 # Away from the source tree, so that what is tested is what was installed.
-cd tests/python
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} "../../$venv/bin/python" -m pytest -q --durations=5
+(cd tests/python && "../../$venv/bin/python" -m pytest -q --durations=5)
