@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of docs/performance.md from a result file. Usage: tools/performance_tables.py bench/results/FILE.json"""
+"""Writes the tables of docs/performance.md. Usage:
+tools/performance_tables.py bench/results/FILE.json   the bars, from a result file of `tilewise bench`
+tools/performance_tables.py --tune out.json           methods at equal quality, from what `tilewise compare --tune --json` wrote: keeps it, without
+                                                      figures of single heads, as bench/results/<date>-tune-<commit>.json"""
 import json
 import pathlib
 import sys
 
-DOCUMENT = pathlib.Path(__file__).resolve().parent.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- begin bars -->\n", "<!-- end bars -->\n"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "performance.md"
 FIGURES = {
     "of_peak": "of peak",
     "of_dense_rate": "of the dense rate",
@@ -16,7 +19,7 @@ FIGURES = {
 }
 
 
-def tables(path: pathlib.Path) -> str:
+def bars(path: pathlib.Path) -> str:
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     head, rest = lines[0], lines[1:]
     if head.get("schema") != 1:
@@ -51,24 +54,77 @@ def tables(path: pathlib.Path) -> str:
     return "\n".join(out) + "\n"
 
 
-def main() -> int:
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+def keep(path: pathlib.Path) -> tuple[dict, str]:
+    """The document without figures of single heads, and where it was written below the root."""
+    document = json.loads(path.read_text())
+    if document.get("schema") != 1 or not document.get("tune"):
+        raise ValueError(f"{path}: schema {document.get('schema')}, tune {'there' if document.get('tune') else 'missing'}; this tool reads 1 with --tune")
+    document["map"] = None
+    for method in document["methods"]:
+        method["heads"], method["worst_tiles"] = [], []
+    place = f"bench/results/{document['created'][:10]}-tune-{document['commit']}.json"
+    (ROOT / place).write_text(json.dumps(document, indent=1) + "\n")
+    return document, place
+
+
+def needles(of: dict | None) -> str:
+    return f"{of['correct']}/{of['of']}" if of else ""
+
+
+def tuned(path: pathlib.Path) -> str:
+    document, place = keep(path)
+    dense, tune = document["dense"], document["tune"]
+    names = [pathlib.PurePath(text["path"]).stem for text in document["input"]["texts"]]
+    asked = ", ".join(str(length) for length in document["input"]["needle_lengths"])
+    trials = sum(len(curve["points"]) for curve in tune["curves"])
+    out = [
+        f"From `{place}`: {document['device']}, {document['threads']} threads, commit `{document['commit']}`, {document['created'][:10]}. "
+        f"{trials} settings were tried on {pathlib.PurePath(tune['text']).stem}; the bound is {tune['bound']:g} bits per byte on every text"
+        + (f"; needles of {asked} bytes are asked of dense attention and of the two fastest that hold it." if asked else "."),
+        "",
+        f"**{document['verdict']['text']}**",
+        "",
+        "| method | density | recall | error | " + " | ".join(f"extra bits, {name}" for name in names) + " | plan ms | attend ms | speed-up | needles | |",
+        "|---|---|---|---|" + "---|" * len(names) + "---|---|---|---|---|",
+        f"| dense | 1 | 1 | 0 | " + " | ".join("" for _ in names) + f" |  | {dense['attend_ms']:.0f} | 1.00 | {needles(dense['needle'])} | |",
+    ]
+    for method, curve in zip(document["methods"], tune["curves"]):
+        if method["refused"]:
+            out.append(f"| {method['label']} | " + " | " * (7 + len(names)) + "refused |")
+            continue
+        bits = [text["bits_per_byte"] - text["dense_bits_per_byte"] for text in method["texts"]]
+        kind = "yardstick" if method["is_baseline"] else "holds" if max(bits) <= tune["bound"] else "over"
+        out.append(
+            f"| {method['label']} | {method['density']:.3f} | {method['recall']:.3f} | {method['output_error']:.3f} | "
+            + " | ".join(f"{value:+.4f}" for value in bits)
+            + f" | {method['plan_ms']:.0f} | {method['attend_ms']:.0f} | {method['speedup']:.2f} | {needles(method['needle'])} | {kind} |"
+        )
+    return "\n".join(out) + "\n"
+
+
+def put(mark: str, new: str) -> None:
+    text = DOCUMENT.read_text()
+    before, begin, rest = text.partition(f"<!-- begin {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- end {mark} -->\n")
+    if not begin or not end:
+        raise ValueError(f"{DOCUMENT} has lost its marks <!-- begin {mark} --> and <!-- end {mark} -->")
+    DOCUMENT.write_text(before + begin + new + end + after)
+
+
+def main(arguments: list[str]) -> int:
+    is_tune = arguments[:1] == ["--tune"]
+    paths = arguments[1:] if is_tune else arguments
+    if len(paths) != 1 or paths[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
-    text = DOCUMENT.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not begin or not end:
-        print(f"performance_tables.py: {DOCUMENT} has lost its marks {BEGIN.strip()} and {END.strip()}", file=sys.stderr)
-        return 1
+    path = pathlib.Path(paths[0])
     try:
-        new = tables(pathlib.Path(sys.argv[1]))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"performance_tables.py: {sys.argv[1]} is not a result file of tilewise bench: {error}", file=sys.stderr)
+        put("tune", tuned(path)) if is_tune else put("bars", bars(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"performance_tables.py: {path} does not make a table: {error}", file=sys.stderr)
         return 1
-    DOCUMENT.write_text(before + begin + new + end + after)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -90,13 +90,14 @@ function paretoPlot() {
         while (placed.some(([qx, qy, qr]) => Math.hypot(px - qx, py - qy) < r + qr + 2)) px -= 4;
       }
       placed.push([px, py, r]);
-      const mark = holds(row.method) ? svg("circle", { cx: px, cy: py, r, class: "good-mark" })
+      const isOpen = !holds(row.method) && excess(row.method) <= bound && data.dense.needle && !row.method.needle;
+      const mark = holds(row.method) || isOpen ? svg("circle", { cx: px, cy: py, r, class: isOpen ? "good-mark open" : "good-mark" })
         : svg("rect", { x: px - r, y: py - r, width: 2 * r, height: 2 * r, class: "bad-mark" });
       frame.plot.append(svg("g", { class: "point", "data-row": row.number }, svg("title", {}, tip(row.method)), mark,
         svg("text", { x: px, y: py + 4.5, "text-anchor": "middle" }, String(row.number))));
     }
     figure.replaceChildren(frame.plot, el("figcaption", {}, `Lower and further left is better; the line joins what no other method beats on both. Numbers are those of the table; ` +
-      `circles hold the bound${data.dense.needle ? " and answer the needles" : ""}, squares do not; a larger mark ${selectX.value === "density" ? "takes more time" : "reads more"}.`));
+      `circles hold the bound${data.dense.needle ? " and answer the needles (dashed: were not asked)" : ""}, squares do not; a larger mark ${selectX.value === "density" ? "takes more time" : "reads more"}.`));
   };
   selectX.addEventListener("change", draw);
   selectY.addEventListener("change", draw);
