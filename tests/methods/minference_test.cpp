@@ -189,6 +189,77 @@ TEST(MInference, RatioScalesTheSizes) {
   EXPECT_TRUE(testing::bits_of(*plan_of(test.problem, doubled), true) == testing::bits_of(*plan_of(test.problem, plain), true));
 }
 
+// static_pattern: the lines of one prompt for another, and for a longer one.
+TEST(MInference, TakesTheLinesOfAnEarlierCall) {
+  const TestProblem first({2, 2, 1, 300, 300, 16}, Dtype::f32, Mask::causal(), 4), other({2, 2, 1, 300, 300, 16}, Dtype::f32, Mask::causal(), 5);
+  Options options;
+  options.vertical = 40;
+  options.slash = 60;
+  options.nearest = 20;
+  options.tile = 32;
+  Context context;
+  const std::vector<select::Lines> lines = minference_lines(first.problem, options, context);
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_EQ(lines[3].vertical.size(), 40u);
+  EXPECT_EQ(lines[3].slash.size(), 60u);
+  Options given = options;
+  given.lines = lines;
+  EXPECT_TRUE(testing::bits_of(*plan_of(other.problem, given), true) == testing::bits_of(*plan_of(first.problem, options), true));
+  EXPECT_FALSE(testing::bits_of(*plan_of(other.problem, given), true) == testing::bits_of(*plan_of(other.problem, options), true));
+
+  // A chunk that continues a cache, of fewer or more keys: each pair on a line that there is, beside what a run reads more.
+  for (const int64_t keys : {97, 470}) {
+    const TestProblem chunk({2, 2, 1, 90, keys, 16}, Dtype::f32, Mask::causal(), 6);
+    Bits read = testing::bits_of(*plan_of(chunk.problem, given), true);
+    int64_t left_out = 0;
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int h = 0; h < 2; ++h) {
+        const select::Lines& of = lines[static_cast<size_t>(b * 2 + h)];
+        for (int64_t q = 0; q < 90; ++q) {
+          for (int64_t k = 0; k < keys; ++k) {
+            const int64_t back = q + keys - 90 - k;
+            const auto holds = [](const std::vector<int32_t>& list, int64_t x) {
+              return std::binary_search(list.begin(), list.end(), static_cast<int32_t>(x));
+            };
+            if (back >= 0 && (holds(of.vertical, k) || holds(of.slash, back))) {
+              ASSERT_NE(read.at(b, h, q, k), 0) << keys << " " << q << " " << k;
+            }
+            left_out += back >= 0 && read.at(b, h, q, k) == 0 ? 1 : 0;
+          }
+        }
+      }
+    }
+    EXPECT_EQ(left_out > 0, keys == 470);
+  }
+
+  // One set for all batch entries; heads of other patterns have none.
+  given.lines = {lines[0], lines[1]};
+  Bits shared = testing::bits_of(*plan_of(other.problem, given), true);
+  for (int64_t k = 0; k < 300; ++k) ASSERT_EQ(shared.at(0, 1, 299, k), shared.at(1, 1, 299, k));
+  options.pattern = Options::Pattern::block_sparse;
+  EXPECT_TRUE(minference_lines(first.problem, options, context)[0].slash.empty());
+}
+
+TEST(MInference, RefusesLinesThatDoNotFit) {
+  const TestProblem test({2, 2, 1, 40, 40, 16}, Dtype::f32, Mask::causal(), 4);
+  Context context;
+  for (const std::vector<select::Lines>& lines : std::vector<std::vector<select::Lines>>{{{{0}, {0}}},
+                                                                                         {{{0}, {0}}, {{0}, {0}}, {{0}, {0}}},
+                                                                                         {{{0}, {0}}, {{3, 3}, {0}}},
+                                                                                         {{{0}, {0}}, {{3}, {4, 0}}},
+                                                                                         {{{-1, 0}, {0}}, {{3}, {0}}}}) {
+    Options options;
+    options.lines = lines;
+    try {
+      minference(test.problem, options, context);
+      ADD_FAILURE() << "passed";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), Error::Kind::value);
+      EXPECT_EQ(std::string(error.what()).rfind("minference: option lines", 0), 0u) << error.what();
+    }
+  }
+}
+
 TEST(MInference, RefusesHeadsThatDoNotFit) {
   const TestProblem test({1, 2, 1, 40, 40, 16}, Dtype::f32, Mask::causal(), 4);
   Context context;

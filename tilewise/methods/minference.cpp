@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <optional>
 
 #include "tilewise/methods/problem.h"
@@ -93,35 +94,78 @@ bool has(const std::vector<Head>& heads, Pattern pattern) {
   return std::any_of(heads.begin(), heads.end(), [&](const Head& head) { return head.pattern == pattern; });
 }
 
-}  // namespace
-
-Planned minference(const Problem& problem, const MInferenceOptions& options, Context& context) {
+select::Inputs checked_inputs(const Problem& problem, const MInferenceOptions& options) {
   check_ranges("minference", options);
-  const select::Inputs inputs = inputs_of("minference", problem);
+  select::Inputs inputs = inputs_of("minference", problem);
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
         "minference: the mask is not plainly causal; all three patterns look back from a query, give Mask::causal()");
+  return inputs;
+}
+
+/// Refuses lines that a caller gives unless they are one per head, ascending and at least 0.
+void check_lines(const std::vector<select::Lines>& lines, int64_t batch, int64_t heads) {
+  const auto count = static_cast<int64_t>(lines.size());
+  check(count == heads || count == batch * heads, Error::Kind::value, "minference: option lines names ", count, " heads, q has ", batch, " x ", heads,
+        "; give lines for each head, or for each head of each batch entry");
+  for (size_t item = 0; item < lines.size(); ++item) {
+    for (const std::vector<int32_t>* list : {&lines[item].vertical, &lines[item].slash}) {
+      const bool is_rising =
+          (list->empty() || list->front() >= 0) && std::adjacent_find(list->begin(), list->end(), std::greater_equal<>()) == list->end();
+      check(is_rising, Error::Kind::value, "minference: option lines of head ", item, list == &lines[item].vertical ? ": vertical" : ": slash",
+            " is not ascending from 0 on without repeats; sort it");
+    }
+  }
+}
+
+/// The lines of each vertical-slash head: given, cut to the keys that there are, or estimated.
+std::vector<select::Lines> lines_of(const select::Inputs& inputs, const MInferenceOptions& options, const std::vector<Head>& heads,
+                                    Context& context) {
+  const int64_t batch = inputs.batch(), num_heads = inputs.heads_q(), seqlen_k = inputs.seqlen_k();
+  std::vector<select::Lines> lines(static_cast<size_t>(batch * num_heads));
+  if (!options.lines.empty()) check_lines(options.lines, batch, num_heads);
+  if (!has(heads, Pattern::vertical_slash)) return lines;
+  select::LastQuerySums sums;
+  if (options.lines.empty()) sums = select::last_query_sums("minference", inputs, options.last, context);
+  context.parallel_for(batch * num_heads, [&](int64_t item, int) {
+    const int64_t b = item / num_heads, h = item % num_heads;
+    const Head& head = heads[static_cast<size_t>(h)];
+    if (head.pattern != Pattern::vertical_slash || seqlen_k == 0) return;
+    select::Lines& chosen = lines[static_cast<size_t>(item)];
+    if (!options.lines.empty()) {
+      chosen = options.lines[static_cast<size_t>(item) % options.lines.size()];
+      for (std::vector<int32_t>* list : {&chosen.vertical, &chosen.slash})
+        list->erase(std::lower_bound(list->begin(), list->end(), seqlen_k), list->end());
+      return;
+    }
+    const select::LineCounts counts{std::max(head.sizes[0], kLeastVertical), std::max(head.sizes[1], kLeastSlash), options.first, options.nearest};
+    chosen = select::best_lines(&sums.key.view.at<float>(b, h, 0), &sums.offset.view.at<float>(b, h, 0), seqlen_k, counts);
+  });
+  return lines;
+}
+
+}  // namespace
+
+std::vector<select::Lines> minference_lines(const Problem& problem, const MInferenceOptions& options, Context& context) {
+  const select::Inputs inputs = checked_inputs(problem, options);
+  return lines_of(inputs, options, heads_of(options, inputs.heads_q()), context);
+}
+
+Planned minference(const Problem& problem, const MInferenceOptions& options, Context& context) {
+  const select::Inputs inputs = checked_inputs(problem, options);
   const std::vector<Head> heads = heads_of(options, inputs.heads_q());
   const Mask read = mask_of(heads);
   const select::RowGrid grid = select::score_rows(inputs, options.tile);
   const int64_t batch = inputs.batch(), num_heads = inputs.heads_q(), seqlen_k = inputs.seqlen_k();
 
-  select::LastQuerySums sums;
-  if (has(heads, Pattern::vertical_slash)) sums = select::last_query_sums("minference", inputs, options.last, context);
+  std::vector<select::Lines> chosen = lines_of(inputs, options, heads, context);
   select::Scores products;
   if (has(heads, Pattern::block_sparse)) products = select::mean_pool_products(inputs, options.tile, context);
 
   PlanData data = select::begin_plan(read, inputs.mask, grid, batch, inputs.heads_q(), context);
   std::vector<std::optional<select::LineRows>> lines(static_cast<size_t>(batch * num_heads));
   context.parallel_for(batch * num_heads, [&](int64_t item, int) {
-    const int64_t b = item / num_heads, h = item % num_heads;
-    const Head& head = heads[static_cast<size_t>(h)];
-    if (head.pattern != Pattern::vertical_slash) return;
-    select::Lines chosen;
-    if (seqlen_k > 0) {
-      const select::LineCounts counts{std::max(head.sizes[0], kLeastVertical), std::max(head.sizes[1], kLeastSlash), options.first, options.nearest};
-      chosen = select::best_lines(&sums.key.view.at<float>(b, h, 0), &sums.offset.view.at<float>(b, h, 0), seqlen_k, counts);
-    }
-    lines[static_cast<size_t>(item)].emplace(std::move(chosen), options.tile, seqlen_k,
+    if (heads[static_cast<size_t>(item % num_heads)].pattern != Pattern::vertical_slash) return;
+    lines[static_cast<size_t>(item)].emplace(std::move(chosen[static_cast<size_t>(item)]), options.tile, seqlen_k,
                                              options.aligned ? select::LineRows::Cover::aligned : select::LineRows::Cover::exact);
   });
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "tilewise/methods/options.h"
+#include "tilewise/select/lines.h"
 
 namespace tilewise::method {
 
@@ -24,6 +25,8 @@ struct MInferenceOptions {
   int last = 64, first = 30, nearest = 100;
   float ratio = 1;
   std::vector<Head> heads = {};  // [Hq]: a pattern for each head, in place of the options above; by name this is what a recipe says
+  std::vector<select::Lines> lines =
+      {};  // [Hq] or [B, Hq]: lines of an earlier call (minference_lines), in place of an estimate; those from Sk on are left out
 
   static void each_field(auto& self, auto&& field) {
     field("pattern", self.pattern, one_of("vertical_slash", "a_shape", "block_sparse"), no_grid(), "what every head reads");
@@ -42,11 +45,18 @@ struct MInferenceOptions {
 };
 
 /// Three kinds of heads. vertical_slash  keys and distances with the largest probability among the last queries, for all rows alike; runs of keys that
-/// follow each distance exactly, unaligned, and single keys where no run holds them (or the whole tiles that lines cross). a_shape  first and last keys, exact to the token.
-/// block_sparse  per row the tiles of the largest products of mean queries and mean keys, and the diagonal tile.
-/// A head whose estimate is not finite reads everything.
-/// Errors  value (`heads` not one per head, more than 16 kinds of a_shape), unsupported (a mask that is not plainly causal, what attend refuses).
+/// follow each distance exactly, unaligned, and single keys where no run holds them (or the whole tiles that lines cross). a_shape  first and last keys,
+/// exact to the token. block_sparse  per row the tiles of the largest products of mean queries and mean keys, and the diagonal tile.
+/// q [B, Hq, Sq, D], k [B, Hkv, Sk, D], both f32, bf16 or f16; estimates are f32. Lists are per batch entry and head.
+/// Edges   fewer queries than `last`: all of them; fewer keys or distances than a size: all. Sq other than Sk counts from the bottom right: a chunk's own last
+///         queries are the estimate, or `lines` of an earlier chunk. A head whose estimate is not finite reads everything.
+/// Errors  value (an option outside its range, `heads` or `lines` not one per head, `lines` not ascending, more than 15 sizes of a_shape); unsupported (a mask
+///         that is not plainly causal, what attend refuses); shape, dtype, device (q and k that do not fit); memory, cancelled.
 /// Source  MInference, arXiv 2407.02490, and its released code. See docs/systems/minference.md.
 TILEWISE_API Planned minference(const Problem& problem, const MInferenceOptions& options, Context& context);
+
+/// The lines that minference() would choose for each head, [B, Hq], empty for heads of the other patterns: give them as `lines` to later calls, which then
+/// cost no estimate (static_pattern of the released code: the first prompt's lines for all; or one chunk's for the next). Errors: as there.
+TILEWISE_API std::vector<select::Lines> minference_lines(const Problem& problem, const MInferenceOptions& options, Context& context);
 
 }  // namespace tilewise::method
