@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <filesystem>
 #include <optional>
 
 #include "app/report/report.h"
@@ -192,6 +193,25 @@ TEST_F(ReportInBrowser, KeysSortTheTableOpenTheSettingsAndTheWorstTiles) {
   EXPECT_EQ(browser_->evaluate("document.getElementById('head-title').textContent"), "Layer 5, head 0");
   browser_->press("Escape");
   EXPECT_EQ(focus(), "worst layer 5, head 0");
+}
+
+TEST_F(ReportInBrowser, KeysDownloadTheJsonAndTheTable) {
+  const Comparison comparison = synthetic_comparison(kHostile);
+  const TemporaryFolder downloads;
+  open(comparison);
+  browser_->call("Page.setDownloadBehavior", {{"behavior", "allow"}, {"downloadPath", downloads.path()}});
+  for (const std::string kind : {"json", "csv"}) {
+    const std::string file = downloads.file("tilewise-compare." + kind);
+    browser_->evaluate("document.getElementById('download-" + kind + "').focus()");
+    browser_->press("Enter");
+    for (int i = 0; i < 600 && !std::filesystem::exists(file); ++i) browser_->evaluate("new Promise((done) => setTimeout(done, 100))");
+    ASSERT_TRUE(std::filesystem::exists(file)) << kind;
+  }
+  EXPECT_EQ(Json::parse(TemporaryFolder::read(downloads.file("tilewise-compare.json"))), Json::parse(to_json(comparison)));
+  const std::string csv = TemporaryFolder::read(downloads.file("tilewise-compare.csv"));
+  EXPECT_EQ(csv.rfind("name,label,density", 0), 0u);
+  EXPECT_NE(csv.find("\r\nxattention,\"xattention stride=16,threshold=0.97,tile=64\",0.194,"), std::string::npos) << csv;
+  EXPECT_NE(csv.find("\"xattention tile=256 </script><script>document.title='broken'</script><b a=\"\"x\"\" c='y'>"), std::string::npos) << csv;
 }
 
 TEST_F(ReportInBrowser, APhoneNeedsNoScrollingSideways) {
