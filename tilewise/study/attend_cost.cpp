@@ -63,7 +63,7 @@ AttendWork attend_work(const Plan& plan) {
   const int64_t slots = plan::slots_q(data), rows = plan::num_rows(lists, slots);
   for (const plan::Reader& reader : plan::distinct_readers(data, lists)) {
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t size = plan::row_last(lists, row, slots) - plan::row_first(lists, row);
+      const int64_t size = plan::row_last(lists, row, slots) - plan::row_first(lists, row), blocks = (size + kTile - 1) / kTile;
       int64_t keys = 0, picked = 0, segments = 0;
       for (const RunList* list : {&lists.whole, &lists.masked, &lists.picked}) {
         const plan::Runs runs = plan::runs_of(*list, reader.b, reader.head, data.heads_q, row);
@@ -76,7 +76,7 @@ AttendWork attend_work(const Plan& plan) {
       const auto times = static_cast<double>(reader.times);
       work.pairs += times * static_cast<double>(size * keys);
       work.picked += times * static_cast<double>(size * picked);
-      work.segments += times * static_cast<double>(segments * ((size + kTile - 1) / kTile));
+      work.segments += times * static_cast<double>(segments * blocks);
     }
   }
   return work;
