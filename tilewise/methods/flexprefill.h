@@ -25,7 +25,7 @@ struct FlexPrefillOptions {
 /// many columns and diagonals of tiles as cover `gamma` of it. A head whose mean query, against mean keys, tells the same distribution over tiles (square
 /// root of the Jensen-Shannon divergence below `tau`) keeps `min_budget` lines and adds the best tiles of the map of mean queries and mean keys.
 /// The first column and the diagonal are always among the lines. A sequence of at most two tiles (or `min_budget` tiles) is read in full, as is a head whose
-/// estimate is not finite.
+/// estimate is not finite. Shapes, dtypes and errors of every method: Problem.
 /// Errors  value (max_budget below min_budget), unsupported (a mask that is not plainly causal, what attend refuses).
 /// Source  FlexPrefill, arXiv 2502.20766, from the copy in MInference's released code. See docs/systems/flexprefill.md.
 TILEWISE_API Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, Context& context);

@@ -15,7 +15,8 @@ struct MeanPoolOptions {
 };
 
 /// Tiles by the softmax of products of mean queries and mean keys, until `threshold` of each row is covered; then the first and the diagonal tile are added.
-/// Under `density` those two count.
+/// Under `density` those two count. Shapes, dtypes and errors of every method: Problem. Edges  a ragged tile's mean is over its tokens; a row whose scores are
+/// not finite reads all it sees.
 /// Errors  unsupported (a neighbourhood mask).
 /// Source  the plain baseline that block-sparse papers share, e.g. MInference, arXiv 2407.02490, block-sparse heads, with a threshold for its count.
 TILEWISE_API Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Context& context);

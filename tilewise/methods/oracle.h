@@ -22,8 +22,10 @@ struct OracleOptions {
 };
 
 /// Tiles by the mass of the true attention on them, which it computes in full: what a selector with perfect knowledge would choose by the same rule.
-/// sum  the smallest number of tiles that cover `threshold` of each row's mass (under an order and a mask those of the row's own tokens are added). max  every tile that holds at least `threshold` of some query's mass.
-/// Errors  unsupported (a neighbourhood mask, what no backend of attend takes); memory (rule max holds Sq * Tk floats).
+/// sum  the smallest number of tiles that cover `threshold` of each row's mass (under an order and a mask those of the row's own tokens are added).
+/// max  every tile that holds at least `threshold` of some query's mass, and the first and the diagonal tile. Shapes, dtypes and errors of every method: Problem.
+/// Errors  unsupported (a neighbourhood mask, what no backend of attend takes); memory (it holds Sq * Tk floats of one head at a time).
+/// Source  none: a yardstick.
 TILEWISE_API Planned oracle(const Problem& problem, const OracleOptions& options, Context& context);
 
 }  // namespace tilewise::method

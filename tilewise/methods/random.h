@@ -16,8 +16,9 @@ struct RandomOptions {
 };
 
 /// Each tile that a row sees with probability `density`, independently per batch entry, head and row, and the first and the diagonal tile: the floor that
-/// any selector must beat. Draws depend on seed, layer, head, row and tile alone.
+/// any selector must beat. Draws depend on seed, layer, batch entry, head, row and tile alone. Shapes, dtypes and errors of every method: Problem.
 /// Errors  unsupported (a neighbourhood mask).
+/// Source  none: a baseline.
 TILEWISE_API Planned random(const Problem& problem, const RandomOptions& options, Context& context);
 
 }  // namespace tilewise::method

@@ -35,7 +35,8 @@ struct XAttentionOptions {
 
 /// Tiles by the softmax mass of logits summed along the antidiagonals of stride x stride blocks, until `threshold` of each row's mass is covered.
 /// Causal  the first and the diagonal tile are kept first and counted. Full  nothing is forced but what keep_sink, keep_recent and compat ask for.
-/// Errors  value (tile not a multiple of stride * kdb; both density and top_k); unsupported (another mask).
+/// Shapes, dtypes and errors of every method: Problem. Edges  tokens missing from a ragged group count as zeros; a row whose scores are not finite reads all it sees.
+/// Errors  value (tile not a multiple of stride * kdb; both density and top_k); unsupported (a mask neither causal nor full in every head).
 /// Source  XAttention, arXiv 2503.16428, Algorithm 1; options from the released code. See docs/systems/xattention.md.
 TILEWISE_API Planned xattention(const Problem& problem, const XAttentionOptions& options, Context& context);
 
