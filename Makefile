@@ -56,7 +56,7 @@ tune:
 	  --tune --needle 8192 --report report.html --json out.json
 	tools/performance_tables.py --tune out.json
 	if command -v chromium >/dev/null; then \
-	  chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1560 --screenshot=docs/images/report.png file://$(CURDIR)/report.html; fi
+	  chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,2040 --screenshot=docs/images/report.png file://$(CURDIR)/report.html; fi
 
 format:
 	tools/setup.sh format

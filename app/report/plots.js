@@ -22,7 +22,7 @@ function logFrame({ maxX, most, least, textX, nameX, nameY, label, bound: limit 
   const step = niceStep(maxX, isNarrow ? 4 : 7);
   for (let value = 0; value <= maxX * (1 + 1e-9); value += step) {
     plot.append(svg("line", { x1: x(value), x2: x(value), y1: top, y2: h - bottom, class: "grid" }),
-      svg("text", { x: x(value), y: h - bottom + 18, "text-anchor": "middle", class: "soft" }, textX(value)));
+      svg("text", { x: Math.min(x(value), w - 3.8 * textX(value).length), y: h - bottom + 18, "text-anchor": "middle", class: "soft" }, textX(value)));
   }
   for (let power = Math.floor(low10); power <= Math.ceil(top10); ++power) {
     for (const digit of top10 - low10 > 2.5 ? [1] : [1, 2, 5]) {

@@ -296,6 +296,25 @@ TEST_F(CompareTest, TuneChoosesOnTheFirstTextAndQuotesTheOthers) {
   error(request, Error::Kind::value);
 }
 
+TEST_F(CompareTest, ASettingThatHoldsOnTheTextThatChoseItAloneSaysSo) {
+  CompareRequest request;
+  request.methods = {a_shape()};  // all options given: nothing is left to tune
+  request.texts = {drawn_text("one", 1, 200), drawn_text("two", 2, 200)};
+  const auto extra = [](const TextFigures& text) { return text.bits_per_byte - text.dense_bits_per_byte; };
+  const std::vector<TextFigures> texts = compare(*model_, request, context_).methods[0].texts;
+  if (extra(texts[0]) > extra(texts[1])) std::swap(request.texts[0], request.texts[1]);
+  request.has_tune = true;
+  request.max_bits = (extra(texts[0]) + extra(texts[1])) / 2;
+  ASSERT_GE(request.max_bits, 0);
+  const auto has_note = [&] {
+    const std::vector<std::string> notes = compare(*model_, request, context_).methods[0].notes;
+    return std::any_of(notes.begin(), notes.end(), [](const std::string& note) { return note.find("not on every text") != std::string::npos; });
+  };
+  EXPECT_TRUE(has_note());
+  request.max_bits = 10;
+  EXPECT_FALSE(has_note());
+}
+
 TEST_F(CompareTest, RefusesBadRequestsBeforeAnyWork) {
   CompareRequest request;
   bool has_started = false;

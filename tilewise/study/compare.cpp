@@ -122,6 +122,9 @@ class Comparer {
     if (choice.name == "random") row.notes.push_back("tiles drawn by chance: a floor for every method of this density");
     if (request_.density && !info.has_option("density")) row.refused = "has no option density, so --density cannot set its budget";
     finish(std::move(row), planner_of(choice.name, options));
+    MethodFigures& done = comparison_.methods.back();
+    if (request_.has_tune && comparison_.tune->curves.back().is_within && comparison_.excess(done) > comparison_.bound())
+      done.notes.push_back("holds the bound on the text that chose its setting, but not on every text");
   }
 
   void run_recipe() {
