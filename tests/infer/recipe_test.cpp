@@ -82,6 +82,34 @@ TEST(Recipe, ReadsTheGoldenFile) {
   EXPECT_EQ(parse_recipe(format_recipe(recipe), "text"), recipe);
 }
 
+// The methods that the first one lacks, as the searches write them: no hash, no calibration, options that are left out.
+TEST(Recipe, ReadsTheGoldenFileOfASearch) {
+  const Recipe recipe = read_recipe("tests/infer/golden_recipe_searched.json");
+  EXPECT_EQ(recipe.config_hash, "");
+  EXPECT_EQ(recipe.calibration, "");
+  const RecipeMethod lines{"minference",
+                           {{"pattern", std::string("vertical_slash")},
+                            {"vertical", int64_t{500}},
+                            {"slash", int64_t{700}},
+                            {"init", int64_t{128}},
+                            {"local", int64_t{512}},
+                            {"blocks", int64_t{0}},
+                            {"tile", int64_t{64}},
+                            {"aligned", false},
+                            {"last", int64_t{64}},
+                            {"first", int64_t{4}},
+                            {"nearest", int64_t{100}},
+                            {"ratio", 1.5}}};
+  EXPECT_EQ(recipe.of(0, 2), lines);
+  EXPECT_EQ(
+      recipe.of(1, 0),
+      (RecipeMethod{"flexprefill", {{"gamma", .95}, {"tau", .1}, {"min_budget", int64_t{1}}, {"max_budget", int64_t{0}}, {"tile", int64_t{128}}}}));
+  EXPECT_EQ(recipe.of(1, 1), (RecipeMethod{"minference", {{"pattern", std::string("block_sparse")}, {"blocks", int64_t{20}}}}));
+  EXPECT_EQ(recipe.of(1, 3), recipe.of(1, 1));
+  EXPECT_EQ(recipe.of(1, 2), lines);
+  EXPECT_EQ(parse_recipe(format_recipe(recipe), "text"), recipe);
+}
+
 TEST(Recipe, RefusesEachFault) {
   struct Case {
     std::string text;

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "tests/attend/random_plan.h"
@@ -118,9 +119,40 @@ Plan golden_plan_of_grids() {
   return make_plan(std::move(data));
 }
 
+/// Lists and orders of their own for each batch entry, both axes ordered, two pools, spans of a batch, words of rows of more than 64 slots, runs without `stop`.
+Plan golden_plan_of_batches() {
+  PlanData data;
+  data.seqlen_q = 70, data.seqlen_k = 32;
+  data.batch = 2;
+  data.heads_q = 4;
+  data.dense_reads = 2 * 4 * 70 * 32;
+  std::vector<int32_t> spans, tokens_q, tokens_k;
+  for (int32_t b = 0; b < 2; ++b) {
+    for (int32_t q = 0; q < 70; ++q) spans.insert(spans.end(), {0, 16, 16, 32});
+    for (int32_t slot = 0; slot < 70; ++slot) tokens_q.push_back(b == 0 ? slot : 69 - slot);
+    for (int32_t g = 0; g < 2; ++g) {
+      for (int32_t slot = 0; slot < 32; ++slot) tokens_k.push_back((slot + 8 * b + 16 * g) % 32);
+    }
+  }
+  data.mask.spans = plan::own(spans.data(), {1, 2, 70, 4}, host_memory(), data);
+  data.order_q = {plan::own(tokens_q.data(), {2, 1, 70}, host_memory(), data), {}};
+  data.order_k = {plan::own(tokens_k.data(), {2, 2, 32}, host_memory(), data), {}};
+  data.pools = {4, 16};
+  ListsBuilder builder(128, 2, 4, 1);
+  for (int b = 0; b < 2; ++b) {
+    for (int g = 0; g < 4; ++g) {
+      const int32_t first = 8 * ((b + g) % 3);
+      builder.set(b, g, 0, {{{first, first + 8, {}}}, {{24, 32, {0xff, 0x21}}}, {{32 + g, 33 + g, {~0ull, 0x3f}}, {41, 42, {0, 0x15}}}});
+    }
+  }
+  data.by_query = builder.build(host_memory(), data);
+  return make_plan(std::move(data));
+}
+
 TEST(PlanFile, ReadsEveryGoldenFile) {
   const std::vector<std::pair<const char*, Plan>> files{{"tests/plan/golden_plan_by_key.safetensors", golden_plan_by_key()},
-                                                        {"tests/plan/golden_plan_of_grids.safetensors", golden_plan_of_grids()}};
+                                                        {"tests/plan/golden_plan_of_grids.safetensors", golden_plan_of_grids()},
+                                                        {"tests/plan/golden_plan_of_batches.safetensors", golden_plan_of_batches()}};
   for (const auto& [path, plan] : files) {
     ASSERT_FALSE(find_fault(plan, plan->mask).has_value()) << *find_fault(plan, plan->mask);
     const Plan loaded = load_plan(path);
@@ -134,6 +166,53 @@ TEST(PlanFile, ReadsEveryGoldenFile) {
   }
   EXPECT_EQ(content_hash_text(files[0].second), "0524b13050923f31");
   EXPECT_EQ(content_hash_text(files[1].second), "c56468073ed3bb9b");
+  EXPECT_EQ(content_hash_text(files[2].second), "5ecded473229e46b");
+}
+
+// Each part of a plan that a file may hold is in one of the golden files.
+TEST(PlanFile, GoldenFilesHoldEveryPart) {
+  std::map<std::string, int> parts;
+  for (const char* name : {"", "_by_key", "_of_grids", "_of_batches"}) {
+    const Plan plan = load_plan(std::string("tests/plan/golden_plan") + name + ".safetensors");
+    const auto note = [&](const std::string& part, bool is_there) { parts[part] += is_there ? 1 : 0; };
+    for (const auto& [direction, lists] : {std::pair{"by_query", &plan->by_query}, std::pair{"by_key", &plan->by_key}}) {
+      note(direction, lists->has_runs());
+      for (const auto& [list_name, list] :
+           {std::pair{"whole", &lists->whole}, std::pair{"masked", &lists->masked}, std::pair{"picked", &lists->picked}}) {
+        const std::string list_of = std::string(direction) + " " + list_name;
+        note(list_of, list->begin.has_value() && list->start.numel() > 0);
+        if (!list->begin.has_value()) continue;
+        note("batched lists", list->begin.dim(0) > 1);
+        note("groups", list->begin.dim(1) > 1);
+        note("stop", list->stop.has_value());
+        note("no stop", !list->stop.has_value() && list->grain > 1);
+        note("grain", list->grain > 1);
+        if (std::string(list_name) != "whole") note(list_of + " rows", list->rows.has_value());
+        note("two words of rows", list->rows.has_value() && list->rows.dim(1) > 1);
+      }
+      note("edge", lists->edge.has_value());
+      note("status", lists->status.has_value());
+    }
+    for (const auto& [axis, order] : {std::pair{"order_q", &plan->order_q}, std::pair{"order_k", &plan->order_k}}) {
+      note(axis, order->token.has_value());
+      note("batched order", order->token.has_value() && order->token.dim(0) > 1);
+      note("grouped order", order->token.has_value() && order->token.dim(1) > 1);
+      note("boxes", order->boxes.has_value());
+    }
+    note("both orders", plan->order_q.token.has_value() && plan->order_k.token.has_value());
+    note("one pool", plan->pools.size() == 1);
+    note("pools", plan->pools.size() > 1);
+    note("bands", !plan->mask.bands.empty());
+    note("spans", plan->mask.spans.has_value());
+    note("batched spans", plan->mask.spans.has_value() && plan->mask.spans.dim(1) > 1);
+    note("grids", !plan->mask.grids.empty());
+    note("first cell", plan->mask.first > 0);
+    note("head_class", !plan->mask.head_class.empty());
+    note("batch", plan->batch > 1);
+    note("dense_reads_of_head", !plan->dense_reads_of_head.empty());
+    note("planned by key", plan->is_by_key);
+  }
+  for (const auto& [part, files] : parts) EXPECT_GE(files, 1) << part << " is in no golden file; add one that holds it";
 }
 
 TEST(PlanFile, ComesBackAsItWas) {

@@ -98,5 +98,36 @@ TEST(Documents, VersionsAgree) {
   EXPECT_NE(changes.find("## " + version), std::string::npos) << "CHANGELOG.md must have a section for version " << version;
 }
 
+struct Golden {
+  const char* path;
+  uint64_t hash;  // FNV-1a of its bytes
+};
+// Files of formats that later versions must read, as the version that wrote them left them.
+constexpr Golden kGolden[] = {
+    {"tests/infer/golden_recipe.json", 0xb21fedd172135f1aULL},
+    {"tests/infer/golden_recipe_searched.json", 0x70a73b0e47724af6ULL},
+    {"tests/plan/golden_plan.safetensors", 0x9578eb43f8632aa4ULL},
+    {"tests/plan/golden_plan_by_key.safetensors", 0x8fe9da015490a8f1ULL},
+    {"tests/plan/golden_plan_of_batches.safetensors", 0x7f10b562987b8dd2ULL},
+    {"tests/plan/golden_plan_of_grids.safetensors", 0x5930bf354079b7f5ULL},
+    {"tests/study/golden_compare.json", 0x105cc3c4f5acca57ULL},
+    {"tests/study/golden_qkv.safetensors", 0x87d9d1c8fceebda4ULL},
+};
+
+TEST(Files, GoldenFilesStayAsTheyWereWritten) {
+  std::set<std::string> known;
+  for (const Golden& golden : kGolden) {
+    uint64_t hash = 0xcbf29ce484222325ULL;
+    for (const char byte : read_text(golden.path)) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3ULL;
+    EXPECT_EQ(hash, golden.hash) << golden.path
+                                 << ": a golden file stands for files that users have; a new form of the format is a new file beside it";
+    known.insert(golden.path);
+  }
+  for (const std::string& path : tracked_files()) {
+    if (path.find("/golden") == std::string::npos) continue;
+    EXPECT_EQ(known.count(path), 1U) << path << ": list it here with its hash, and test that it is read";
+  }
+}
+
 }  // namespace
 }  // namespace tilewise::tests::repository

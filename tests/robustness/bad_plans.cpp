@@ -39,9 +39,9 @@ std::vector<BadCall> of_pairs() {
   std::vector<BadCall> bad;
   for (const auto& [name, call] :
        {std::pair<std::string, Plan (*)(const Plan&, const Plan&, Context&)>{"unite", &unite}, {"intersect", &intersect}}) {
-    const auto add = [&, call = call, name = name](const char* what, Kind kind, std::vector<std::string> says, const Plan& other) {
-      says.insert(says.begin(), name);
-      bad.push_back({name + ": " + what, kind, std::move(says), [=] { call(good, other, context); }});
+    const auto add = [&, run = call, function = name](const char* what, Kind kind, std::vector<std::string> says, const Plan& other) {
+      says.insert(says.begin(), function);
+      bad.push_back({function + ": " + what, kind, std::move(says), [=] { run(good, other, context); }});
     };
     add("other queries", Kind::value, {"49"}, dense(49, 50));
     add("other keys", Kind::value, {"51"}, dense(50, 51));
@@ -167,8 +167,7 @@ std::vector<BadCall> bad_files() {
   const std::string other = with_header(R"({"a":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}})"), changed = place(flipped);
   bad.push_back({"load_plan: tensors that are no plan", Kind::io, {other}, [other] { load_plan(other); }});
   bad.push_back({"load_plan: a bit flipped", Kind::io, {changed, "by_query"}, [changed] { load_plan(changed); }});
-  bad.push_back(
-      {"SafetensorsFile: a tensor that is not there", Kind::io, {"\"b\""}, [other] { SafetensorsFile(other).load("b", host_memory()); }});
+  bad.push_back({"SafetensorsFile: a tensor that is not there", Kind::io, {"\"b\""}, [other] { SafetensorsFile(other).load("b", host_memory()); }});
   const std::string nowhere = folder.file("no/folder/out");
   bad.push_back({"save_plan: nowhere", Kind::io, {nowhere}, [=] { save_plan(dense(9, 9), nowhere); }});
   bad.push_back({"write_safetensors: nowhere", Kind::io, {nowhere}, [=] { write_safetensors(nowhere, {}); }});

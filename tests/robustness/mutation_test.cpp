@@ -18,7 +18,7 @@ namespace {
 
 std::vector<std::string> plan_files(const TemporaryFolder& folder) {
   std::vector<std::string> files;
-  for (const char* golden : {"golden_plan", "golden_plan_by_key", "golden_plan_of_grids"})
+  for (const char* golden : {"golden_plan", "golden_plan_by_key", "golden_plan_of_grids", "golden_plan_of_batches"})
     files.push_back(read_file(std::string("tests/plan/") + golden + ".safetensors", 1 << 20));
   Context context;
   for (uint64_t seed = 0; seed < 14; ++seed) {

@@ -260,5 +260,33 @@ TEST_F(QkvTest, RefusesByName) {
   EXPECT_THROW(compare(loaded, request, context_), Error);
 }
 
+// A file that every later version must read: bf16, Dv unlike D, a mask of two ranges, a scale of its own.
+TEST(Qkv, ReadsTheGoldenFile) {
+  Context context;
+  const QkvTensors read = load_qkv("tests/study/golden_qkv.safetensors", QkvMask::from_file, context);
+  EXPECT_EQ(read.q.view.shape(), (Shape{1, 2, 6, 8}));
+  EXPECT_EQ(read.k.view.shape(), (Shape{1, 1, 8, 8}));
+  EXPECT_EQ(read.v.view.shape(), (Shape{1, 1, 8, 4}));
+  EXPECT_EQ(read.softmax_scale, 0.5f);
+  EXPECT_EQ(read.mask_text, "spans");
+  EXPECT_FALSE(read.is_mask_assumed);
+  int64_t which = 0;
+  for (const Tensor* tensor : {&read.q, &read.k, &read.v}) {
+    ASSERT_EQ(tensor->view.dtype(), Dtype::bf16);
+    for (int64_t i = 0; i < tensor->view.numel(); ++i)
+      ASSERT_EQ(static_cast<float>(tensor->view.data<bf16>()[i]), static_cast<float>((i * 7 + which) % 13 - 6) / 4) << which << " " << i;
+    ++which;
+  }
+  ASSERT_TRUE(read.mask.spans.has_value());
+  for (int64_t q = 0; q < 6; ++q) {
+    for (int64_t key = 0; key < 8; ++key) {
+      const auto is_in = [&](int64_t side) {
+        return read.mask.spans.at<int32_t>(0, 0, q, side) <= key && key < read.mask.spans.at<int32_t>(0, 0, q, side + 1);
+      };
+      EXPECT_EQ(is_in(0) || is_in(2), q < 3 ? key < 4 : key == 0 || (4 <= key && key < q + 3)) << q << " " << key;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tilewise::study
