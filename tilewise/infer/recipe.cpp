@@ -207,6 +207,8 @@ void put_method(Json& to, const RecipeMethod& use) {
 TILEWISE_BEGIN_PUBLIC
 
 const RecipeMethod& Recipe::of(int layer, int head) const {
+  check(layer >= 0 && layer < num_layers && head >= 0 && head < heads_q, Error::Kind::value, "Recipe::of: layer ", layer, ", head ", head,
+        ", the recipe is for ", num_layers, " layers of ", heads_q, " query heads");
   for (const Layer& listed : layers) {
     if (listed.layer != layer) continue;
     for (const Heads& group : listed.heads) {

@@ -39,7 +39,7 @@ struct Recipe {
   std::vector<Layer> layers;
   std::string calibration;  // a JSON object, as text, on how the recipe was found; empty: none
 
-  /// What a head uses.
+  /// What a head uses. Errors: value (a layer or head that the recipe does not have).
   TILEWISE_API const RecipeMethod& of(int layer, int head) const;
   bool operator==(const Recipe&) const = default;
 };

@@ -70,6 +70,8 @@ class Comparer {
           "; takes a finite number from 0");
     check(std::isfinite(request_.max_error) && request_.max_error >= 0, Error::Kind::value, "compare: max_error is ", request_.max_error,
           "; takes a finite number from 0");
+    check(!request_.density || (*request_.density >= 0 && *request_.density <= 1), Error::Kind::value, "compare: density is ",
+          request_.density.value_or(0), ", takes 0 to 1");
     check(!(request_.has_tune && request_.density), Error::Kind::value, "compare: tuning looks for the density, and a density is given; take one");
     for (const MethodChoice& choice : request_.methods) {
       if (choice.name != "dense") rows_.push_back(choice);
