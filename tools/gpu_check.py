@@ -16,6 +16,12 @@ RESULTS = ROOT / "bench/results"
 BENCHES = {"dense": ("dense", "8192,32768", 25), "proof": ("proof", "8192,32768", 25), "sparse8": ("sparse", "8192", 20), "sparse32": ("sparse", "32768", 30),
            "narrow": ("narrow", "8192,32768", 30), "causal": ("causal", "8192,32768", 20), "d64": ("d64", "8192,32768", 20),
            "d256": ("d256", "8192,32768", 20), "general": ("general", "8192", 10)}
+# Rows of bench/attend/sm90/decode_bench.py, likewise.
+DECODES = {"decode": ("dense,short", 25), "paged": ("paged,listed,quantised", 25)}
+# Of the bandwidth that reading 2 GiB reaches in the same turns, or microseconds in a CUDA graph.
+DECODE_SHARES = {"decode B=1 128K": .95, "decode B=16 8K": .97, "decode B=16 128K": .99, "paged B=1 128K": .93, "listed 4096 of 128K B=16": .89,
+                 "int8 B=1 128K": .85}
+DECODE_TIMES = {"decode B=1 8K": 18, "decode B=1 32K": 50, "listed 4096 of 128K B=1": 11}
 
 # FlashAttention-4 4.0.0b36 and VSA (fastvideo-kernel 0.3.5) do not fit beside the checkout: their TFLOP/s over FA3's in turns on one H100,
 # 2026-11-24, at .5 / .25 / .10 / .05 (8K: .094, .047).
@@ -25,14 +31,14 @@ SHARES = {("128x128", "8K"): (.96, .92, .80, .64), ("128x128", "32K"): (.97, .96
           ("64x64", "8K"): (.75, .74, .68, .58), ("64x64", "32K"): (.78, .78, .75, .71)}
 OVER_PEER = {("128x128", "8K"): (1.05, 1.08, 1.18, 1.22), ("128x128", "32K"): (1.03, 1.03, 1.05, 1.07), ("64x64", "8K"): (1.08,) * 4,
              ("64x64", "32K"): (1.08,) * 4}
-NOT_BUILT = ["sparse 128K", "pools", "backward dense", "backward sparse", "decode", "paged decode", "small sizes from Python", "choosing tiles", "measure",
+NOT_BUILT = ["sparse 128K", "pools", "backward dense", "backward sparse", "small sizes from Python", "choosing tiles", "measure",
              "FP8 forward"]
 
 
 def bars(result):
     """(bar, figure, bound) for every bar that the file has a row for."""
     rows = {(row["row"], row["kernel"]): row for row in result["rows"]}
-    figure = lambda row, kernel: rows[row, kernel]["tflops"] if (row, kernel) in rows else None
+    figure = lambda row, kernel: rows[row, kernel].get("tflops") if (row, kernel) in rows else None
     out = []
 
     def ratio(name, above, below, bound):
@@ -65,6 +71,10 @@ def bars(result):
             if kernel.endswith("each"):
                 ratio(f"order of work {n}: share of time left to attention at .10", figure(row, kernel), equal, .97)
                 ratio(f"unequal rows {n} of equal ones", figure(row, "unequal rows"), equal, .92 if n == "8K" else .98)
+    for row, bound in DECODE_SHARES.items():
+        if (row, "tilewise") in rows: out.append((f"{row}: share of read bandwidth", rows[row, "tilewise"]["share"], bound))
+    for row, bound in DECODE_TIMES.items():
+        if (row, "tilewise") in rows: out.append((f"{row}: bound of {bound} us over time", bound / rows[row, "tilewise"]["time_ms"] / 1e3, 1.00))
     return out
 
 
@@ -99,8 +109,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
-    parser.add_argument("--built", help="folder that holds tilewise_sm90_test and libtilewise_sm90_bench.so")
-    parser.add_argument("--stages", default="tests,sanitize," + ",".join(BENCHES))
+    parser.add_argument("--built", help="folder that holds tilewise_sm90_test, tilewise_sm90_decode_test and libtilewise_sm90_bench.so")
+    parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *DECODES]))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -123,33 +133,36 @@ def main():
         code, text, took = run(["tools/sm90_harness.sh", options.build], 240, log)
         table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
         if code: sys.exit(text[-3000:])
-    test = str(built / "tilewise_sm90_test")
-    sanitized = []
+    tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test")}
     for stage in options.stages.split(","):
         left = end - time.time()
         if stage == "tests":
-            code, text, took = run([test, "--cases", str(options.cases), "--repeats", "3"], min(left, 150), log)
-            lines = text.strip().splitlines() or ["no output"]
-            table.append((stage, "ok" if code == 0 else "FAIL", took, lines[-1]))
-            failed |= code != 0
-            code, text, took = run([test, "--cases", "40", "--seed", "9000", "--repeats", "30", "--only", "cases"], min(left, 60), log)
-            table.append(("30 repeats", "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
-            failed |= code != 0
+            for kind, test in tests.items():
+                for name, command, seconds in ((f"test {kind}", [test, "--cases", str(options.cases), "--repeats", "3"], 150),
+                                               (f"30x {kind}", [test, "--cases", "40", "--seed", "9000", "--repeats", "30", "--only", "cases"], 60)):
+                    code, text, took = run(command, min(end - time.time(), seconds), log)
+                    table.append((name, "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
+                    failed |= code != 0
         elif stage == "sanitize":
             for tool in ("memcheck", "initcheck", "synccheck"):
-                code, text, took = run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", test, "--cases", "100", "--small", "--repeats", "1",
-                                        "--only", "cases"], min(left, 60), log)
-                table.append((tool, "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
-                sanitized.append(tool)
-                failed |= code != 0
+                for kind, test in tests.items():
+                    code, text, took = run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", test, "--cases", "100", "--small", "--repeats", "1",
+                                            "--only", "cases"], min(end - time.time(), 60), log)
+                    table.append((f"{tool} {kind}", "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
+                    failed |= code != 0
         else:
-            rows, lengths, seconds = BENCHES[stage]
+            if stage in DECODES:
+                rows, seconds = DECODES[stage]
+                command = ["bench/attend/sm90/decode_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows]
+            else:
+                rows, lengths, seconds = BENCHES[stage]
+                command = ["bench/attend/sm90/forward_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
             if left < seconds:
                 table.append((stage, "left out", 0, f"{left:.0f} s left, takes {seconds}"))
                 continue
             part = scratch / f"{stage}.json"
-            code, text, took = run([sys.executable, "bench/attend/sm90/forward_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths",
-                                    lengths, "--rounds", str(options.rounds), "--commit", commit, "--out", str(part)], min(left, 4 * seconds), log)
+            code, text, took = run([sys.executable, *command, "--rounds", str(options.rounds), "--commit", commit, "--out", str(part)],
+                                   min(left, 4 * seconds), log)
             table.append((stage, "ok" if code == 0 else "FAIL", took, "" if code == 0 else text[-200:].replace("\n", " ")))
             failed |= code != 0
             if code: continue
@@ -165,7 +178,7 @@ def main():
         out.write_text(json.dumps(result, indent=1) + "\n")
         print_bars(result)
         print(f"written to {out}")
-    for name, state, took, note in table: print(f"{name:11s} {state:8s} {took:6.1f} s  {note[:140]}")
+    for name, state, took, note in table: print(f"{name:17s} {state:8s} {took:6.1f} s  {note[:140]}")
     return 1 if failed else 0
 
 

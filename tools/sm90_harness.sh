@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test (attend_forward against the f64 reference) and libtilewise_sm90_bench.so (for
-# bench/attend/sm90/forward_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake and Ninja, no GPU.
+# Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test and tilewise_sm90_decode_test (attend_forward and attend_decode against what they are
+# defined as) and libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake
+# and Ninja, no GPU.
 # usage: tools/sm90_harness.sh DIR
 set -eu
 dir=${1:?usage: tools/sm90_harness.sh DIR}
@@ -22,9 +23,17 @@ faults += [f"spills {spill} bytes: head_dim {dim} {dtype} variant {variant}" for
 print(f"{len(kernels)} kernels, bytes spilt by the general ones: {[int(k[3]) for k in kernels if k[2] == '4']}")
 sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
+# Of decode, the kernels of up to 128 channels may not spill.
+$nvcc -Xptxas -v -cubin tilewise/attend/sm90/decode.cu -o "$dir/decode.cubin" > "$dir/decode.ptxas" 2>&1 || { cat "$dir/decode.ptxas"; exit 1; }
+python3 - "$dir/decode.ptxas" <<'PYTHON'
+import re, sys
+kernels = re.findall(r"Compiling entry function '\S*DecodeConfigILi(\d+)E\S*' for.*?(\d+) bytes spill stores", open(sys.argv[1]).read(), re.S)
+print(f"{len(kernels)} decode kernels, bytes spilt: {[int(spill) for _, spill in kernels]}")
+sys.exit(1 if not kernels or any(int(dim) <= 128 and spill != "0" for dim, spill in kernels) else 0)
+PYTHON
 if command -v cuobjdump > /dev/null; then
   count=$(cuobjdump -sass "$dir/forward.cubin" | grep -c HGMMA)
   test "$count" -gt 0 || { echo "no HGMMA in the kernels"; exit 1; }
   echo "$count HGMMA"
 fi
-cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
+cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }

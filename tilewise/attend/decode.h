@@ -34,6 +34,8 @@ struct DecodeParams {
 ///         behind the last token are not touched.
 /// Errors  shape, dtype, device; value (neither or both of plan and dense_band, a length beyond capacity or plan, a run past the end, a page that is read and
 ///         is not stored or not in the pool); unsupported (more than 8 tokens, orders and pools, what no backend takes). All come before the first write.
+/// GPU     lengths, plan and table lie on the device and are not looked into (validate() the plan where it is made): a length is cut at the capacity and a run
+///         at its sequence's end, and a row that reads a page that is not stored gets NaN. Nothing waits for the device; a call can be captured into a graph.
 /// Runs    as attend_forward: the first backend that takes it; dense only where dense_band says so. Long lists are cut at constants of their lengths and
 ///         merged by lse, so bits depend neither on threads nor on the other sequences of the batch.
 /// Source  flash-decoding: attention over parts of the keys, merged by lse; pages: PagedAttention, arXiv 2309.06180.

@@ -39,6 +39,7 @@ RowRuns runs_of_band(const Mask::Band& band, int64_t length, int64_t queries) {
   return runs;
 }
 
+// Without lengths (on a GPU) a plan that says no more than the mask.
 Plan plan_of_band(const Mask::Band& band, const Sizes& sizes, const std::vector<int32_t>& lengths, const Context& context) {
   constexpr int kTile = 16;  // the smallest that a plan may have
   auto plan = std::make_shared<PlanData>();
@@ -47,7 +48,7 @@ Plan plan_of_band(const Mask::Band& band, const Sizes& sizes, const std::vector<
   plan->batch = sizes.batch;
   plan->heads_q = sizes.heads_q;
   plan->mask.bands = {band};
-  if (sizes.batch == 0 || sizes.seqlen_q == 0) return plan;
+  if (sizes.batch == 0 || sizes.seqlen_q == 0 || lengths.empty()) return plan;
   ListsBuilder builder(kTile, sizes.batch, 1, 1);
   for (int64_t b = 0; b < sizes.batch; ++b) builder.set(b, 0, 0, runs_of_band(band, lengths[static_cast<size_t>(b)], sizes.seqlen_q));
   plan->by_query = builder.build(context.memory, *plan);
@@ -86,12 +87,16 @@ Sizes check_operands(const Checker& c, const DecodeParams& p, Store& k, Store& v
   return sizes;
 }
 
-std::vector<int32_t> check_lengths(const Checker& c, const DecodeParams& p, int64_t batch, int64_t capacity) {
-  const int64_t most = p.plan != nullptr ? std::min(capacity, p.plan->seqlen_k) : capacity;
-  if (!p.lengths.has_value()) return std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(most));
+void check_lengths(const Checker& c, const DecodeParams& p, int64_t batch) {
+  if (!p.lengths.has_value()) return;
   c.has_shape("lengths", p.lengths, {batch}, "[B]");
   c.has_dtype("lengths", p.lengths, Dtype::i32, "always");
   c.is_usable("lengths", p.lengths);
+}
+
+std::vector<int32_t> lengths_of(const Checker& c, const DecodeParams& p, int64_t batch, int64_t capacity) {
+  const int64_t most = p.plan != nullptr ? std::min(capacity, p.plan->seqlen_k) : capacity;
+  if (!p.lengths.has_value()) return std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(most));
   std::vector<int32_t> lengths;
   for (int64_t b = 0; b < batch; ++b) {
     const int32_t length = p.lengths.at<int32_t>(b);
@@ -288,8 +293,7 @@ DecodeBand DecodeProblem::band(int64_t b, int head, int query) const {
 
 DecodeProblem check_decode(const DecodeParams& params, const Context& context) {
   const Checker c("attend_decode", context);
-  c.require(context.device.type == Device::Type::cpu, Kind::unsupported, "runs on the CPU alone, the context is on ", context.device,
-            "; move the tensors");
+  const bool is_on_host = context.device.type == Device::Type::cpu;  // else plan, lengths and tables are where this code cannot read
   DecodeProblem problem;
   problem.params = params;
   problem.sizes = check_operands(c, params, problem.k, problem.v);
@@ -307,7 +311,8 @@ DecodeProblem check_decode(const DecodeParams& params, const Context& context) {
     c.require(plan.by_query.has_runs() || !plan.by_key.has_runs(), Kind::unsupported,
               "plan has by_key alone, decode reads by_query; complete() it first");
   }
-  problem.lengths = check_lengths(c, params, problem.sizes.batch, capacity);
+  check_lengths(c, params, problem.sizes.batch);
+  if (is_on_host) problem.lengths = lengths_of(c, params, problem.sizes.batch, capacity);
   problem.sizes.seqlen_k = params.plan != nullptr ? params.plan->seqlen_k : capacity;
   if (params.dense_band) {
     constexpr int64_t kFarthest = int64_t{1} << 40;  // of a plan's bands, too
@@ -319,7 +324,7 @@ DecodeProblem check_decode(const DecodeParams& params, const Context& context) {
     problem.params.plan = plan_of_band(*params.dense_band, problem.sizes, problem.lengths, context);
   }
   check_decode_parts(c, params, problem.params.plan, problem.sizes);
-  if (!problem.params.plan->mask.bands.empty()) Cutter(c, problem).cut();
+  if (is_on_host && !problem.params.plan->mask.bands.empty()) Cutter(c, problem).cut();
   return problem;
 }
 

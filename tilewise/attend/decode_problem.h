@@ -44,6 +44,7 @@ struct DecodeProblem {
   DecodeParams params;  // its plan is there: dense_band has become one
   Sizes sizes;          // seqlen_k: that of the plan
   Store k, v;
+  // On a GPU these are empty: kernels read lengths, lists and tables where they lie, and dense_band has become a plan without lists.
   std::vector<int32_t> lengths;
   std::vector<DecodeUnit> units;
   std::vector<DecodeSegment> segments;

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "tilewise/attend/check.h"
+#include "tilewise/attend/sm90/plan_view.h"
 #include "tilewise/attend/sm90/schedule.h"
 #include "tilewise/attend/sm90/workspace.h"
 #include "tilewise/machine/cuda/check.h"
@@ -26,14 +27,6 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-bool is_hopper(int device) {
-  int major = 0, minor = 0;
-  const bool is_known = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-                        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
-  if (!is_known) cudaGetLastError();
-  return is_known && major == 9 && minor == 0;
-}
-
 // What the copy engine can read and write.
 std::optional<std::string> refusal_of_operand(const char* name, const TensorView& view) {
   if (view.device().type != Device::Type::cuda) return text(name, " is on ", view.device(), ", takes a GPU");
@@ -46,13 +39,6 @@ std::optional<std::string> refusal_of_operand(const char* name, const TensorView
     if (view.stride(axis) % 8 != 0 || view.stride(axis) <= 0) {
       return text(name, " has stride ", view.stride(axis), " in axis ", axis, ", takes a multiple of 8 above 0; copy it with D padded");
     }
-  }
-  return std::nullopt;
-}
-
-std::optional<std::string> refusal_of_list(const char* name, const RunList& list) {
-  for (const TensorView* view : {&list.begin, &list.count, &list.start, &list.stop, &list.rows}) {
-    if (view->has_value() && !view->is_contiguous()) return text("the plan's ", name, " list has an array that is not contiguous; pack the plan");
   }
   return std::nullopt;
 }
@@ -93,26 +79,6 @@ Tensor16 tensor16(const TensorView& view) {
   return tensor;
 }
 
-// An empty array may have no address; the kernels take a null `begin` for a list without rows.
-RunListView run_list(const RunList& list) {
-  RunListView view;
-  if (!list.has_runs() || list.begin.numel() == 0 || list.start.numel() == 0) return view;
-  view.begin = static_cast<const int64_t*>(list.begin.raw());
-  view.count = static_cast<const int32_t*>(list.count.raw());
-  view.start = static_cast<const int32_t*>(list.start.raw());
-  if (list.stop.has_value()) view.stop = static_cast<const int32_t*>(list.stop.raw());
-  if (list.rows.has_value()) {
-    view.rows = static_cast<const uint64_t*>(list.rows.raw());
-    view.words = static_cast<int>(list.rows.dim(1));
-  }
-  view.begin_batch = static_cast<int>(list.begin.dim(0));
-  view.begin_heads = static_cast<int>(list.begin.dim(1));
-  view.count_batch = static_cast<int>(list.count.dim(0));
-  view.count_heads = static_cast<int>(list.count.dim(1));
-  view.grain = list.grain;
-  return view;
-}
-
 OrderView order_view(const Order& order) {
   OrderView view;
   if (!order.token.has_value()) return view;
@@ -121,8 +87,6 @@ OrderView order_view(const Order& order) {
   view.groups = static_cast<int>(order.token.dim(1));
   return view;
 }
-
-Band band(const Mask::Band& from) { return {from.left, from.right, from.sink}; }
 
 ForwardInput forward_input(const AttendParams& params, const Sizes& sizes) {
   const PlanData& plan = *params.plan;
@@ -143,7 +107,7 @@ ForwardInput forward_input(const AttendParams& params, const Sizes& sizes) {
   input.softmax_scale = static_cast<float>(scale_of(params.softmax_scale, sizes.head_dim));
   input.masked = run_list(plan.by_query.masked);
   input.whole = run_list(plan.by_query.whole);
-  if (!plan.mask.bands.empty()) input.band = band(plan.mask.bands.front());
+  if (!plan.mask.bands.empty()) input.band = band_view(plan.mask.bands.front());
   input.tile = plan.by_query.tile;
   return input;
 }
@@ -176,7 +140,7 @@ GeneralInput general_input(const AttendParams& params) {
   input.order_k = order_view(plan.order_k);
   const Mask& mask = plan.mask;
   input.form = mask.spans.has_value() ? GeneralArgs::spans_form : mask.grids.empty() ? GeneralArgs::bands_form : GeneralArgs::grids_form;
-  for (size_t c = 0; c < mask.bands.size(); ++c) input.bands[c] = band(mask.bands[c]);
+  for (size_t c = 0; c < mask.bands.size(); ++c) input.bands[c] = band_view(mask.bands[c]);
   if (mask.spans.has_value()) {
     input.spans = static_cast<const int32_t*>(mask.spans.raw());
     input.spans_batch = static_cast<int>(mask.spans.dim(1));

@@ -20,18 +20,25 @@ struct Tensor16 {
 /// Whether channels come in blocks of 64, which the copy engine then sees as an axis of their own.
 inline bool has_whole_blocks(const Tensor16& tensor) { return tensor.head_dim % 64 == 0; }
 
+using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
+                                 const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/// cuTensorMapEncodeTiled through the runtime, so that nothing links libcuda; null where the driver lacks it.
+inline EncodeTiled encode_tiled() {
+  static const EncodeTiled encode = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<EncodeTiled>(entry) : nullptr;
+  }();
+  return encode;
+}
+
 /// A box of `tokens` tokens and `blocks` column blocks of 64 channels lands in shared memory as [blocks][tokens][64], 128-byte rows under the
 /// 128-byte swizzle. Coordinates: {0, token, block, head, batch}; where there are no whole blocks {64 * block, token, 0, head, batch}, one block a
 /// box. What lies past the end of channels or tokens reads as zero and is not written.
 inline CUresult make_tensor_map(CUtensorMap& map, const Tensor16& tensor, int tokens, int blocks) {
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  static const Encode encode = [] {  // through the runtime, so that nothing links libcuda
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(entry) : nullptr;
-  }();
+  const EncodeTiled encode = encode_tiled();
   if (!encode) return CUDA_ERROR_NOT_FOUND;
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   // An axis of length 1 may carry any stride; the engine wants a plausible one.
