@@ -238,10 +238,18 @@ bool make_side(DecodeArgs::Side& side, const DecodeStore& store, const DecodeInp
 }
 
 // Thread blocks that share a unit. One sequence: as many as there are multiprocessors for, with no share empty that a short list would leave. Several,
-// whose lengths may differ: shares small enough to even out.
+// whose lengths may differ: shares small enough to even out; a power of two, since the numbers of parts are such as a rule.
 int strands_of(const DecodeUnits& units, int multiprocessors) {
-  const int wanted = units.batch == 1 ? multiprocessors / units.count : (8 * multiprocessors + units.count - 1) / units.count;
-  return std::clamp(wanted, 1, units.most_parts);
+  if (units.batch == 1) return std::clamp(multiprocessors / units.count, 1, units.most_parts);
+  int strands = 1;
+  while (2 * strands * units.count <= 8 * multiprocessors && 2 * strands <= units.most_parts) strands *= 2;
+  return strands;
+}
+
+// All blocks with equally many shares, rather than all multiprocessors with a block: a few less keep the memory busy all the same.
+int blocks_of(const DecodeUnits& units, int strands, int multiprocessors) {
+  const int64_t items = int64_t{units.count} * strands, rounds = (items + multiprocessors - 1) / multiprocessors;
+  return static_cast<int>((items + rounds - 1) / rounds);
 }
 
 cudaError_t launch(const void* kernel, int blocks, int threads, size_t smem, bool is_dependent, void** parameters, cudaStream_t stream) {
@@ -340,7 +348,7 @@ cudaError_t attend_sm90_decode(const DecodeInput& input, cudaStream_t stream) {
   args.sums = reinterpret_cast<float*>(workspace);
   args.stats = reinterpret_cast<float2*>(workspace + w.stats);
   args.parts = reinterpret_cast<int32_t*>(workspace + w.parts);
-  const int blocks = static_cast<int>(std::min<int64_t>(multiprocessors, int64_t{args.units.count} * args.strands));
+  const int blocks = blocks_of(args.units, args.strands, multiprocessors);
   const int head_dim = padded_head_dim(input);
   error = head_dim == 64    ? run_dtype<64>(args, input, blocks, stream)
           : head_dim == 128 ? run_dtype<128>(args, input, blocks, stream)
