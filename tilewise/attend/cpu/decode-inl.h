@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode of one strip of keys, compiled once per target. A cache is read once and every element meets a few rows only, so lanes are channels: keys and values
-// are loaded whole, from where and as they lie, and turned into f32 in registers. kWidth scores are summed over their lanes together.
+// Decode of one strip of keys, compiled once per target. A cache is read once and every element meets a few rows only. For scores four channels of a key meet
+// the same four of every row of a block: one load fills the vector, and of its lanes only four by four are added up in the end. For values lanes are channels.
 #include "tilewise/attend/cpu/decode_strip.h"
 #include "tilewise/machine/cpu/simd.h"
 
@@ -60,149 +60,207 @@ struct Scaled {
 
 TILEWISE_INLINE int padded(int channels) { return (channels + kDecodePad - 1) / kDecodePad * kDecodePad; }
 
-// Lane i: the sum of the lanes of rows[i].
-TILEWISE_INLINE Vf sum_each(Vf (&rows)[kWidth]) {
-  transpose(rows);
+inline constexpr int kBlock = kWidth / 4;  // rows that share a vector
+
+// Caches are read from memory: while one line is computed on, one is asked for that is read a strip later. `at`: bytes from the row's start.
+TILEWISE_INLINE void ask_for(const DecodeAhead& ahead, int first, int count, int at) {
+  if (at >= ahead.bytes) return;
   TILEWISE_UNROLL
-  for (int step = kWidth / 2; step > 0; step /= 2) {
-    TILEWISE_UNROLL
-    for (int i = 0; i < step; ++i) rows[i] = add(rows[i], rows[i + step]);
-  }
-  return rows[0];
+  for (int i = 0; i < count; ++i) __builtin_prefetch(static_cast<const char*>(ahead.rows[first + i]) + at, 0, 3);
 }
 
-// Products in f32, kWidth channels a step.
-template <class In>
+// Products of four channels in f32, or of four pairs of bf16.
 struct Multiply {
-  using Keys = In;
-  static constexpr int kStep = kWidth, kPerFloat = 1;
-  TILEWISE_INLINE Vf load(const typename In::Row& row, int d) { return In::load(row, d); }
-  TILEWISE_INLINE Vf load_n(const typename In::Row& row, int d, int n) { return In::load_n(row, d, n); }
   TILEWISE_INLINE Vf multiply_add(Vf acc, Vf x, Vf q) { return fma(x, q, acc); }
 };
 #if TILEWISE_TARGET_LEVEL >= 3
 struct Dot {
-  using Keys = Bf16;
-  static constexpr int kStep = 2 * kWidth, kPerFloat = 2;
-  TILEWISE_INLINE Vf load(const Plain& row, int d) { return F32::load(row, d / 2); }
-  TILEWISE_INLINE Vf load_n(const Plain& row, int d, int n) { return F32::load_n(row, d / 2, n / 2); }
   TILEWISE_INLINE Vf multiply_add(Vf acc, Vf x, Vf q) { return dot_bf16(acc, x, q); }
 };
 #endif
 
-// Scores of R rows.
-template <class Op, int R>
-TILEWISE_INLINE void score_rows(const DecodeStrip& s, int row) {
-  constexpr int K = kWidth / R;  // keys at a time
-  using Keys = typename Op::Keys;
-  const int pad = padded(s.head_dim), whole = s.head_dim - s.head_dim % Op::kStep;
-  const float* q[R];
+// Scores of kDecodeStep keys from `key` on for B blocks of rows. A chunk of a key meets the same chunk of all rows of a block at once, so lanes are added up
+// four by four only, after the last chunk. One block has two sums for each key, or the adder's latency would show.
+template <class Op, int B>
+TILEWISE_INLINE void score_keys(const DecodeStrip& s, const float* const (&keys)[kDecodeStep], int key, int block) {
+  constexpr int kSums = B == 1 ? 2 : 1;
+  Vf acc[B][kSums][kDecodeStep];
   TILEWISE_UNROLL
-  for (int r = 0; r < R; ++r) q[r] = s.q + static_cast<int64_t>(row + r) * pad;
-  for (int key = 0; key < s.count; key += K) {
-    typename Keys::Row keys[K];
+  for (int b = 0; b < B; ++b) {
     TILEWISE_UNROLL
-    for (int k = 0; k < K; ++k) keys[k] = Keys::at(*s.k, key + k < s.count ? key + k : s.count - 1, pad);
-    Vf acc[kWidth];
-    TILEWISE_UNROLL
-    for (int i = 0; i < kWidth; ++i) acc[i] = zero();
-    const auto step = [&](int d, auto&& load_key) __attribute__((always_inline)) {
-      Vf queries[R];
+    for (int i = 0; i < kSums; ++i) {
       TILEWISE_UNROLL
-      for (int r = 0; r < R; ++r) queries[r] = load(q[r] + d / Op::kPerFloat);
-      TILEWISE_UNROLL
-      for (int k = 0; k < K; ++k) {
-        const Vf x = load_key(keys[k]);
-        TILEWISE_UNROLL
-        for (int r = 0; r < R; ++r) acc[r * K + k] = Op::multiply_add(acc[r * K + k], x, queries[r]);
-      }
-    };
-    int d = 0;
-    for (; d < whole; d += Op::kStep) step(d, [d](const auto& row_of_key) __attribute__((always_inline)) { return Op::load(row_of_key, d); });
-    if (d < s.head_dim) {
-      const int left = s.head_dim - d;
-      step(d, [d, left](const auto& row_of_key) __attribute__((always_inline)) { return Op::load_n(row_of_key, d, left); });
+      for (int k = 0; k < kDecodeStep; ++k) acc[b][i][k] = zero();
     }
-    float sums[kWidth];
-    store(sums, sum_each(acc));
+  }
+  const float* q[B];
+  TILEWISE_UNROLL
+  for (int b = 0; b < B; ++b) q[b] = s.q + static_cast<int64_t>(block + b) * s.chunks * kWidth;
+  const auto step = [&](int chunk, int sum) __attribute__((always_inline)) {
+    Vf x[kDecodeStep];
     TILEWISE_UNROLL
-    for (int r = 0; r < R; ++r) __builtin_memcpy(s.scores + (row + r) * kDecodeStrip + key, sums + r * K, K * sizeof(float));
+    for (int k = 0; k < kDecodeStep; ++k) x[k] = broadcast_four(keys[k] + chunk * 4);
+    TILEWISE_UNROLL
+    for (int b = 0; b < B; ++b) {
+      const Vf queries = load(q[b] + chunk * kWidth);
+      TILEWISE_UNROLL
+      for (int k = 0; k < kDecodeStep; ++k) acc[b][sum][k] = Op::multiply_add(acc[b][sum][k], x[k], queries);
+    }
+  };
+  const DecodeAhead ahead = block == 0 ? s.ahead : DecodeAhead{};
+  int chunk = 0;
+  for (; chunk + 4 <= s.chunks; chunk += 4) {  // a line
+    ask_for(ahead, key, kDecodeStep, chunk * 16);
+    TILEWISE_UNROLL
+    for (int i = 0; i < 4; ++i) step(chunk + i, i % kSums);
+  }
+  for (int at = chunk * 16; at < ahead.bytes; at += 64) ask_for(ahead, key, kDecodeStep, at);
+  for (; chunk < s.chunks; ++chunk) step(chunk, 0);
+  TILEWISE_UNROLL
+  for (int b = 0; b < B; ++b) {
+    if constexpr (kSums == 2) {
+      TILEWISE_UNROLL
+      for (int k = 0; k < kDecodeStep; ++k) acc[b][0][k] = add(acc[b][0][k], acc[b][1][k]);
+    }
+    const Vf sums = sum_fours(acc[b][0][0], acc[b][0][1], acc[b][0][2], acc[b][0][3]);
+    store(s.scores + static_cast<int64_t>(block + b) * kBlock * kDecodeStrip + key * kBlock, sums);
   }
 }
 
+// `keys_of(key, keys)` gives rows of whole chunks.
+template <class Op, class KeysOf>
+TILEWISE_INLINE void score_all(const DecodeStrip& s, const KeysOf& keys_of) {
+  const int blocks = (s.rows + kBlock - 1) / kBlock;
+  for (int key = 0; key < s.count; key += kDecodeStep) {
+    const float* keys[kDecodeStep];
+    keys_of(key, keys);
+    int block = 0;
+    for (; block + 2 <= blocks; block += 2) score_keys<Op, 2>(s, keys, key, block);
+    if (block < blocks) score_keys<Op, 1>(s, keys, key, block);
+  }
+}
+
+// Rows as they lie.
 template <class Op>
-TILEWISE_INLINE void score_all(const DecodeStrip& s) {
-  int row = 0;
-  for (; row + 4 <= s.rows; row += 4) score_rows<Op, 4>(s, row);
-  if (row + 2 <= s.rows) {
-    score_rows<Op, 2>(s, row);
-    row += 2;
-  }
-  if (row < s.rows) score_rows<Op, 1>(s, row);
+TILEWISE_INLINE void score_plain(const DecodeStrip& s) {
+  score_all<Op>(s, [&](int key, const float*(&keys)[kDecodeStep]) __attribute__((always_inline)) {
+    TILEWISE_UNROLL
+    for (int k = 0; k < kDecodeStep; ++k) keys[k] = static_cast<const float*>(s.k->data[key + k]);
+  });
 }
 
+// Rows turned into f32 first.
 template <class In>
 void scores(const DecodeStrip& s) {
-  score_all<Multiply<In>>(s);
+  const int pad = padded(s.head_dim), whole = s.head_dim - s.head_dim % kWidth;
+  score_all<Multiply>(s, [&](int key, const float*(&keys)[kDecodeStep]) {
+    for (int k = 0; k < kDecodeStep; ++k) {
+      float* const to = s.widened + k * pad;
+      const typename In::Row row = In::at(*s.k, key + k < s.count ? key + k : s.count - 1, pad);
+      int d = 0;
+      for (; d < whole; d += kWidth) store(to + d, In::load(row, d));
+      if (d < s.head_dim) store(to + d, In::load_n(row, d, s.head_dim - d));
+      keys[k] = to;
+    }
+  });
+}
+void scores_f32(const DecodeStrip& s) {
+  if (s.head_dim % 4 != 0) return scores<F32>(s);
+  score_plain<Multiply>(s);
 }
 void scores_bf16(const DecodeStrip& s) {
 #if TILEWISE_TARGET_LEVEL >= 3
-  if (s.has_pairs) return score_all<Dot>(s);
+  if (s.has_pairs && s.head_dim % 8 == 0) return score_plain<Dot>(s);
+  if (s.has_pairs) {
+    return score_all<Dot>(s, [&](int key, const float*(&keys)[kDecodeStep]) {
+      for (int k = 0; k < kDecodeStep; ++k) {
+        float* const to = s.widened + k * s.chunks * 4;
+        to[s.chunks * 4 - 1] = to[s.chunks * 4 - 2] = to[s.chunks * 4 - 3] = to[s.chunks * 4 - 4] = 0;
+        __builtin_memcpy(to, s.k->data[key + k], static_cast<size_t>(s.head_dim) * 2);
+        keys[k] = to;
+      }
+    });
+  }
 #endif
-  score_all<Multiply<Bf16>>(s);
+  scores<Bf16>(s);
 }
 
 // Keys that a row does not read get -infinity.
-void test_row(const DecodeStrip& s, int row) {
-  float* const score = s.scores + row * kDecodeStrip;
+void test_row(const DecodeStrip& s, float* score, int row) {
   for (int i = 0; i < s.count; ++i) {
     const bool is_seen = s.token[i] == INT32_MIN || (s.token[i] <= s.last[row] && (s.token[i] >= s.first[row] || s.token[i] < s.sink[row]));
-    if (!is_seen || (s.queries[i] & s.query[row]) == 0) score[i] = -kInfinity;
+    if (!is_seen || (s.queries[i] & s.query[row]) == 0) score[i / 4 * kWidth + i % 4] = -kInfinity;
   }
 }
 
 // P = 2^(s * c - m * c) in place of the scores; with it the running maximum and sum.
 void softmax(const DecodeStrip& s) {
-  const int vectors = (s.count + kWidth - 1) / kWidth;
+  const int fours = (s.count + 3) / 4;
   const float c = s.softcap != 0 ? kLog2E : s.scale * kLog2E;
-  for (int row = 0; row < s.rows; ++row) {
+  for (int row = 0; row < s.rows; row += kBlock) {
     float* const score = s.scores + row * kDecodeStrip;
-    for (int j = 0; j < vectors && s.has_scale_k; ++j) {  // (code - zero) * scale of each key, taken out of the sum over channels
-      const Vf centred = fma(load(s.k->zero + j * kWidth), broadcast(-s.q_sum[row]), load(score + j * kWidth));
-      store(score + j * kWidth, mul(centred, load(s.k->scale + j * kWidth)));
+    for (int i = 0; i < fours && s.has_scale_k; ++i) {  // (code - zero) * scale of each key, taken out of the sum over channels
+      const Vf centred = sub(load(score + i * kWidth), mul(broadcast_four(s.k->zero + i * 4), load(s.q_sum + row * 4)));
+      store(score + i * kWidth, mul(centred, broadcast_four(s.k->scale + i * 4)));
     }
-    for (int j = 0; j < vectors && s.softcap != 0; ++j) {
-      const Vf x = mul(load(score + j * kWidth), broadcast(s.scale / s.softcap));
-      store(score + j * kWidth, mul(broadcast(s.softcap), tanh(x)));
+    for (int i = 0; i < fours && s.softcap != 0; ++i) {
+      const Vf x = mul(load(score + i * kWidth), broadcast(s.scale / s.softcap));
+      store(score + i * kWidth, mul(broadcast(s.softcap), tanh(x)));
     }
-    if (s.is_tested) test_row(s, row);
-    for (int i = s.count; i < vectors * kWidth; ++i) score[i] = -kInfinity;
+    for (int r = row; r < row + kBlock && r < s.rows && s.is_tested; ++r) test_row(s, score + (r - row) * 4, r);
+    for (int i = s.count; i < fours * 4; ++i) {
+      for (int r = 0; r < kBlock; ++r) score[i / 4 * kWidth + r * 4 + i % 4] = -kInfinity;
+    }
 
-    Vf most = broadcast(-kInfinity);
-    for (int j = 0; j < vectors; ++j) most = max(most, load(score + j * kWidth));
-    const float before = s.row_max[row], here = reduce_max(most);
-    const float now = here > before ? here : before;
-    const Vf shift = broadcast(now == -kInfinity ? 0.0f : -now * c);
+    Vf most = load(score);
+    for (int i = 1; i < fours; ++i) most = max(most, load(score + i * kWidth));
+    const Vf before = load(s.row_max + row * 4), now = max(before, max_fours(most));
+    const Vf finite = select(equal(now, broadcast(-kInfinity)), zero(), now);
+    const Vf shift = mul(finite, broadcast(-c));
     Vf sum = zero(), zeros = zero();
-    for (int j = 0; j < vectors; ++j) {
-      Vf p = exp2(fma(load(score + j * kWidth), broadcast(c), shift));
+    for (int i = 0; i < fours; ++i) {
+      Vf p = exp2(fma(load(score + i * kWidth), broadcast(c), shift));
       sum = add(sum, p);
       if (s.has_scale_v) {
-        p = mul(p, load(s.v->scale + j * kWidth));
-        zeros = fma(p, load(s.v->zero + j * kWidth), zeros);
+        p = mul(p, broadcast_four(s.v->scale + i * 4));
+        zeros = fma(p, broadcast_four(s.v->zero + i * 4), zeros);
       }
-      store(score + j * kWidth, p);
+      store(score + i * kWidth, p);
     }
-    float lanes[kWidth];
-    store(lanes, exp2(broadcast(before == -kInfinity ? -kInfinity : (before - now) * c)));
-    s.rescale[row] = lanes[0];
-    s.correction[row] = s.has_scale_v ? reduce_add(zeros) : 0.0f;
-    s.row_max[row] = now;
-    s.row_sum[row] = s.row_sum[row] * lanes[0] + reduce_add(sum);
+    const Vf rescale = exp2(mul(sub(before, finite), broadcast(c)));
+    store(s.rescale + row * 4, rescale);
+    store(s.correction + row * 4, zeros);
+    store(s.row_max + row * 4, now);
+    store(s.row_sum + row * 4, fma(load(s.row_sum + row * 4), rescale, sum));
   }
 }
 
-// sums = sums * rescale + P V for R rows and V vectors of channels from d on; the last vector may be short.
+// V vectors of channels from d on. Of bf16, two are even and odd channels: one instruction each instead of two.
+template <class In, int V>
+inline constexpr bool kHasPairs = false;
+template <int V>
+inline constexpr bool kHasPairs<Bf16, V> = V % 2 == 0;
+
+template <class In, int V>
+TILEWISE_INLINE void load_channels(const typename In::Row& row, int d, int left, Vf (&x)[V]) {
+  TILEWISE_UNROLL
+  for (int j = 0; j < V; ++j) {
+    if constexpr (kHasPairs<In, V>) {
+      if (j % 2 == 0) load_bf16_pairs(static_cast<const uint16_t*>(row.data) + d + j * kWidth, x[j], x[j + 1]);
+    } else {
+      x[j] = V == 1 && left < kWidth ? In::load_n(row, d, left) : In::load(row, d + j * kWidth);
+    }
+  }
+}
+template <class In, int V>
+TILEWISE_INLINE void put_in_order(Vf (&sums)[V]) {
+  if constexpr (kHasPairs<In, V>) {
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; j += 2) interleave(sums[j], sums[j + 1], sums[j], sums[j + 1]);
+  }
+}
+
+// sums = sums * rescale + P V for R rows and V vectors of channels from d on; the last vector may be short. Of the rows that are asked for, the same share.
 template <class In, int R, int V>
 TILEWISE_INLINE void value_block(const DecodeStrip& s, int row, int d, int left) {
   const int pad = padded(s.head_dim_v);
@@ -210,35 +268,36 @@ TILEWISE_INLINE void value_block(const DecodeStrip& s, int row, int d, int left)
   Vf acc[R][V];
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) {
-    p[r] = s.scores + (row + r) * kDecodeStrip;
+    p[r] = s.scores + (row + r) / kBlock * kBlock * kDecodeStrip + (row + r) % kBlock * 4;
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) acc[r][j] = zero();
   }
-  const auto add_key = [&](int i, auto&& load_value) __attribute__((always_inline)) {
-    const typename In::Row values = In::at(*s.v, i, pad);
+  const DecodeAhead ahead = row == 0 ? s.ahead : DecodeAhead{};
+  const int ahead_first = ahead.bytes * d / s.head_dim_v / 64 * 64, ahead_last = ahead.bytes * (d + V * kWidth) / s.head_dim_v / 64 * 64;
+  const auto add_key = [&](int i, int u) __attribute__((always_inline)) {
+    for (int at = ahead_first; at < ahead_last; at += 64) ask_for(ahead, i + u, 1, at);
+    const typename In::Row values = In::at(*s.v, i + u, pad);
     Vf x[V];
-    TILEWISE_UNROLL
-    for (int j = 0; j < V; ++j) x[j] = load_value(values, d + j * kWidth);
+    load_channels<In, V>(values, d, left, x);
     TILEWISE_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vf weight = broadcast_at(p[r] + i);
+      const Vf weight = broadcast_at(p[r] + i * kBlock + u);
       TILEWISE_UNROLL
       for (int j = 0; j < V; ++j) acc[r][j] = fma(x[j], weight, acc[r][j]);
     }
   };
-  if (left < kWidth) {
-    for (int i = 0; i < s.count; ++i) {
-      add_key(i, [left](const auto& values, int at) __attribute__((always_inline)) { return In::load_n(values, at, left); });
-    }
-  } else {
-    for (int i = 0; i < s.count; ++i) {
-      add_key(i, [](const auto& values, int at) __attribute__((always_inline)) { return In::load(values, at); });
-    }
+  int i = 0;
+  for (; i + 4 <= s.count; i += 4) {
+    TILEWISE_UNROLL
+    for (int u = 0; u < 4; ++u) add_key(i, u);
   }
+  for (int u = 0; i + u < s.count; ++u) add_key(i, u);
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) {
-    const Vf rescale = broadcast(s.rescale[row + r]), correction = broadcast(s.correction[row + r]);
+    const float* const parts = s.correction + (row + r) * 4;
+    const Vf rescale = broadcast(s.rescale[(row + r) * 4]), correction = broadcast((parts[0] + parts[2]) + (parts[1] + parts[3]));
     float* const sums = s.sums + static_cast<int64_t>(row + r) * pad + d;
+    put_in_order<In, V>(acc[r]);
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) store(sums + j * kWidth, fma(load(sums + j * kWidth), rescale, sub(acc[r][j], correction)));
   }
@@ -274,8 +333,9 @@ void values(const DecodeStrip& s) {
 extern const DecodeTable decode_table;
 // NOLINTNEXTLINE(misc-definitions-in-headers): this file is compiled once for each target, in a namespace of its own
 const DecodeTable decode_table{
+    .rows = kBlock,
     .dots_bf16 = TILEWISE_TARGET_LEVEL >= 3,
-    .scores = {&scores<F32>, &scores_bf16, &scores<F16>, &scores<I8>, &scores<I4>, &scores<Scaled<I8>>, &scores<Scaled<I4>>},
+    .scores = {&scores_f32, &scores_bf16, &scores<F16>, &scores<I8>, &scores<I4>, &scores<Scaled<I8>>, &scores<Scaled<I4>>},
     .softmax = &softmax,
     .values = {&values<F32>, &values<Bf16>, &values<F16>, &values<I8>, &values<I4>, &values<Scaled<I8>>, &values<Scaled<I4>>},
 };

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
+#include "tilewise/attend/cpu/decode_reader.h"
 #include "tilewise/attend/cpu/decode_strip.h"
 #include "tilewise/attend/merge.h"
 #include "tilewise/machine/cpu/target.h"
@@ -28,8 +30,6 @@ constexpr int64_t kMostChannels = 1024;
 // Keys of one item: 1 to 2 MB of a usual cache, 50 to 100 us of reading, so that two sequences fill many cores and merging costs 1 %.
 constexpr int64_t kPartKeys = 2048;
 
-int64_t padded(int64_t channels) { return (channels + kDecodePad - 1) / kDecodePad * kDecodePad; }
-
 float to_float(const TensorView& view, int64_t offset) {
   switch (view.dtype()) {
     case Dtype::bf16: return static_cast<float>(static_cast<const bf16*>(view.raw())[offset]);
@@ -37,90 +37,6 @@ float to_float(const TensorView& view, int64_t offset) {
     default: return static_cast<const float*>(view.raw())[offset];
   }
 }
-
-DecodeKind kind_of(const Store& store) {
-  if (store.is_quantised) {
-    const bool is_by_key = store.group.channels >= store.channels;
-    return store.is_int4 ? (is_by_key ? DecodeKind::i4 : DecodeKind::i4_channels) : is_by_key ? DecodeKind::i8 : DecodeKind::i8_channels;
-  }
-  return store.data.dtype() == Dtype::bf16 ? DecodeKind::bf16 : store.data.dtype() == Dtype::f16 ? DecodeKind::f16 : DecodeKind::f32;
-}
-
-bool is_by_key(DecodeKind kind) { return kind == DecodeKind::i8 || kind == DecodeKind::i4; }
-
-// Finds the rows of one operand for one K/V head.
-class Reader {
- public:
-  // `expanded`: [kDecodeStrip][2][padded channels], where scales are by channel.
-  Reader(const Store& store, int64_t b, int64_t head, DecodeRows& rows, float* expanded)
-      : store_(store), kind_(kind_of(store)), b_(b), head_(head), rows_(rows), expanded_(expanded) {
-    row_bytes_ = store.data.stride(2) * static_cast<int64_t>(size_of(store.data.dtype()));
-  }
-
-  // Tokens [start, start + count) become keys [at, at + count) of the strip.
-  void add(int64_t start, int64_t count, int at) {
-    const int64_t page = store_.table.has_value() ? store_.page() : std::numeric_limits<int64_t>::max();
-    while (count > 0) {
-      const Place place = place_of(store_, b_, head_, start);
-      const int64_t here = std::min(count, page - place.row);
-      const auto* row = static_cast<const std::byte*>(store_.data.raw()) +
-                        store_.data.offset(place.entry, place.head, place.row) * static_cast<int64_t>(size_of(store_.data.dtype()));
-      for (int64_t i = 0; i < here; ++i, row += row_bytes_) rows_.data[at + i] = row;
-      if (store_.is_quantised) add_scales(place, here, at);
-      at += static_cast<int>(here);
-      start += here;
-      count -= here;
-    }
-  }
-  // What a kernel loads behind the last key must be numbers.
-  void end(int count) {
-    if (!is_by_key(kind_)) return;
-    for (int i = count; i < (count + kDecodePad - 1) / kDecodePad * kDecodePad; ++i) rows_.scale[i] = rows_.zero[i] = 0;
-  }
-  void start_strip() { expanded_group_ = -1; }
-
- private:
-  float zero_at(const Place& place, int64_t channel) const {
-    const float zero = store_.zero.has_value() ? store_.zero.data<float>()[scale_offset(store_, store_.zero, place, channel)] : 0.0f;
-    return store_.is_int4 ? zero + 8 : zero;  // a stored half counts from the smallest code on
-  }
-  void add_scales(Place place, int64_t count, int at) {
-    const auto* const scale = store_.scale.data<float>();
-    if (is_by_key(kind_)) {
-      for (int64_t i = 0; i < count; ++i, ++place.row) {
-        rows_.scale[at + i] = scale[scale_offset(store_, store_.scale, place, 0)];
-        rows_.zero[at + i] = zero_at(place, 0);
-      }
-      return;
-    }
-    const int64_t pad = padded(store_.channels);
-    for (int64_t i = 0; i < count; ++i, ++place.row) {
-      const int64_t group = place.row / store_.group.tokens;
-      float* const to = expanded_ + (at + i) * 2 * pad;
-      rows_.channels[at + i] = to;
-      if (place.entry == expanded_entry_ && group == expanded_group_) {
-        rows_.channels[at + i] = rows_.channels[at + i - 1];
-        continue;
-      }
-      expanded_entry_ = place.entry;
-      expanded_group_ = group;
-      for (int64_t d = 0; d < store_.channels; ++d) {
-        to[d] = scale[scale_offset(store_, store_.scale, place, d)];
-        to[pad + d] = -zero_at(place, d) * to[d];
-      }
-      std::fill(to + store_.channels, to + pad, 0.0f);
-      std::fill(to + pad + store_.channels, to + 2 * pad, 0.0f);
-    }
-  }
-
-  const Store& store_;
-  DecodeKind kind_;
-  int64_t b_, head_;
-  DecodeRows& rows_;
-  float* expanded_;
-  int64_t row_bytes_ = 0;
-  int64_t expanded_entry_ = -1, expanded_group_ = -1;  // of the key before
-};
 
 // A unit's keys [first, last), counted over its segments.
 struct Item {
@@ -132,20 +48,29 @@ struct Item {
 
 // What one worker keeps between items.
 struct Worker {
+  // Strips are filled one ahead, so that their rows can be asked for.
+  struct Strip {
+    DecodeKeys keys;
+    float *expanded_k, *expanded_v;
+  };
   Tensor memory;
-  DecodeRows k, v;
-  float *q, *scores, *expanded_k, *expanded_v;
+  float *q, *scores, *widened;
+  Strip strips[2];
 
   static int64_t floats(const DecodeProblem& problem) {
-    return kDecodeRows * (padded(problem.sizes.head_dim) + kDecodeStrip) +
-           2 * kDecodeStrip * (padded(problem.sizes.head_dim) + padded(problem.sizes.head_dim_v));
+    return (kDecodeRows + kDecodeStep) * padded(problem.sizes.head_dim) + kDecodeRows * kDecodeStrip +
+           2 * (expanded_floats(problem.k) + expanded_floats(problem.v));
   }
   Worker(const DecodeProblem& problem, Context& context) : memory(context.memory, Dtype::f32, {floats(problem)}) {
-    const int64_t pad = padded(problem.sizes.head_dim);
     q = memory.view.data<float>();
-    scores = q + kDecodeRows * pad;
-    expanded_k = scores + kDecodeRows * kDecodeStrip;
-    expanded_v = expanded_k + 2 * kDecodeStrip * pad;
+    scores = q + kDecodeRows * padded(problem.sizes.head_dim);
+    widened = scores + kDecodeRows * kDecodeStrip;
+    float* at = widened + kDecodeStep * padded(problem.sizes.head_dim);
+    for (Strip& strip : strips) {
+      strip.expanded_k = at;
+      strip.expanded_v = at + expanded_floats(problem.k);
+      at = strip.expanded_v + expanded_floats(problem.v);
+    }
   }
 };
 
@@ -153,7 +78,11 @@ class Decoder {
  public:
   Decoder(const DecodeProblem& problem, const DecodeTable& table)
       : problem_(problem), table_(table), kind_k_(kind_of(problem.k)), kind_v_(problem.v.has_value() ? kind_of(problem.v) : DecodeKind::f32) {
-    has_pairs_ = table.dots_bf16 && kind_k_ == DecodeKind::bf16 && problem.sizes.head_dim % 2 == 0;
+    has_pairs_ = table.dots_bf16 && kind_k_ == DecodeKind::bf16;
+    const int64_t channels = has_pairs_ ? 8 : 4;  // of a chunk
+    chunks_ = static_cast<int>((problem.sizes.head_dim + channels - 1) / channels);
+    row_bytes_k_ = bytes_of_row(problem.k);
+    if (problem.v.has_value()) row_bytes_v_ = bytes_of_row(problem.v);
   }
 
   void run(const Item& item, Worker& worker) const {
@@ -161,8 +90,6 @@ class Decoder {
     const Sizes& sizes = problem_.sizes;
     DecodeStrip strip{};
     strip.rows = unit.rows();
-    strip.k = &worker.k;
-    strip.v = &worker.v;
     strip.head_dim = static_cast<int>(sizes.head_dim);
     strip.head_dim_v = static_cast<int>(sizes.head_dim_v);
     strip.has_pairs = has_pairs_;
@@ -170,12 +97,17 @@ class Decoder {
     strip.has_scale_v = problem_.v.has_value() && is_by_key(kind_v_);
     strip.scale = static_cast<float>(scale_of(problem_.params.softmax_scale, sizes.head_dim));
     strip.softcap = problem_.params.softcap;
-    float q_sum[kDecodeRows], rescale[kDecodeRows], correction[kDecodeRows];
-    int32_t first[kDecodeRows], last[kDecodeRows], sink[kDecodeRows], token[kDecodeStrip];
-    uint8_t query[kDecodeRows], queries[kDecodeStrip];
+    float q_sum[kDecodeRows * 4], rescale[kDecodeRows * 4], correction[kDecodeRows * 4], row_max[kDecodeRows * 4], row_sum[kDecodeRows * 4];
+    int32_t first[kDecodeRows], last[kDecodeRows], sink[kDecodeRows];
+    uint8_t query[kDecodeRows];
+    const int padded_rows = (strip.rows + table_.rows - 1) / table_.rows * table_.rows;
+    std::fill_n(worker.q, padded_rows * chunks_ * 4, 0.0f);
+    std::fill_n(q_sum, padded_rows * 4, 0.0f);
+    std::fill_n(row_max, padded_rows * 4, -kInfinity);
+    std::fill_n(row_sum, padded_rows * 4, 0.0f);
     for (int row = 0; row < strip.rows; ++row) {
       const int head = unit.head + row / unit.queries, new_token = unit.query + row % unit.queries;
-      q_sum[row] = pack(head, unit.b, new_token, worker.q + row * padded(sizes.head_dim));
+      std::fill_n(q_sum + row * 4, 4, pack(head, unit.b, new_token, row, worker.q));
       const DecodeBand band = problem_.band(unit.b, head, new_token);
       first[row] = band.first;
       last[row] = band.last;
@@ -183,9 +115,9 @@ class Decoder {
       query[row] = static_cast<uint8_t>(1u << new_token);
     }
     strip.q = worker.q;
+    strip.chunks = chunks_;
+    strip.widened = worker.widened;
     strip.q_sum = q_sum;
-    strip.token = token;
-    strip.queries = queries;
     strip.first = first;
     strip.last = last;
     strip.sink = sink;
@@ -194,50 +126,34 @@ class Decoder {
     strip.rescale = rescale;
     strip.correction = correction;
     strip.sums = item.sums;
-    strip.row_max = item.row_max;
-    strip.row_sum = item.row_sum;
+    strip.row_max = row_max;
+    strip.row_sum = row_sum;
     std::fill_n(item.sums, strip.rows * padded(sizes.head_dim_v), 0.0f);
-    std::fill_n(item.row_max, strip.rows, -kInfinity);
-    std::fill_n(item.row_sum, strip.rows, 0.0f);
 
-    Reader keys(problem_.k, unit.b, unit.head_kv, worker.k, worker.expanded_k);
-    Reader values(problem_.v.has_value() ? problem_.v : problem_.k, unit.b, unit.head_kv, worker.v, worker.expanded_v);
-    const auto all = static_cast<uint8_t>(((1u << unit.queries) - 1) << unit.query);
-    int64_t at = 0;  // first key of the segment
-    const auto flush = [&] {
-      if (strip.count == 0) return;
-      keys.end(strip.count);
+    DecodeWalk walk(problem_, unit, item.first, item.last);
+    const bool has_values = problem_.v.has_value();
+    Worker::Strip *here = &worker.strips[0], *ahead = &worker.strips[1];
+    walk.next(here->keys, here->expanded_k, here->expanded_v);
+    for (; here->keys.count > 0; std::swap(here, ahead)) {
+      walk.next(ahead->keys, ahead->expanded_k, ahead->expanded_v);
+      strip.count = here->keys.count;
+      strip.is_tested = here->keys.is_tested;
+      strip.k = &here->keys.k;
+      strip.v = &here->keys.v;
+      strip.token = here->keys.token;
+      strip.queries = here->keys.queries;
+      const DecodeAhead next{(ahead->keys.count > 0 ? ahead : here)->keys.k.data, row_bytes_k_};
+      strip.ahead = has_values ? DecodeAhead{here->keys.v.data, row_bytes_v_} : next;
       table_.scores[static_cast<int>(kind_k_)](strip);
-      if (problem_.v.has_value()) values.end(strip.count);
       table_.softmax(strip);
-      if (problem_.v.has_value()) table_.values[static_cast<int>(kind_v_)](strip);
-      strip.count = 0;
-      strip.is_tested = false;
-      keys.start_strip();
-      values.start_strip();
-    };
-    for (int64_t i = unit.first; i < unit.last && at < item.last; ++i) {
-      const DecodeSegment& segment = problem_.segments[static_cast<size_t>(i)];
-      const int64_t length = segment.stop - segment.start;
-      int64_t from = std::max<int64_t>(0, item.first - at);
-      const int64_t to = std::min(length, item.last - at);
-      while (from < to) {
-        const auto count = static_cast<int>(std::min<int64_t>(to - from, kDecodeStrip - strip.count));
-        const auto start = static_cast<int32_t>(segment.start + from);
-        keys.add(start, count, strip.count);
-        if (problem_.v.has_value()) values.add(start, count, strip.count);
-        for (int key = 0; key < count; ++key) {
-          token[strip.count + key] = segment.is_tested ? start + key : INT32_MIN;
-          queries[strip.count + key] = segment.queries;
-        }
-        strip.is_tested |= segment.is_tested || segment.queries != all;
-        strip.count += count;
-        from += count;
-        if (strip.count == kDecodeStrip) flush();
-      }
-      at += length;
+      strip.ahead = next;
+      if (has_values) table_.values[static_cast<int>(kind_v_)](strip);
     }
-    flush();
+    for (int row = 0; row < strip.rows; ++row) {
+      const float* const parts = row_sum + row * 4;
+      item.row_max[row] = row_max[row * 4];
+      item.row_sum[row] = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+    }
   }
 
   // The results of a unit's parts become that of the whole.
@@ -270,19 +186,24 @@ class Decoder {
   }
 
  private:
-  // Returns the sum of the channels.
-  float pack(int head, int64_t b, int query, float* to) const {
+  static int bytes_of_row(const Store& store) { return static_cast<int>(store.data.dim(3) * static_cast<int64_t>(size_of(store.data.dtype()))); }
+  // Lays a query where DecodeStrip::q has it; returns the sum of its channels.
+  float pack(int head, int64_t b, int query, int row, float* packed) const {
     const TensorView& q = problem_.params.q;
-    const int64_t dim = problem_.sizes.head_dim, pad = padded(dim), offset = q.offset(b, head, query);
-    std::fill(to, to + pad, 0.0f);
-    if (has_pairs_) {
-      std::memcpy(to, static_cast<const uint16_t*>(q.raw()) + offset, static_cast<size_t>(dim) * sizeof(uint16_t));
-      return 0;
-    }
+    const int64_t dim = problem_.sizes.head_dim, offset = q.offset(b, head, query), width = table_.rows * 4;
+    float* const to = packed + row / table_.rows * chunks_ * width + row % table_.rows * 4;
     float sum = 0;
+    if (has_pairs_) {
+      for (int64_t d = 0; d < dim; d += 8) {
+        std::memcpy(to + d / 8 * width, static_cast<const uint16_t*>(q.raw()) + offset + d,
+                    static_cast<size_t>(std::min<int64_t>(8, dim - d)) * sizeof(uint16_t));
+      }
+      return sum;
+    }
     for (int64_t d = 0; d < dim; ++d) {
-      to[d] = to_float(q, offset + d);
-      sum += to[d];
+      const float x = to_float(q, offset + d);
+      to[d / 4 * width + d % 4] = x;
+      sum += x;
     }
     return sum;
   }
@@ -303,6 +224,7 @@ class Decoder {
   const DecodeProblem& problem_;
   const DecodeTable& table_;
   DecodeKind kind_k_, kind_v_;
+  int chunks_ = 0, row_bytes_k_ = 0, row_bytes_v_ = 0;
   bool has_pairs_ = false;
 };
 
@@ -346,6 +268,7 @@ Ran decode(const DecodeProblem& problem, Context& context) {
     at += rows * (pad + kDecodePad);
   }
   std::vector<Worker> workers;
+  workers.reserve(static_cast<size_t>(context.concurrency()));
   for (int i = 0; i < context.concurrency(); ++i) workers.emplace_back(problem, context);
   context.parallel_for(static_cast<int64_t>(items.size()),
                        [&](int64_t item, int worker) { decoder.run(items[static_cast<size_t>(item)], workers[static_cast<size_t>(worker)]); });

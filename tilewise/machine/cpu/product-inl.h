@@ -85,12 +85,6 @@ TILEWISE_INLINE int step_of(int64_t left) {
   return left > kRows + kRowTail ? kRows : kRowTail;
 }
 
-/// Asks for `bytes` of memory ahead of time.
-TILEWISE_INLINE void prefetch(const void* from, int64_t bytes) {
-  const char* const p = static_cast<const char*>(from);
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
 /// Packs `count` rows of 32-bit units (at most kGroupLanes; the lanes behind are 0) into lanes[u][V * kWidth].
 template <int V>
 TILEWISE_INLINE void pack_units(const float* rows, int64_t stride, int count, int64_t units, float* lanes) {

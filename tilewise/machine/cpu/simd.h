@@ -13,8 +13,8 @@
 //   load store load_n store_n broadcast broadcast_at zero load_i store_i broadcast_i
 //   add sub mul div fma max min round scale_exponent  bits_and bits_or
 //   less_equal_i less equal is_nan  mask_and mask_of_bits  select
-//   reduce_add reduce_max transpose
-//   load_bf16 store_bf16 narrow narrow_pairs  (and dot_bf16 where kHasDotBf16)
+//   reduce_add reduce_max transpose  broadcast_four sum_fours max_fours  prefetch
+//   load_bf16 load_bf16_pairs interleave store_bf16 narrow narrow_pairs  (and dot_bf16 where kHasDotBf16)
 //   load_f16 store_f16 load_i8 load_u4
 //   exp2 exp2_clamped exp2_of_product log tanh: made of the above
 #include <cstdint>
@@ -45,6 +45,12 @@ namespace {
 
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kInfinity = __builtin_inff();
+
+/// Asks for `bytes` of memory ahead of time.
+TILEWISE_INLINE void prefetch(const void* from, int64_t bytes) {
+  const char* const p = static_cast<const char*>(from);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
 
 /// 2^x for x <= 127. Relative error 2.2e-7 (polynomial 7.5e-8, the rest is rounding); below -126 it is 0 or nearly so; NaN stays NaN.
 /// The coefficients are minimax polynomials of degree 5 (Remez), rounded to f32.

@@ -103,6 +103,16 @@ TILEWISE_INLINE void transpose(Vf (&rows)[8]) {
   for (int i = 0; i < 8; ++i) rows[i] = t[i];
 }
 
+TILEWISE_INLINE Vf broadcast_four(const float* p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p)); }
+TILEWISE_INLINE Vf sum_fours(Vf a, Vf b, Vf c, Vf d) {
+  const Vf ab = add(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)), cd = add(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  return add(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+}
+TILEWISE_INLINE Vf max_fours(Vf x) {
+  x = max(x, _mm256_permute_ps(x, 0xb1));
+  return max(x, _mm256_permute_ps(x, 0x4e));
+}
+
 TILEWISE_INLINE Vf load_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
@@ -111,6 +121,16 @@ TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
   uint16_t whole[8] = {};
   for (int i = 0; i < n; ++i) whole[i] = p[i];
   return load_bf16(whole);
+}
+TILEWISE_INLINE void load_bf16_pairs(const uint16_t* p, Vf& even, Vf& odd) {
+  const Vi bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+}
+TILEWISE_INLINE void interleave(Vf even, Vf odd, Vf& low, Vf& high) {
+  const Vf a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);  // each half of 128 bits by itself
+  low = _mm256_permute2f128_ps(a, b, 0x20);
+  high = _mm256_permute2f128_ps(a, b, 0x31);
 }
 TILEWISE_INLINE Vf load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 TILEWISE_INLINE Vf load_f16_n(const uint16_t* p, int n) {

@@ -108,11 +108,36 @@ TILEWISE_INLINE void transpose(Vf (&rows)[16]) {
   for (int i = 0; i < 16; ++i) rows[i] = t[i];
 }
 
+/// Four floats in every four lanes.
+TILEWISE_INLINE Vf broadcast_four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+/// Lane 4 i + j: the sum of lanes 4 i to 4 i + 3 of the j-th vector.
+TILEWISE_INLINE Vf sum_fours(Vf a, Vf b, Vf c, Vf d) {
+  const Vf ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)), cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  return add(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+}
+/// In every lane the maximum of the four lanes that it is one of.
+TILEWISE_INLINE Vf max_fours(Vf x) {
+  x = max(x, _mm512_permute_ps(x, 0xb1));
+  return max(x, _mm512_permute_ps(x, 0x4e));
+}
+
 TILEWISE_INLINE Vf load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
 TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16));
+}
+/// 2 kWidth channels: even ones and odd ones, by one instruction each; interleave() puts their sums in order.
+TILEWISE_INLINE void load_bf16_pairs(const uint16_t* p, Vf& even, Vf& odd) {
+  const Vi bits = _mm512_loadu_si512(p);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+}
+/// low: even[0], odd[0], even[1], ... of the first half; high: of the second.
+TILEWISE_INLINE void interleave(Vf even, Vf odd, Vf& low, Vf& high) {
+  const Vi places = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  low = _mm512_permutex2var_ps(even, places, odd);
+  high = _mm512_permutex2var_ps(even, _mm512_add_epi32(places, _mm512_set1_epi32(8)), odd);
 }
 TILEWISE_INLINE Vf load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 TILEWISE_INLINE Vf load_f16_n(const uint16_t* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }

@@ -95,12 +95,31 @@ TILEWISE_INLINE void transpose(Vf (&rows)[4]) {
   for (int i = 0; i < 4; ++i) rows[i] = t[i];
 }
 
+TILEWISE_INLINE Vf broadcast_four(const float* p) { return load(p); }
+TILEWISE_INLINE Vf sum_fours(Vf a, Vf b, Vf c, Vf d) {
+  Vf rows[4] = {a, b, c, d};
+  transpose(rows);
+  return (rows[0] + rows[2]) + (rows[1] + rows[3]);
+}
+TILEWISE_INLINE Vf max_fours(Vf x) { return broadcast(reduce_max(x)); }
+
 TILEWISE_INLINE Vf load_bf16_n(const uint16_t* p, int n) {
   Vi u = {};
   for (int i = 0; i < n && i < 4; ++i) u[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i]) << 16);
   return (Vf)u;
 }
 TILEWISE_INLINE Vf load_bf16(const uint16_t* p) { return load_bf16_n(p, 4); }
+TILEWISE_INLINE void load_bf16_pairs(const uint16_t* p, Vf& even, Vf& odd) {
+  Vi bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  using Vu = uint32_t __attribute__((vector_size(16)));
+  even = (Vf)((Vu)bits << 16);
+  odd = (Vf)((Vu)bits & 0xffff0000u);
+}
+TILEWISE_INLINE void interleave(Vf even, Vf odd, Vf& low, Vf& high) {
+  low = Vf{even[0], odd[0], even[1], odd[1]};
+  high = Vf{even[2], odd[2], even[3], odd[3]};
+}
 TILEWISE_INLINE Vf load_f16_n(const uint16_t* p, int n) {
   // Exponent and fraction moved into place are the number times 2^-112, subnormals included; the largest exponent stands for infinity and NaN.
   Vi u = {};
