@@ -121,13 +121,16 @@ class DecodeWalk {
         segment_(unit.first),
         left_(last - first),
         skip_(first),
-        all_(static_cast<uint8_t>(((1u << unit.queries) - 1) << unit.query)) {}
+        all_(static_cast<uint8_t>(((1u << unit.queries) - 1) << unit.query)) {
+    const int64_t bytes = problem.k.data.dim(3) * static_cast<int64_t>(size_of(problem.k.data.dtype()));
+    most_ = static_cast<int>(std::clamp<int64_t>(kDecodeStripBytes / bytes / kDecodePad * kDecodePad, kDecodePad, kDecodeStrip));
+  }
 
   /// The next strip; false: there is none, and its count is 0.
   bool next(DecodeKeys& strip, float* expanded_k, float* expanded_v) {
     strip.count = 0;
     strip.is_tested = false;
-    while (left_ > 0 && strip.count < kDecodeStrip) {
+    while (left_ > 0 && strip.count < most_) {
       const DecodeSegment& segment = problem_.segments[static_cast<size_t>(segment_)];
       const int64_t length = segment.stop - segment.start;
       if (skip_ >= length) {
@@ -135,7 +138,7 @@ class DecodeWalk {
         ++segment_;
         continue;
       }
-      const auto count = static_cast<int>(std::min({length - skip_, left_, int64_t{kDecodeStrip - strip.count}}));
+      const auto count = static_cast<int>(std::min({length - skip_, left_, int64_t{most_ - strip.count}}));
       const auto start = static_cast<int32_t>(segment.start + skip_);
       keys_.add(start, count, strip.count, strip.k, expanded_k);
       if (problem_.v.has_value()) values_.add(start, count, strip.count, strip.v, expanded_v);
@@ -169,6 +172,7 @@ class DecodeWalk {
   int64_t segment_, left_;
   int64_t skip_;  // keys of the segment, and of those behind it, that are behind us
   uint8_t all_;
+  int most_;  // keys of a strip
 };
 
 }  // namespace tilewise::attend::cpu
