@@ -9,6 +9,7 @@
 
 #include "tests/attend/attend_testing.h"
 #include "tilewise/attend/backend.h"
+#include "tilewise/attend/decode.h"
 #include "tilewise/machine/cpu/thread_pool.h"
 
 namespace tilewise::attend::testing {
@@ -196,6 +197,12 @@ TEST(AttendThreads, CancelledCallsStartNoFurtherItem) {
   const AttendParams done = problem.params();
   EXPECT_GT(expect_stops([&](Context& context) {
               attend_backward({.forward = done, .dout = done.out, .dq = dq.view, .dk = dk.view, .dv = dv.view}, context);
+            }),
+            10);
+  const HostTensor cache = zeros(Dtype::f32, {1, 1, 50'000, 16}), newest = zeros(Dtype::f32, {1, 1, 1, 16}),
+                   decoded = zeros(Dtype::f32, {1, 1, 1, 16});
+  EXPECT_GT(expect_stops([&](Context& context) {  // one sequence in many parts
+              attend_decode({.q = newest.view, .k = cache.view, .v = cache.view, .out = decoded.view, .dense_band = Mask::Band{.right = 0}}, context);
             }),
             10);
 }

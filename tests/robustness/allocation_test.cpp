@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/attend/decode_testing.h"
 #include "tests/attend/random_plan.h"
 #include "tests/base/temporary_folder.h"
 #include "tests/robustness/sites.h"
@@ -172,6 +173,16 @@ TEST(Allocation, EachSiteOfAttentionMayFail) {
   sites += fail_writing("attend_decode", {decoded.view}, [&](Context& c) {
     attend_decode({.q = newest.view, .k = t.k.view, .v = t.v.view, .out = decoded.view, .dense_band = Mask::Band{Mask::kAll, 0, 0}}, c);
   });
+  attend::testing::Rng rng(3);
+  attend::testing::DecodeOptions options{.batch = 2, .heads_kv = 2, .group = 2, .queries = 2, .capacity = 64, .head_dim = 16, .head_dim_v = 16};
+  options.storage_k = attend::testing::Storage::int8;
+  options.storage_v = attend::testing::Storage::int4;
+  options.group_tokens = 4;
+  options.group_channels = 8;  // scales by channel: workers expand them
+  options.page = 16;
+  options.plan_groups = 2;
+  const attend::testing::DecodeCase coded = make_case(rng, options);
+  sites += fail_writing("attend_decode of pages of codes", {coded.out.view, coded.lse.view}, [&](Context& c) { attend_decode(coded.params(), c); });
   sites += fail_each_site("attend_prepare", [&](Context& c) { attend_prepare(plain_plan, 2, c); });
   sites += fail_writing("attend_merge", {dq.view, sum.view}, [&](Context& c) {
     attend_merge({.outs = {t.out.view, t.out.view}, .lses = {t.lse.view, t.lse.view}, .out = dq.view, .lse = sum.view}, c);

@@ -324,6 +324,9 @@ DecodeProblem check_decode(const DecodeParams& params, const Context& context) {
     problem.params.plan = plan_of_band(*params.dense_band, problem.sizes, problem.lengths, context);
   }
   check_decode_parts(c, params, problem.params.plan, problem.sizes);
+  for (const Named& written : {Named{"out", params.out}, Named{"lse", params.lse}}) {
+    if (written.view.has_value()) c.are_apart(written, {{"k", problem.k.data}, {"v", problem.v.data}});
+  }
   if (is_on_host && !problem.params.plan->mask.bands.empty()) Cutter(c, problem).cut();
   return problem;
 }

@@ -45,12 +45,12 @@ void check_merge(const MergeParams& p, const Context& context) {
 }
 
 // One query of one head. `lses` and `weights`: one of each part.
-void merge_row(const MergeParams& p, int64_t b, int64_t head, int64_t query, std::vector<float>& lses, std::vector<double>& weights) {
+void merge_row(const MergeParams& p, int64_t b, int64_t head, int64_t query, std::vector<double>& lses, std::vector<double>& weights) {
   using attend::reference::get;
   using attend::reference::set;
-  for (size_t i = 0; i < p.lses.size(); ++i) lses[i] = p.lses[i].at<float>(b, head, query);
+  for (size_t i = 0; i < p.lses.size(); ++i) lses[i] = static_cast<double>(p.lses[i].at<float>(b, head, query));
   const float sink = p.sink_logit.has_value() ? p.sink_logit.at<float>(head) : -std::numeric_limits<float>::infinity();
-  const double lse = attend::merge_weights(lses, sink, weights);
+  const double lse = attend::merge_weights(lses, static_cast<double>(sink), weights);
   if (p.out.has_value()) {
     for (int64_t d = 0; d < p.out.dim(3); ++d) {
       double sum = 0;
@@ -69,7 +69,7 @@ void attend_merge(const MergeParams& params, Context& context) {
   check_merge(params, context);
   const Shape& shape = params.lses[0].shape();
   context.parallel_for(shape[0] * shape[1], [&](int64_t item, int) {
-    std::vector<float> lses(params.lses.size());
+    std::vector<double> lses(params.lses.size());
     std::vector<double> weights(params.lses.size());
     for (int64_t query = 0; query < shape[2]; ++query) merge_row(params, item / shape[1], item % shape[1], query, lses, weights);
   });
@@ -79,16 +79,16 @@ TILEWISE_END_PUBLIC
 
 namespace tilewise::attend {
 
-double merge_weights(std::span<const float> lses, float sink, std::span<double> weights) {
+double merge_weights(std::span<const double> lses, double sink, std::span<double> weights) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  double largest = static_cast<double>(sink);
-  for (const float lse : lses) {
-    if (static_cast<double>(lse) > largest) largest = static_cast<double>(lse);
+  double largest = sink;
+  for (const double lse : lses) {
+    if (lse > largest) largest = lse;  // a NaN is none
   }
   const double shift = largest == -kInfinity ? 0 : largest;
-  double total = std::exp(static_cast<double>(sink) - shift);
+  double total = std::exp(sink - shift);
   for (size_t i = 0; i < lses.size(); ++i) {
-    weights[i] = std::exp(static_cast<double>(lses[i]) - shift);
+    weights[i] = std::exp(lses[i] - shift);
     total += weights[i];
   }
   if (total == 0) return -kInfinity;

@@ -29,6 +29,6 @@ TILEWISE_END_PUBLIC
 namespace tilewise::attend {
 
 /// weights[i] = exp(lses[i] - lse), where lse = ln(sum of exp(lses[i]) + exp(sink)) is returned; all weights are 0 where that is -inf.
-double merge_weights(std::span<const float> lses, float sink, std::span<double> weights);
+double merge_weights(std::span<const double> lses, double sink, std::span<double> weights);
 
 }  // namespace tilewise::attend

@@ -304,7 +304,11 @@ void PagedKvCache::reserve(int64_t sequence, int64_t tokens) {
   // From here on nothing fails.
   s.staging = std::move(staging);
   if (s.length % state.page_size() != 0) state.unshare(state.lanes_of(s, s.length / state.page_size()));
-  for (int64_t i = held; i < wanted; ++i) s.table.push_back(state.counts.take());
+  // Lane by lane, so that tokens which come together lie together: what reads a head goes through memory from front to back.
+  s.table.resize(static_cast<size_t>(wanted));
+  for (int64_t lane = 0; lane < state.lanes(); ++lane) {
+    for (int64_t i = held + lane; i < wanted; i += state.lanes()) s.table[static_cast<size_t>(i)] = state.counts.take();
+  }
   s.reserved = places;
 }
 

@@ -227,7 +227,8 @@ void softmax(const DecodeStrip& s) {
       }
       store(score + i * kWidth, p);
     }
-    const Vf rescale = exp2(mul(sub(before, finite), broadcast(c)));
+    // Exactly 1 where nothing moved: exp2(0) is off by 1e-7 on some targets, which 64 strips would add up.
+    const Vf rescale = select(equal(before, now), broadcast(1.0f), exp2(mul(sub(before, finite), broadcast(c))));
     store(s.rescale + row * 4, rescale);
     store(s.correction + row * 4, zeros);
     store(s.row_max + row * 4, now);

@@ -86,7 +86,7 @@ class Decoder {
     if (problem.v.has_value()) row_bytes_v_ = bytes_of_row(problem.v);
   }
 
-  void run(const Item& item, Worker& worker) const {
+  void run(const Item& item, Worker& worker, const Context& context) const {
     const DecodeUnit& unit = *item.unit;
     const Sizes& sizes = problem_.sizes;
     DecodeStrip strip{};
@@ -139,6 +139,7 @@ class Decoder {
     std::fill_n(item.sums, strip.rows * padded(sizes.head_dim_v), 0.0f);
 
     for (; here->keys.count > 0; std::swap(here, ahead)) {
+      context.check_cancel();
       walk.next(ahead->keys, ahead->expanded_k, ahead->expanded_v);
       strip.count = here->keys.count;
       strip.is_tested = here->keys.is_tested;
@@ -165,17 +166,18 @@ class Decoder {
     const DecodeUnit& unit = *items[0].unit;
     const DecodeParams& p = problem_.params;
     const int64_t dim_v = problem_.sizes.head_dim_v, pad = padded(dim_v);
-    const float scale = p.softcap != 0 ? 1.0f : static_cast<float>(scale_of(p.softmax_scale, problem_.sizes.head_dim));
-    std::vector<float> lses(static_cast<size_t>(count)), sums(static_cast<size_t>(dim_v));
-    std::vector<double> weights(lses.size());
+    const double scale = p.softcap != 0 ? 1.0 : static_cast<double>(static_cast<float>(scale_of(p.softmax_scale, problem_.sizes.head_dim)));
+    std::vector<float> sums(static_cast<size_t>(dim_v));
+    std::vector<double> lses(static_cast<size_t>(count)), weights(lses.size());
     for (int row = 0; row < unit.rows(); ++row) {
       const int head = unit.head + row / unit.queries;
       const int64_t query = unit.query + row % unit.queries;
       for (int64_t i = 0; i < count; ++i) {
-        const float sum = items[i].row_sum[row];
-        lses[static_cast<size_t>(i)] = sum == 0 ? -kInfinity : items[i].row_max[row] * scale + std::log(sum);
+        const double sum = static_cast<double>(items[i].row_sum[row]);
+        lses[static_cast<size_t>(i)] =
+            sum == 0 ? -static_cast<double>(kInfinity) : static_cast<double>(items[i].row_max[row]) * scale + std::log(sum);
       }
-      const double lse = merge_weights(lses, p.sink_logit.has_value() ? p.sink_logit.at<float>(head) : -kInfinity, weights);
+      const double lse = merge_weights(lses, static_cast<double>(p.sink_logit.has_value() ? p.sink_logit.at<float>(head) : -kInfinity), weights);
       if (p.lse.has_value()) p.lse.at<float>(unit.b, head, query) = static_cast<float>(lse);
       if (!p.out.has_value()) continue;
       std::fill(sums.begin(), sums.end(), 0.0f);
@@ -278,7 +280,7 @@ Ran decode(const DecodeProblem& problem, Context& context) {
   for (size_t unit = 0; unit < open.size(); ++unit) open[unit] = first_item[unit + 1] - first_item[unit];
   context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t index, int worker) {
     const Item& item = items[static_cast<size_t>(index)];
-    decoder.run(item, workers[static_cast<size_t>(worker)]);
+    decoder.run(item, workers[static_cast<size_t>(worker)], context);
     const auto unit = static_cast<size_t>(item.unit - problem.units.data());
     if (open[unit].fetch_sub(1) == 1) decoder.merge(&items[static_cast<size_t>(first_item[unit])], first_item[unit + 1] - first_item[unit]);
   });

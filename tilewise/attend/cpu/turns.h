@@ -19,7 +19,7 @@ class Turns {
     int64_t first = 0;
   };
 
-  /// Returns once all items in [first, item) have passed `position`; false: the run was stopped.
+  /// Returns once all items in [first, item) have passed `position`; false: the run was stopped, be it that nobody had to be waited for.
   template <class IsStopped>
   bool wait(int64_t first, int64_t item, int64_t position, Hint& hint, const IsStopped& is_stopped) const {
     if (hint.first < first) hint.first = first;
@@ -30,7 +30,7 @@ class Turns {
         if (tries >= kSpins) std::this_thread::yield();
       }
     }
-    return !is_aborted_.load(std::memory_order_relaxed);
+    return !is_aborted_.load(std::memory_order_relaxed) && !is_stopped();
   }
   /// The item will add to nothing below `position` any more.
   void pass(int64_t item, int64_t position) { passed_[static_cast<size_t>(item)].store(position, std::memory_order_release); }
