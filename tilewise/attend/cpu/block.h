@@ -57,14 +57,19 @@ struct ForwardBlock {
   std::byte* workspace;  // workspace_bytes(), 64-byte aligned; of the first of several blocks
 };
 
+/// Blocks that read the same segments of the same k and v, 1 to kTogether: finding, pairing and fetching keys is paid once for all. Each block's result is
+/// what it gives alone, bit for bit.
+struct ForwardBlocks {
+  const ForwardBlock* blocks;
+  int count;
+};
+/// Runs `now`, which share now.blocks[0].workspace, and meanwhile asks for the memory that `next` (count 0: nothing) begins with.
+using ForwardKernel = void (*)(const ForwardBlocks& now, const ForwardBlocks& next);
+
 /// The forward kernels of one target.
 struct ForwardTable {
   size_t (*workspace_bytes)(int head_dim, int head_dim_v);
-  /// Runs `count` blocks, 1 to kTogether, that read the same segments of the same k and v and share blocks[0].workspace: finding, pairing and fetching
-  /// keys is paid once for all. Each block's result is what it gives alone, bit for bit.
-  void (*forward_f32)(const ForwardBlock* blocks, int count);
-  void (*forward_bf16)(const ForwardBlock* blocks, int count);
-  void (*forward_f16)(const ForwardBlock* blocks, int count);
+  ForwardKernel forward_f32, forward_bf16, forward_f16;
   /// Fills rows [first, last) of a v_pairs array from `seqlen_k` rows of values; null where the target does not read pairs.
   void (*pair_values)(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_dim_v, int64_t first, int64_t last, uint16_t* pairs);
 };

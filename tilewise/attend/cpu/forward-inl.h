@@ -49,11 +49,12 @@ void pair_values(const uint16_t* v, int64_t stride, int64_t seqlen_k, int head_d
 }
 #endif
 
-// Where find_values will read a key's values.
-template <class Dtype>
-TILEWISE_INLINE const void* value_at(const Block& block, int32_t token) {
-  if (block.v_pairs != nullptr) return block.v_pairs + int64_t{token} * block.head_dim_v;
-  return static_cast<const typename Dtype::In*>(block.v) + token * block.v_stride;
+// Whether all of a strip's values lie ready in v_pairs.
+TILEWISE_INLINE bool has_pairs(const Block& block, const Strip& strip) {
+  if (block.v_pairs == nullptr) return false;
+  int32_t apart = strip.count & 1;  // a last key alone: in v_pairs another may share its row
+  for (int i = 0; i + 1 < strip.count; i += 2) apart |= (strip.token[i] & 1) | (strip.token[i + 1] - strip.token[i] - 1);
+  return apart == 0;
 }
 
 // Points strip.v at what the second product reads: a row of values a key; with the dot instruction, a row of pairs [head_dim_v][2] a pair of keys.
@@ -74,6 +75,12 @@ TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratc
     }
   } else {
 #if TILEWISE_TARGET_LEVEL >= 3
+    if (has_pairs(block, strip)) {
+      const auto* const pairs = reinterpret_cast<const float*>(block.v_pairs);
+      const int64_t channels = block.head_dim_v;
+      for (int i = 0; 2 * i < strip.count; ++i) strip.v[i] = pairs + strip.token[2 * i] / 2 * channels;
+      return;
+    }
     for (int i = 0; i < strip.count; i += 2) {
       const int32_t even = strip.token[i];
       const bool has_odd = i + 1 < strip.count;
@@ -87,6 +94,76 @@ TILEWISE_INLINE void find_values(const Block& block, Strip& strip, float* scratc
       strip.v[i / 2] = row;
     }
 #endif
+  }
+}
+
+// What will be read or written after the strip at hand: asked for while that one is computed, a line or two at a time, because memory takes longer than a step and
+// a burst would queue.
+class Ahead {
+ public:
+  // Rows of `bytes` each, `stride` bytes apart.
+  __attribute__((always_inline)) void add(const void* first, int64_t stride, int64_t bytes, int rows) {
+    if (bytes == 0) return;
+    const char* p = static_cast<const char*>(first);
+    if (stride == bytes) {
+      bytes *= rows;
+      rows = 1;
+    }
+    for (; rows > 0 && count_ < kMost; --rows, p += stride) {
+      const int lines = static_cast<int>((bytes + 63) / 64);
+      chunks_[count_++] = {p, lines};
+      lines_ += lines;
+    }
+  }
+  // `steps`: how often step() will be called.
+  void start(int64_t steps) {
+    pace_ = steps > 0 ? static_cast<int>((lines_ + steps - 1) / steps) : 0;
+    at_ = 0;
+    enter();
+  }
+  __attribute__((always_inline)) void step() {
+    for (int i = 0; i < pace_; ++i) {
+      __builtin_prefetch(line_, 0, 2);
+      line_ += 64;
+      if (--left_ == 0) enter();
+    }
+  }
+
+ private:
+  struct Chunk {
+    const char* first;
+    int lines;
+  };
+  static constexpr int kMost = 2 * kStripKeys + 4 * kBlockLanes * kTogether;
+
+  __attribute__((noinline)) void enter() {
+    if (at_ == count_) {
+      pace_ = 0;
+      return;
+    }
+    line_ = chunks_[at_].first;
+    left_ = chunks_[at_++].lines;
+  }
+
+  const char* line_ = nullptr;
+  int left_ = 0, pace_ = 0, count_ = 0, at_ = 0;
+  int64_t lines_ = 0;
+  Chunk chunks_[kMost];
+};
+
+// The rows of a strip's keys and values.
+template <class Dtype>
+void ask_for_keys(const Block& block, const Strip& strip, Ahead& ahead) {
+  using In = typename Dtype::In;
+  constexpr auto kSize = static_cast<int64_t>(sizeof(In));
+  const In* const v = static_cast<const In*>(block.v_pairs != nullptr ? static_cast<const void*>(block.v_pairs) : block.v);
+  const int64_t v_stride = block.v_pairs != nullptr ? block.head_dim_v : block.v_stride;
+  for (int i = 0; i < strip.count;) {
+    int n = 1;
+    while (i + n < strip.count && strip.token[i + n] == strip.token[i] + n) ++n;
+    ahead.add(static_cast<const In*>(block.k) + strip.token[i] * block.k_stride, block.k_stride * kSize, block.head_dim * kSize, n);
+    if (block.head_dim_v != 0) ahead.add(v + strip.token[i] * v_stride, v_stride * kSize, block.head_dim_v * kSize, n);
+    i += n;
   }
 }
 
@@ -210,12 +287,12 @@ TILEWISE_INLINE void add_values(const Strip& strip, int head_dim_v, const float*
 }
 
 // Probabilities of one strip by two passes over its scores: any test, softcap, and any range of scores. `now` gets the shift of each lane.
-template <class Op, int V, class Ahead>
+template <class Op, int V, class Each>
 TILEWISE_INLINE void attend_scores(const Block& block, const Strip& strip, const Group& group, float* scores, Vf (&now)[V], Vf (&sum)[V],
-                                   Vf (&norm)[V], const Ahead& ahead) {
+                                   Vf (&norm)[V], const Each& each) {
   Vf most[V];
   for (int j = 0; j < V; ++j) most[j] = broadcast(-kInfinity);
-  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, most, ahead);
+  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, most, each);
   if (block.softcap != 0) {
     cap_strip<V>(strip, block.scale, block.softcap, scores);
     maximum_of(strip, scores, most);
@@ -242,27 +319,21 @@ TILEWISE_INLINE void attend_scores(const Block& block, const Strip& strip, const
   }
 }
 
-// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's rows for all: it asks for the next
-// keys and for the values, and finds the values when they have come. Probabilities are 2^(logit * log2(e) - shift) with a whole number for shift, so that scaling what came before
+// One strip for one group of lanes: scores, online softmax, values. One group `is_fetching` the strip's values for all. Probabilities are 2^(logit * log2(e) - shift) with a whole number for shift, so that scaling what came before
 // by 2^(old shift - new shift) rounds nothing.
 template <class Dtype, int V>
-void attend_strip(const Block& block, Strip& strip, const Group& group, bool is_first, bool is_fetching, const Workspace& workspace) {
+void attend_strip(const Block& block, Strip& strip, const Group& group, bool is_first, bool is_fetching, Ahead& ahead, const Workspace& workspace) {
   using Op = typename Dtype::Op;
   float* const scores = workspace.scores;
-  const int64_t units = block.head_dim / Op::kPerUnit, value_bytes = int64_t{block.head_dim_v} * static_cast<int64_t>(sizeof(typename Dtype::In));
-  const auto ahead = [&](int i, int step) {
-    if (!is_fetching) return;
-    prefetch_keys(strip, i, step, units);
-    if (value_bytes == 0) return;
-    for (int row = i; row < i + step && row < strip.count; ++row) prefetch(value_at<Dtype>(block, strip.token[row]), value_bytes);
-  };
+  const int64_t units = block.head_dim / Op::kPerUnit;
+  const auto each = [&]() __attribute__((always_inline)) { ahead.step(); };
   Fused<V> fused;
   fused.scale = broadcast(block.scale * kLog2E);
   Vf old[V], alpha[V];
   for (int j = 0; j < V; ++j) fused.now[j] = old[j] = load(group.shift + j * kWidth);
-  if (strip.is_partial || block.softcap != 0 || is_biased(block, strip) || !fuse_strip<Op>(strip, units, group.q, scores, fused, ahead)) {
+  if (strip.is_partial || block.softcap != 0 || is_biased(block, strip) || !fuse_strip<Op>(strip, units, group.q, scores, fused, each)) {
     for (int j = 0; j < V; ++j) fused.now[j] = old[j];
-    attend_scores<Op>(block, strip, group, scores, fused.now, fused.sum, fused.norm, ahead);
+    attend_scores<Op>(block, strip, group, scores, fused.now, fused.sum, fused.norm, each);
   }
   for (int j = 0; j < V; ++j) {
     const Vf less_than_before = select(equal(fused.now[j], broadcast(-kInfinity)), zero(), sub(old[j], fused.now[j]));
@@ -353,30 +424,53 @@ void end_block(const ForwardBlock& forward, const Workspace& workspace, int inde
 }
 
 template <class Dtype>
-void forward_blocks(const ForwardBlock* forwards, int count) {
-  const Block& shared = forwards[0].block;
-  const Workspace workspace(forwards[0].workspace, shared.head_dim, shared.head_dim_v);
-  for (int index = 0; index < count; ++index) start_block<Dtype>(forwards[index], workspace, index);
+void forward_blocks(const ForwardBlocks& now, const ForwardBlocks& next) {
+  const Block& shared = now.blocks[0].block;
+  const Workspace workspace(now.blocks[0].workspace, shared.head_dim, shared.head_dim_v);
+  for (int index = 0; index < now.count; ++index) start_block<Dtype>(now.blocks[index], workspace, index);
 
   const uint64_t all_lanes = lane_bits(shared.lanes);
-  Strip strip;
+  Strip strips[2];
+  Cursor cursor;
+  bool is_last = !next_keys(shared, all_lanes, false, cursor, strips[0]);
   bool is_first = true;
-  for (Cursor cursor; next_keys(shared, all_lanes, false, cursor, strip); is_first = false) {
+  for (int at = 0; !is_last; at ^= 1, is_first = false) {
+    Strip &strip = strips[at], &following = strips[at ^ 1];
     find_keys<Dtype>(shared, strip, workspace.k);
-    for (int index = 0; index < count; ++index) {
-      const Block& block = forwards[index].block;
+    is_last = !next_keys(shared, all_lanes, false, cursor, following);
+    const Block* block_after = is_last ? nullptr : &shared;
+    if (is_last && next.count > 0) {
+      Cursor first;
+      block_after = &next.blocks[0].block;
+      if (!next_keys(*block_after, lane_bits(block_after->lanes), false, first, following)) block_after = nullptr;
+    }
+    Ahead ahead;
+    constexpr auto kSize = static_cast<int64_t>(sizeof(typename Dtype::In));
+    if (is_last) {
+      for (int index = 0; index < now.count; ++index) {
+        ahead.add(now.blocks[index].out, now.blocks[index].out_stride * kSize, shared.head_dim_v * kSize, shared.lanes);
+      }
+      for (int index = 0; index < next.count; ++index) {
+        const Block& block = next.blocks[index].block;
+        ahead.add(block.q, block.q_stride * kSize, block.head_dim * kSize, block.lanes);
+      }
+    }
+    if (block_after != nullptr) ask_for_keys<Dtype>(*block_after, following, ahead);
+    ahead.start(int64_t{now.count} * groups_of(shared) * ((strip.padded + kRows - 1) / kRows) * (shared.head_dim / Dtype::Op::kPerUnit / 4));
+    for (int index = 0; index < now.count; ++index) {
+      const Block& block = now.blocks[index].block;
       for (int g = 0; g < groups_of(block); ++g) {
         const Group group = group_of(block, workspace, index, g);
         const bool is_fetching = index == 0 && g == 0;
         if (group.lanes <= kWidth) {
-          attend_strip<Dtype, 1>(block, strip, group, is_first, is_fetching, workspace);
+          attend_strip<Dtype, 1>(block, strip, group, is_first, is_fetching, ahead, workspace);
         } else {
-          attend_strip<Dtype, kGroupVectors>(block, strip, group, is_first, is_fetching, workspace);
+          attend_strip<Dtype, kGroupVectors>(block, strip, group, is_first, is_fetching, ahead, workspace);
         }
       }
     }
   }
-  for (int index = 0; index < count; ++index) end_block<Dtype>(forwards[index], workspace, index);
+  for (int index = 0; index < now.count; ++index) end_block<Dtype>(now.blocks[index], workspace, index);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -35,11 +36,36 @@ const void* row_at(const TensorView& view, int64_t b, int64_t head, int64_t toke
   return static_cast<const std::byte*>(view.raw()) + view.offset(b, head, token) * static_cast<int64_t>(size_of(view.dtype()));
 }
 
-// What one worker keeps between items.
+// Rows of one block in memory of their own, where their places in q and out are not neighbours.
+struct Rows {
+  bool are_copied = false;
+  std::byte *q = nullptr, *out = nullptr;
+};
+
+// Neighbours in the list of blocks that may run together.
+struct Item {
+  size_t first;
+  int count;
+};
+
+// An item as the kernels take it.
+struct Prepared {
+  const QueryBlock* queries = nullptr;
+  int count = 0;
+  bool is_shared = false;  // its blocks read the same segments
+  std::array<BlockCut, kTogether> cuts = {};
+  std::array<Rows, kTogether> rows = {};
+  std::array<ForwardBlock, kTogether> blocks = {};
+  float row_lse[kTogether][kBlockLanes];
+
+  ForwardBlocks head() const { return {blocks.data(), is_shared ? count : 1}; }  // what runs first
+};
+
+// What one worker keeps between items: the one it runs and the next, whose memory is asked for meanwhile.
 struct Worker {
   Buffer workspace;
-  Buffer q, out;  // rows of blocks whose queries do not lie one after another
-  std::array<BlockCut, kTogether> cuts;
+  Buffer q, out;  // rows that are copied, of the one that runs
+  Prepared prepared[2];
   int64_t pairs_read = 0;
 };
 
@@ -57,12 +83,6 @@ struct Call {
     const int64_t token = cut_of.token[static_cast<size_t>(lane)];
     return params.in_slots && token >= 0 ? query.first + lane : token;
   }
-};
-
-// Neighbours in the list of blocks that may run together.
-struct Item {
-  size_t first;
-  int count;
 };
 
 // Full blocks of one row run together, where there are items enough to keep all threads busy to the end.
@@ -103,12 +123,6 @@ Tensor pair_values(const TensorView& v, const ForwardTable& table, const std::ve
   });
   return pairs;
 }
-
-// Rows of one block in memory of their own, where their places in q and out are not neighbours.
-struct Rows {
-  bool are_copied = false;
-  std::byte *q = nullptr, *out = nullptr;
-};
 
 void copy_queries(const Call& call, const QueryBlock& query, const BlockCut& cut, const Rows& rows) {
   const TensorView& q = call.params.q;
@@ -176,62 +190,87 @@ ForwardBlock prepare_block(const Call& call, const QueryBlock& query, const Bloc
   return forward;
 }
 
-// Asks for a block's queries while its keys are cut.
-void prefetch_queries(const TensorView& q, const QueryBlock& query) {
-  const auto size = static_cast<int64_t>(size_of(q.dtype())), bytes = q.dim(3) * size, stride = q.stride(2) * size;
-  const auto* row = static_cast<const std::byte*>(row_at(q, query.b, query.head, query.first));
-  for (int i = 0; i < query.lanes; ++i, row += stride) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+void prepare(const Call& call, const QueryBlock* queries, int count, Worker& worker, Prepared& prepared) {
+  prepared.queries = queries;
+  prepared.count = count;
+  prepared.is_shared = true;
+  const bool has_order = !call.cut.queries().is_plain();
+  for (int i = 0; i < count; ++i) {
+    const auto at = static_cast<size_t>(i);
+    BlockCut& cut = prepared.cuts[at];
+    Rows& rows = prepared.rows[at];
+    worker.pairs_read += call.cut.cut(queries[i], CutFor::forward, cut);
+    prepared.is_shared &= cut.segments == prepared.cuts[0].segments;
+    // In slots, rows are neighbours unless some are padding, which must stay as they are.
+    const bool are_copied = has_order && (!call.params.in_slots || std::popcount(cut.real) < queries[i].lanes);
+    rows = {};
+    if (are_copied) {
+      const size_t first = at * kBlockLanes * size_of(call.params.q.dtype());
+      rows = {true, static_cast<std::byte*>(worker.q.data()) + first * static_cast<size_t>(call.sizes.head_dim),
+              static_cast<std::byte*>(worker.out.data()) + first * static_cast<size_t>(call.sizes.head_dim_v)};
+    }
+    prepared.blocks[at] = prepare_block(call, queries[i], cut, rows, prepared.row_lse[i]);
+    prepared.blocks[at].workspace = static_cast<std::byte*>(worker.workspace.data());
   }
 }
 
-void attend_item(const Call& call, const QueryBlock* queries, int count, Worker& worker) {
-  float row_lse[kTogether][kBlockLanes];
-  std::array<ForwardBlock, kTogether> forwards{};
-  std::array<Rows, kTogether> rows;
-  bool is_shared = true;
-  const bool has_order = !call.cut.queries().is_plain();
-  for (int i = 0; i < count && !has_order; ++i) prefetch_queries(call.params.q, queries[i]);
-  for (int i = 0; i < count; ++i) {
-    const auto at = static_cast<size_t>(i);
-    BlockCut& cut = worker.cuts[at];
-    worker.pairs_read += call.cut.cut(queries[i], CutFor::forward, cut);
-    is_shared &= cut.segments == worker.cuts[0].segments;
-    // In slots, rows are neighbours unless some are padding, which must stay as they are.
-    const bool are_copied = has_order && (!call.params.in_slots || std::popcount(cut.real) < queries[i].lanes);
-    rows[at] = {};
-    if (are_copied) {
-      const size_t first = at * kBlockLanes * size_of(call.params.q.dtype());
-      rows[at] = {true, static_cast<std::byte*>(worker.q.data()) + first * static_cast<size_t>(call.sizes.head_dim),
-                  static_cast<std::byte*>(worker.out.data()) + first * static_cast<size_t>(call.sizes.head_dim_v)};
-      copy_queries(call, queries[i], cut, rows[at]);
-    }
-    forwards[at] = prepare_block(call, queries[i], cut, rows[at], row_lse[i]);
-    forwards[at].workspace = static_cast<std::byte*>(worker.workspace.data());
-  }
+// Runs what is prepared and writes its results. `next`: null, or what the worker runs after it.
+void attend_item(const Call& call, const Prepared& prepared, const Prepared* next) {
   const Dtype dtype = call.params.q.dtype();
   const auto run = dtype == Dtype::bf16 ? call.table.forward_bf16 : dtype == Dtype::f16 ? call.table.forward_f16 : call.table.forward_f32;
-  if (is_shared) {
-    run(forwards.data(), count);
+  for (int i = 0; i < prepared.count; ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (prepared.rows[at].are_copied) copy_queries(call, prepared.queries[i], prepared.cuts[at], prepared.rows[at]);
+  }
+  const ForwardBlocks head_of_next = next != nullptr ? next->head() : ForwardBlocks{};
+  if (prepared.is_shared) {
+    run(prepared.head(), head_of_next);
   } else {
-    for (int i = 0; i < count; ++i) run(&forwards[static_cast<size_t>(i)], 1);
+    for (int i = 0; i < prepared.count; ++i) {
+      const ForwardBlock* const block = &prepared.blocks[static_cast<size_t>(i)];
+      run({block, 1}, i + 1 < prepared.count ? ForwardBlocks{block + 1, 1} : head_of_next);
+    }
   }
   call.context.check_cancel();
 
-  for (int i = 0; i < count; ++i) {
+  const bool has_order = !call.cut.queries().is_plain();
+  for (int i = 0; i < prepared.count; ++i) {
     const auto at = static_cast<size_t>(i);
-    const QueryBlock& query = queries[i];
-    if (rows[at].are_copied) copy_out(call, query, worker.cuts[at], rows[at]);
+    const QueryBlock& query = prepared.queries[i];
+    if (prepared.rows[at].are_copied) copy_out(call, query, prepared.cuts[at], prepared.rows[at]);
     const TensorView& lse = call.params.lse;
     if (!lse.has_value()) continue;
     if (!has_order && lse.stride(2) == 1) {
-      std::memcpy(&lse.at<float>(query.b, query.head, query.first), row_lse[i], static_cast<size_t>(query.lanes) * sizeof(float));
+      std::memcpy(&lse.at<float>(query.b, query.head, query.first), prepared.row_lse[i], static_cast<size_t>(query.lanes) * sizeof(float));
       continue;
     }
     for (int lane = 0; lane < query.lanes; ++lane) {
-      const int64_t place = call.place(query, worker.cuts[at], lane);
-      if (place >= 0) lse.at<float>(query.b, query.head, place) = row_lse[i][lane];
+      const int64_t place = call.place(query, prepared.cuts[at], lane);
+      if (place >= 0) lse.at<float>(query.b, query.head, place) = prepared.row_lse[i][lane];
     }
+  }
+}
+
+// Takes items from `taken` on until none are left, each known while the one before it runs.
+void attend_items(const Call& call, const std::vector<QueryBlock>& blocks, const std::vector<Item>& items, std::atomic<size_t>& taken,
+                  Worker& worker) {
+  const auto take = [&](Prepared& prepared) {
+    const size_t item = taken.fetch_add(1, std::memory_order_relaxed);
+    if (item >= items.size()) return false;
+    prepare(call, &blocks[items[item].first], items[item].count, worker, prepared);
+    return true;
+  };
+  try {
+    bool is_there = take(worker.prepared[0]);
+    for (int at = 0; is_there; at ^= 1) {
+      call.context.check_cancel();
+      Prepared& next = worker.prepared[at ^ 1];
+      is_there = take(next);
+      attend_item(call, worker.prepared[at], is_there ? &next : nullptr);
+    }
+  } catch (...) {
+    taken.store(items.size());
+    throw;
   }
 }
 
@@ -266,10 +305,9 @@ Ran forward(const AttendParams& given, Context& context) {
   }
   const Call call{params, sizes, table, context, cut, keys, pairs.view};
   const std::vector<Item> items = items_of(blocks, context.concurrency());
-  context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t item, int worker) {
-    const Item& here = items[static_cast<size_t>(item)];
-    attend_item(call, &blocks[here.first], here.count, workers[static_cast<size_t>(worker)]);
-  });
+  std::atomic<size_t> taken = 0;
+  context.parallel_for(std::min<int64_t>(context.concurrency(), static_cast<int64_t>(items.size())),
+                       [&](int64_t, int worker) { attend_items(call, blocks, items, taken, workers[static_cast<size_t>(worker)]); });
   int64_t pairs_read = 0;
   for (const Worker& worker : workers) pairs_read += worker.pairs_read;
   return {.backend = "cpu", .target = std::string(machine::cpu::name(target)), .pairs_read = pairs_read};

@@ -47,11 +47,11 @@ TILEWISE_INLINE void fused_pair(int i, int count, const Vf (&raw_even)[V], const
 }
 
 /// p of rows [i, i + R) of the strip. The first rows of a strip move the shift of lanes that have none yet, or one too small.
-template <class Op, int R, int V>
-TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const float* q, float* p, Fused<V>& fused) {
+template <class Op, int R, int V, class Each>
+TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const float* q, float* p, Fused<V>& fused, const Each& each) {
   Vf acc[R][V];
   clear(acc);
-  multiply_along<Op>(acc, strip.k + i, units, q);
+  multiply_along<Op>(acc, strip.k + i, 0, units, q, each);
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) {
     TILEWISE_UNROLL
@@ -73,8 +73,8 @@ TILEWISE_INLINE void fused_rows(const Strip& strip, int i, int64_t units, const 
 
 /// p[i][lane] = 2^(scale * k[i] . q[lane] - now[lane]) of a whole strip that has no test, and its sums. False where two passes must do it: scores are spread too
 /// wide, or lie far above the shift, or are not finite. p is rubbish then.
-template <class Op, int V, class Ahead>
-TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* q, float* p, Fused<V>& fused, const Ahead& ahead) {
+template <class Op, int V, class Each>
+TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* q, float* p, Fused<V>& fused, const Each& each) {
   for (int j = 0; j < V; ++j) {
     fused.sum[j] = fused.norm[j] = zero();
     fused.most[j] = broadcast(-kInfinity);
@@ -82,11 +82,10 @@ TILEWISE_INLINE bool fuse_strip(const Strip& strip, int64_t units, const float* 
   }
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i);
-    ahead(i, step);
     if (step == kRows) {
-      fused_rows<Op, kRows>(strip, i, units, q, p, fused);
+      fused_rows<Op, kRows>(strip, i, units, q, p, fused, each);
     } else {
-      fused_rows<Op, kRowTail>(strip, i, units, q, p, fused);
+      fused_rows<Op, kRowTail>(strip, i, units, q, p, fused, each);
     }
     i += step;
   }

@@ -268,7 +268,7 @@ void measure_strip(const MeasureBlock& measure, const Strip& strip, const Group&
   if (is_plain && measure.walk == MeasureWalk::lanes && fuse_lanes<Op, V>(measure, strip, group)) return;
   Vf unused[V];
   for (int j = 0; j < V; ++j) unused[j] = zero();
-  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, unused, [](int, int) {});
+  score_strip<Op>(strip, block.head_dim / Op::kPerUnit, group.q, scores, unused, [] {});
   if (block.softcap != 0) cap_strip<V>(strip, block.scale, block.softcap, scores);
   if (measure.lse != nullptr) {
     strip.is_partial ? walk<true, true, V>(measure, strip, group, scores) : walk<true, false, V>(measure, strip, group, scores);

@@ -131,21 +131,23 @@ TILEWISE_INLINE bool are_units_aligned(const void* base, int64_t stride) { retur
 /// Points strip.k at the rows of the strip's keys, by way of `scratch` ([kStripKeys, head_dim] f32) where they are widened or lie off the units.
 template <class Dtype>
 TILEWISE_INLINE void find_keys(const Block& block, Strip& strip, float* scratch) {
-  const bool is_copied = Dtype::Op::kPerUnit == 2 && !are_units_aligned(block.k, block.k_stride);
-  for (int i = 0; i < strip.count; ++i) {
-    const int64_t element = strip.token[i] * block.k_stride;
-    if constexpr (Dtype::kWidens) {
+  using In = typename Dtype::In;
+  const In* const k = static_cast<const In*>(block.k);
+  const int64_t stride = block.k_stride;
+  if constexpr (Dtype::kWidens) {
+    for (int i = 0; i < strip.count; ++i) {
       float* const row = scratch + int64_t{i} * block.head_dim;
-      widen_row<Dtype>(static_cast<const typename Dtype::In*>(block.k) + element, block.head_dim, row);
+      widen_row<Dtype>(k + strip.token[i] * stride, block.head_dim, row);
       strip.k[i] = row;
-    } else if (is_copied) {
-      float* const row = scratch + int64_t{i} * block.head_dim / Dtype::Op::kPerUnit;
-      __builtin_memcpy(row, static_cast<const typename Dtype::In*>(block.k) + element,
-                       static_cast<size_t>(block.head_dim) * sizeof(typename Dtype::In));
-      strip.k[i] = row;
-    } else {
-      strip.k[i] = units_at<typename Dtype::In>(block.k, element);
     }
+  } else if (Dtype::Op::kPerUnit == 2 && !are_units_aligned(block.k, stride)) {
+    for (int i = 0; i < strip.count; ++i) {
+      float* const row = scratch + int64_t{i} * block.head_dim / Dtype::Op::kPerUnit;
+      __builtin_memcpy(row, k + strip.token[i] * stride, static_cast<size_t>(block.head_dim) * sizeof(In));
+      strip.k[i] = row;
+    }
+  } else {
+    for (int i = 0; i < strip.count; ++i) strip.k[i] = units_at<In>(k, strip.token[i] * stride);
   }
   for (int i = strip.count; i < strip.padded; ++i) strip.k[i] = strip.k[strip.count - 1];
 }
@@ -162,11 +164,11 @@ struct Group {
 };
 
 /// scores[i][lane] = k[i] . q[lane] for rows [i, i + R) of the strip; the maximum is taken from registers.
-template <class Op, int R, int V>
-TILEWISE_INLINE void score_rows(const Strip& strip, int i, int64_t units, const float* q, float* scores, Vf (&most)[V]) {
+template <class Op, int R, int V, class Each>
+TILEWISE_INLINE void score_rows(const Strip& strip, int i, int64_t units, const float* q, float* scores, Vf (&most)[V], const Each& each) {
   Vf acc[R][V];
   clear(acc);
-  multiply_along<Op>(acc, strip.k + i, units, q);
+  multiply_along<Op>(acc, strip.k + i, 0, units, q, each);
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) {
     TILEWISE_UNROLL
@@ -177,22 +179,15 @@ TILEWISE_INLINE void score_rows(const Strip& strip, int i, int64_t units, const 
   }
 }
 
-/// Asks for the keys that follow rows [i, i + step) of the strip: the processor does not foresee scattered ones.
-TILEWISE_INLINE void prefetch_keys(const Strip& strip, int i, int step, int64_t units) {
-  const int stop = i + step + kRows < strip.count ? i + step + kRows : strip.count;
-  for (int next = i + step; next < stop; ++next) prefetch(strip.k[next], units * 4);
-}
-
-/// S^T = K Q^T for the whole strip. `ahead(i, step)` is called before rows [i, i + step): the place to ask for memory that is read later.
-template <class Op, int V, class Ahead>
-TILEWISE_INLINE void score_strip(const Strip& strip, int64_t units, const float* q, float* scores, Vf (&most)[V], const Ahead& ahead) {
+/// S^T = K Q^T for the whole strip. `each()`: see multiply_along.
+template <class Op, int V, class Each>
+TILEWISE_INLINE void score_strip(const Strip& strip, int64_t units, const float* q, float* scores, Vf (&most)[V], const Each& each) {
   for (int i = 0; i < strip.padded;) {
     const int step = step_of(strip.padded - i);
-    ahead(i, step);
     if (step == kRows) {
-      score_rows<Op, kRows>(strip, i, units, q, scores, most);
+      score_rows<Op, kRows>(strip, i, units, q, scores, most, each);
     } else {
-      score_rows<Op, kRowTail>(strip, i, units, q, scores, most);
+      score_rows<Op, kRowTail>(strip, i, units, q, scores, most, each);
     }
     i += step;
   }

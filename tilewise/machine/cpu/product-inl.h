@@ -52,6 +52,40 @@ TILEWISE_INLINE void multiply_along(Vf (&acc)[R][V], const float* const* rows, i
   }
 }
 
+/// The same over units [first, last); `each()` is called once for every four units, between their products where registers allow (32): the place for a few instructions that the products hide.
+template <class Op, int R, int V, class Each>
+TILEWISE_INLINE void multiply_along(Vf (&acc)[R][V], const float* const* rows, int64_t first, int64_t last, const float* lanes, const Each& each) {
+#if TILEWISE_TARGET_LEVEL >= 2
+  const float* row[R];
+  TILEWISE_UNROLL
+  for (int i = 0; i < R; ++i) row[i] = rows[i];
+  const auto multiply_unit = [&](int64_t u) __attribute__((always_inline)) {
+    Vf b[V];
+    TILEWISE_UNROLL
+    for (int j = 0; j < V; ++j) b[j] = load(lanes + (u * V + j) * kWidth);
+    TILEWISE_UNROLL
+    for (int i = 0; i < R; ++i) {
+      const Vf a = broadcast_at(row[i] + u);
+      TILEWISE_UNROLL
+      for (int j = 0; j < V; ++j) acc[i][j] = Op::multiply_add(acc[i][j], a, b[j]);
+    }
+  };
+  int64_t u = first;
+  for (; u + 4 <= last; u += 4) {
+    each();
+    TILEWISE_UNROLL
+    for (int i = 0; i < 4; ++i) multiply_unit(u + i);
+  }
+  for (; u < last; ++u) multiply_unit(u);
+#else
+  for (int64_t u = first; u < last; u += 4) each();
+  const float* row[R];
+  TILEWISE_UNROLL
+  for (int i = 0; i < R; ++i) row[i] = rows[i] + first;
+  multiply_along<Op>(acc, row, last - first, lanes + first * V * kWidth);
+#endif
+}
+
 /// acc[i][j] += sum over t of rows[t][i] * lanes[t][j]: R neighbouring units of each row.
 template <class Op, int R, int V>
 TILEWISE_INLINE void multiply_across(Vf (&acc)[R][V], const float* const* rows, int64_t offset, int count, const float* lanes) {
