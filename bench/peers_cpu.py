@@ -62,7 +62,7 @@ def block_plan(heads, length, density):
         return tilewise.plan(torch.zeros(1, heads, length, 8), torch.zeros(1, heads, length, 8), "dense", tilewise.Mask.full(), tile=BLOCK)
     blocks = -(-length // BLOCK)
     order = torch.rand(1, heads, blocks, blocks, generator=torch.Generator().manual_seed(1)).argsort(-1)
-    count = max(1, round(density * blocks))
+    count = max(1, math.ceil(density * blocks))
     index = order[..., :count].sort(-1).values.int()
     lists = exchange.BlockLists(
         torch.zeros(1, heads, blocks, dtype=torch.int32), torch.zeros_like(index), torch.full((1, heads, blocks), count, dtype=torch.int32), index, BLOCK, BLOCK, length, length

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Optional, Union
 
@@ -60,9 +61,12 @@ class Call:
     k: Tensor
     v: Tensor
     out: Tensor
-    plan: Optional[Plan]  # None: dense decode
+    plan: Optional[Plan]  # None: dense decode, or a ready-made mask
+    mask: Optional[Mask]  # the model's own; None: a ready-made one
+    plan_ms: float
     scale: float
     softcap: float
+    sink_logit: Optional[Tensor]
 
 
 def _use(method: str, options: Mapping[str, OptionValue]) -> Use:
@@ -254,6 +258,8 @@ def attention_forward(
     scale = 1 / query.shape[-1] ** 0.5 if scaling is None else float(scaling)
     cap = float(softcap) if softcap else 0.0
     plan: Optional[Plan] = None
+    mask: Optional[Mask] = None
+    plan_ms = 0.0
     if isinstance(attention_mask, Tensor):
         keys = key.shape[2]
         if attention_mask.shape[-1] != keys:  # a static cache is longer than a mask that was made without it
@@ -266,6 +272,7 @@ def attention_forward(
         out = attend(query, key, value, plan, scale, cap, s_aux)
     else:
         visible: VisibleKeys = attention_mask
+        mask = visible.mask
         if visible.num_keys < key.shape[2]:  # what a static cache has not written yet
             key, value = key[:, :, : visible.num_keys], value[:, :, : visible.num_keys]
         needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
@@ -275,10 +282,12 @@ def attention_forward(
             out = decode(query, key, value, mask=visible.mask, scale=scale, softcap=cap, sink_logit=s_aux)  # type: ignore[assignment]
         else:
             chosen = Layer(layer.layer) if is_new and reads_all else layer
+            start = time.perf_counter() if layer.observer is not None else 0.0
             plan = _plan_of(chosen, visible, query, key, value, scale, cap)
+            plan_ms = 1e3 * (time.perf_counter() - start) if layer.observer is not None else 0.0
             out = attend(query, key, value, plan, scale, cap, s_aux)
     if layer.observer is not None:
-        layer.observer(Call(layer.layer, query, key, value, out, plan, scale, cap))
+        layer.observer(Call(layer.layer, query, key, value, out, plan, mask, plan_ms, scale, cap, s_aux))
     return out.transpose(1, 2), None
 
 
