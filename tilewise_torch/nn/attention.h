@@ -92,7 +92,8 @@ inline Context context_of(const at::Tensor& tensor) {
 class Attend : public torch::autograd::Function<Attend> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const at::Tensor& q_in, const at::Tensor& k_in,
-                                                const at::Tensor& v_in, const at::Tensor& sink_logit, const c10::intrusive_ptr<Call>& call) {
+                                                const at::Tensor& v_in, const std::optional<at::Tensor>& sink, const c10::intrusive_ptr<Call>& call) {
+    const at::Tensor sink_logit = sink.value_or(at::Tensor());
     const at::Tensor q = with_contiguous_rows(q_in), k = with_contiguous_rows(k_in), v = with_contiguous_rows(v_in);
     Context context = context_of(q);
     AttendParams params = params_of(*call, q, k, v, sink_logit);
@@ -145,7 +146,7 @@ inline std::tuple<at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::
   call->plan = plan;
   call->options = options;
   call->options.sink_logit = at::Tensor();  // the graph keeps it
-  auto outputs = detail::Attend::apply(q, k, v, options.sink_logit, call);
+  auto outputs = detail::Attend::apply(q, k, v, options.sink_logit.defined() ? std::optional(options.sink_logit) : std::nullopt, call);
   return {outputs[0], outputs[1]};
 }
 
