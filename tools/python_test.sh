@@ -43,6 +43,13 @@ fi
 for file in tilewise/_ops.so tilewise/py.typed tilewise/bin/tilewise licenses/LICENSE licenses/NOTICE; do
   "$venv/bin/python" -m zipfile -l build/wheel/*.whl | grep -qF "$file" || { echo "python-test: the wheel lacks $file"; exit 1; }
 done
+# The C++ door, too: its example compares itself with torch.
+if ! cmake --build "$build" --target example_torch_attention >>"$log" 2>&1; then
+  tail -n 60 "$log"
+  echo 'python-test: examples/torch_attention.cpp does not build'
+  exit 1
+fi
+"$build/python/example_torch_attention"
 "$venv/bin/pip" install --disable-pip-version-check --quiet --force-reinstall --no-deps --no-index build/wheel/*.whl
 "$venv/bin/tilewise" methods >/dev/null
 (cd python && "../$venv/bin/mypy" --config-file ../pyproject.toml)

@@ -88,5 +88,5 @@ def configure(model: torch.nn.Module, method: str = "dense", *, layers: Optional
     for layer, module in enumerate(found):
         name, chosen = (layers or {}).get(layer, (method, options))
         processors.append(TilewiseAttnProcessor(name, chosen, layer))
-        module.set_processor(processors[-1])
+        module.set_processor(processors[-1])  # type: ignore[arg-type]
     return processors
