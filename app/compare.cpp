@@ -138,6 +138,7 @@ class PlanFolder {
     std::error_code error;
     is_new_ = std::filesystem::create_directories(path_, error);
     check(!error, Error::Kind::io, "--save-plans ", path_, ": ", error.message(), "; name a folder, or one that can be made");
+    if (is_new_) remove_if_interrupted(path_);
   }
   PlanFolder(const PlanFolder&) = delete;
   PlanFolder& operator=(const PlanFolder&) = delete;

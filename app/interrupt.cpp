@@ -7,8 +7,10 @@
 #include <chrono>
 #include <csignal>
 #include <mutex>
+#include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 namespace tilewise::app {
 namespace {
@@ -23,12 +25,19 @@ std::mutex& writing() {
   return *one;
 }
 
+// Under writing().
+std::vector<std::string>& made_folders() {
+  static auto* const one = new std::vector<std::string>;
+  return *one;
+}
+
 void watch(sigset_t signals) {
   int signal = 0;
   if (sigwait(&signals, &signal) != 0) return;
   source().request_stop();
   std::this_thread::sleep_for(std::chrono::milliseconds(150));
   const std::lock_guard lock(writing());
+  for (const std::string& folder : made_folders()) ::rmdir(folder.c_str());  // one that is not empty stays
   say_interrupted();
   ::_exit(kInterruptedExit);
 }
@@ -53,6 +62,11 @@ void say_interrupted() {
 }
 
 std::stop_token interrupt_token() { return source().get_token(); }
+
+void remove_if_interrupted(const std::string& folder) {
+  const std::lock_guard lock(writing());
+  made_folders().push_back(folder);
+}
 
 WritingFiles::WritingFiles() { writing().lock(); }
 WritingFiles::~WritingFiles() { writing().unlock(); }

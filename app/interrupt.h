@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <stop_token>
+#include <string>
 
 namespace tilewise::app {
 
@@ -12,6 +13,9 @@ void install_interrupt();
 std::stop_token interrupt_token();
 /// The line "tilewise: interrupted", once, whoever comes first: main, whose work came back, or the watching thread.
 void say_interrupted();
+
+/// A folder that was made for what is to come: if the process is ended from outside main while it is still empty, it goes, too.
+void remove_if_interrupted(const std::string& folder);
 
 /// While one lives, the process is not ended from outside main: files are written whole and temporary ones removed.
 class WritingFiles {

@@ -120,7 +120,7 @@ TEST(Interrupt, StopsInEveryPhase) {
       {"tuning: xattention", 60, on_text(4096, {"--methods", "xattention,mean_pool", "--tune"})},
       // Rows with maps: dense and sparse attention, the figures of heads, and measure over both plans take turns.
       {"oracle, text", 90, on_text(4096, {"--methods", "oracle"})},
-      {"random, text", 150, on_text(8192, {"--methods", "random"})},
+      {"random, text", 60, on_text(4096, {"--methods", "random"})},
       {"dense, needle", 30, on_text(256, {"--methods", "random", "--needle", "4096"})},
       {"random, needle", 30, on_text(256, {"--methods", "random", "--needle", "4096"})},
   };
