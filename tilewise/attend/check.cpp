@@ -292,7 +292,7 @@ Sizes check_measure(const MeasureParams& p, const Context& context) {
     c.has_dtype("key_bias", p.key_bias, Dtype::f32, "always");
     c.is_usable("key_bias", p.key_bias);
   }
-  check_plan(c, p.plan, sizes);
+  check_plan(c, p.plan, sizes, p.in_slots);
   const bool is_by_token = p.over == MeasureOver::key || p.over == MeasureOver::offset;
   c.require(p.plan->pools.empty() || !(is_by_token || p.key_bias.has_value()), Kind::unsupported,
             p.key_bias.has_value() ? "key_bias" : "over key or offset",
@@ -377,8 +377,8 @@ Shape measure_shape(const MeasureParams& p) {
     case MeasureOver::query_tile: return {batch, heads, seqlen_q, tiles_k};
     case MeasureOver::query_run: return {batch, heads, seqlen_q, most_runs(*p.plan, batch, static_cast<int>(heads))};
     case MeasureOver::query: return {batch, heads, seqlen_q};
-    case MeasureOver::key:
-    case MeasureOver::offset: return {batch, heads, seqlen_k};
+    case MeasureOver::key: return {batch, heads, seqlen_k};
+    case MeasureOver::offset: return {batch, heads, p.plan->seqlen_k};
   }
   fail(Error::Kind::value, "measure: over is ", static_cast<int>(p.over), ", takes a value of MeasureOver");
 }

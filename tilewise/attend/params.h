@@ -48,12 +48,15 @@ enum class MeasureOver : uint8_t {
 };
 
 /// Reduces s, the scaled logit after softcap (and key_bias; of a pooled key with ln(real tokens)), or exp(s - lse) where a lse is given, over the
-/// pairs that the plan allows. Queries and keys stand by token, tiles and runs by slot.
+/// pairs that the plan allows. Queries and keys stand by token, or by slot where in_slots says so; tiles and runs by slot.
 struct MeasureParams {
   TensorView q = {}, k = {};  // [B, Hq, Sq, D], [B, Hkv, Sk, D]
   Plan plan = {};
   TensorView lse = {};  // [B, Hq, Sq] f32: reduce exp(s - lse); absent: reduce s
   TensorView key_bias = {};  // [B, Hq, Sk] f32, added to s, or absent
+  /// As AttendParams: q, k, lse and key_bias are in the plan's slots, Sq and Sk count them, and so stand the queries and keys of what is written: padding has no
+  /// pair. Offsets are those of tokens, one for each of the plan's seqlen_k.
+  bool in_slots = false;
   MeasureOver over = MeasureOver::tile;
   int tile_q = 0, tile_k = 0;  // slots; 0: the tile of the plan's by_query
   std::optional<float> softmax_scale = {};

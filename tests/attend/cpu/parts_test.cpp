@@ -4,12 +4,14 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <numeric>
 
 #include "tests/attend/attend_testing.h"
 #include "tests/attend/cpu/cpu_testing.h"
+#include "tilewise/attend/check.h"
 #include "tilewise/attend/cpu/block.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/attend/cpu/measure.h"
@@ -264,6 +266,102 @@ TEST_P(EveryTarget, InSlotsGivesTheSameBits) {
     }
     if (HasFailure()) return;
   }
+}
+
+// The same of measure: q, k, lse and bias in slots, queries and keys of the result too. Padding holds NaN and has no pair.
+TEST_P(EveryTarget, MeasureInSlotsGivesTheSameBits) {
+  const ForcedTarget forced(GetParam());
+  Context context = cpu_context(2);
+  constexpr std::array kOvers{MeasureOver::tile,  MeasureOver::query_tile, MeasureOver::query_run,
+                              MeasureOver::query, MeasureOver::key,        MeasureOver::offset};
+  int padded = 0;
+  for (uint64_t seed = 1; seed <= 36; ++seed) {
+    Rng rng(seed);
+    const MeasureOver over = kOvers[seed % kOvers.size()];
+    ProblemOptions o = random_options(rng, true);
+    o.plan.has_order_q = chance(rng, 0.8);
+    o.plan.has_order_k = chance(rng, 0.8);
+    o.plan.is_by_key = false;
+    if (o.plan.mask == MaskKind::grid) o.plan.mask = MaskKind::spans;  // its lengths are tied
+    o.plan.heads_kv = o.plan.heads_q = static_cast<int>(uniform(rng, 1, 3));  // an order for each head of k
+    o.plan.groups = chance(rng, 0.5) ? 1 : o.plan.heads_q;
+    o.plan.seqlen_q = std::min<int64_t>(o.plan.seqlen_q, 140);
+    o.plan.seqlen_k = std::min<int64_t>(o.plan.seqlen_k, 140);
+    o.head_dim = std::min<int64_t>(o.head_dim, 64);
+    if (over == MeasureOver::key || over == MeasureOver::offset) o.plan.pools.clear();
+    ForwardProblem forward = make_problem(rng, o);
+    const PlanData& plan = *forward.plan.plan;
+    const MeasureParams sizes{.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over, .tile_k = 24};
+    const Shape by_token = measure_shape(sizes);
+    const MeasureProblem measurement = make_measure(rng, std::move(forward), over, by_token, 0, 24);
+    cpu::measure(measurement.params, context);
+
+    const auto in_slots = [&](const TensorView& tokens, const Order& order) {
+      const Tensor slots = prepare::to_slots(tokens, order, context);
+      const bool has_channels = tokens.rank() == 4;
+      const Tensor own(host_memory(), tokens.dtype(), slots.view.shape());
+      std::memcpy(own.view.raw(), slots.view.raw(), static_cast<size_t>(own.view.numel()) * size_of(tokens.dtype()));
+      for (int64_t b = 0; b < own.view.dim(0) && order.token.has_value(); ++b) {
+        for (int64_t h = 0; h < own.view.dim(1); ++h) {
+          for (int64_t s = 0; s < own.view.dim(2); ++s) {
+            if (order.token.at<int32_t>(order.token.dim(0) == 1 ? 0 : b, h * order.token.dim(1) / own.view.dim(1), s) >= 0) continue;
+            ++padded;
+            for (int64_t d = 0; d < (has_channels ? own.view.dim(3) : 1); ++d)
+              from_double(own.view, has_channels ? own.view.offset(b, h, s, d) : own.view.offset(b, h, s), std::numeric_limits<double>::quiet_NaN());
+          }
+        }
+      }
+      return converted(own.view, tokens.dtype(), o.layout);
+    };
+    MeasureParams params = measurement.params;
+    const HostTensor q = in_slots(params.q, plan.order_q), k = in_slots(params.k, plan.order_k);
+    HostTensor lse, bias;
+    if (params.lse.has_value()) lse = in_slots(params.lse, plan.order_q);
+    if (params.key_bias.has_value()) bias = in_slots(params.key_bias, plan.order_k);
+    params.in_slots = true;
+    params.q = q.view;
+    params.k = k.view;
+    if (params.lse.has_value()) params.lse = lse.view;
+    if (params.key_bias.has_value()) params.key_bias = bias.view;
+    const Shape by_slot = measure_shape(params);
+    const HostTensor sum(Dtype::f32, by_slot), max(Dtype::f32, by_slot), count(Dtype::f32, by_slot);
+    params.sum = sum.view, params.max = max.view, params.count = count.view;
+    const auto expect_same = [&](const char* whose) {
+      for (const auto& [name, got, tokens, nothing] : {std::tuple{"sum", &sum, &measurement.params.sum, 0.0},
+                                                       std::tuple{"max", &max, &measurement.params.max, -std::numeric_limits<double>::infinity()},
+                                                       std::tuple{"count", &count, &measurement.params.count, 0.0}}) {
+        if (!tokens->has_value()) continue;
+        const bool is_by_query = over == MeasureOver::query_tile || over == MeasureOver::query_run || over == MeasureOver::query;
+        const Order& order = is_by_query ? plan.order_q : plan.order_k;
+        if ((!is_by_query && over != MeasureOver::key) || !order.token.has_value()) {
+          EXPECT_EQ(values_of(got->view), values_of(*tokens)) << whose << ": " << name << ", seed " << seed << " " << describe(o);
+          continue;
+        }
+        const int64_t columns = by_slot.rank == 4 ? by_slot[3] : 1, slots = by_slot[2];
+        const auto at = [&](const TensorView& view, int64_t b, int64_t h, int64_t row, int64_t column) {
+          return to_double(view, view.rank() == 4 ? view.offset(b, h, row, column) : view.offset(b, h, row));
+        };
+        for (int64_t i = 0; i < by_slot[0] * by_slot[1] * slots; ++i) {
+          const int64_t s = i % slots, h = i / slots % by_slot[1], b = i / slots / by_slot[1];
+          const int64_t token = order.token.at<int32_t>(order.token.dim(0) == 1 ? 0 : b, h * order.token.dim(1) / by_slot[1], s);
+          for (int64_t column = 0; column < columns; ++column) {
+            ASSERT_EQ(at(got->view, b, h, s, column), token < 0 ? nothing : at(*tokens, b, h, token, column))
+                << whose << ": " << name << ", slot " << s << " token " << token << ", seed " << seed << " " << describe(o);
+          }
+        }
+      }
+    };
+    cpu::measure(params, context);
+    expect_same("cpu");
+    if (seed % 5 == 0 && GetParam() == Target::portable) {  // the definition agrees with itself on what in_slots means
+      Context serial;
+      reference::measure(measurement.params, serial);
+      reference::measure(params, serial);
+      expect_same("reference");
+    }
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(padded, 100);
 }
 
 TEST(CpuParts, InSlotsRefusesOtherLengths) {

@@ -51,6 +51,9 @@ struct Call {
   const KeySlots& keys;
   const TensorView& key_bias;  // in slots
   int tile_q, tile_k;
+
+  // Where the caller's tensors have the query of a lane, which holds `token`.
+  int64_t place(const QueryBlock& query, int64_t lane, int64_t token) const { return params.in_slots ? query.first + lane : token; }
 };
 
 // What one worker keeps between blocks.
@@ -83,7 +86,7 @@ struct LaneCells {
   void add_queries(int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) const {
     for (int i = 0; i < lanes; ++i) {
       const int64_t token = cut.token[static_cast<size_t>(int64_t{first} + i)];
-      if (token >= 0) add(token, cell, sum[i], max[i], count[i]);
+      if (token >= 0) add(call.place(query, int64_t{first} + i, token), cell, sum[i], max[i], count[i]);
     }
   }
 
@@ -137,7 +140,7 @@ struct OffsetCells {
 
   static void take(void* state, int first, int lanes, int32_t cell, const float* sum, const float* max, const float* count) {
     const OffsetCells& cells = *static_cast<const OffsetCells*>(state);
-    const int64_t shift = cells.call.sizes.seqlen_k - cells.call.sizes.seqlen_q - cells.keys.token(cell);
+    const int64_t shift = cells.call.plan.seqlen_k - cells.call.plan.seqlen_q - cells.keys.token(cell);
     for (int i = 0; i < lanes; ++i) {
       const int64_t offset = cells.cut.token[static_cast<size_t>(int64_t{first} + i)] + shift;
       if (count[i] == 0 || offset < 0) continue;
@@ -180,7 +183,7 @@ MeasureBlock prepare_block(const Call& call, const QueryBlock& query, int tile_k
       if (cut.token[i] < 0) {
         std::memset(rows + i * bytes, 0, bytes);
       } else {
-        std::memcpy(rows + i * bytes, row_at(params.q, query.b, query.head, cut.token[i]), bytes);
+        std::memcpy(rows + i * bytes, row_at(params.q, query.b, query.head, call.place(query, static_cast<int64_t>(i), cut.token[i])), bytes);
       }
     }
     block.q = rows;
@@ -200,7 +203,7 @@ MeasureBlock prepare_block(const Call& call, const QueryBlock& query, int tile_k
   if (params.lse.has_value()) {
     worker.lse.fill(0);
     for (size_t i = 0; i < static_cast<size_t>(query.lanes); ++i) {
-      if (cut.token[i] >= 0) worker.lse[i] = params.lse.at<float>(query.b, query.head, cut.token[i]);
+      if (cut.token[i] >= 0) worker.lse[i] = params.lse.at<float>(query.b, query.head, call.place(query, static_cast<int64_t>(i), cut.token[i]));
     }
     measure.lse = worker.lse.data();
   }
@@ -324,10 +327,10 @@ void measure_across(const Call& call, std::vector<Worker>& workers, Context& con
       }
     });
     const int64_t b = head / call.sizes.heads_q, h = head % call.sizes.heads_q;
-    // Keys were counted by slot, offsets as they are.
+    // Keys were counted by slot, offsets as they are. Padding that the caller has in its tensors was read by nobody.
     const plan::Axis& keys = call.cut.keys().of(b, static_cast<int>(h));
-    for (int64_t i = 0; i < (is_offset ? call.sizes.seqlen_k : keys.slots()); ++i) {
-      const int64_t cell = is_offset ? i : keys.token(i);
+    for (int64_t i = 0; i < (is_offset ? call.plan.seqlen_k : keys.slots()); ++i) {
+      const int64_t cell = is_offset || call.params.in_slots ? i : keys.token(i);
       if (cell < 0) continue;
       float sum = 0, max = -kInfinity, number = 0;
       for (int64_t part = 0; part < used; ++part) {
@@ -357,8 +360,8 @@ Ran measure(const MeasureParams& given, Context& context) {
   params.plan = with_by_query(given.plan, context);
   const Target target = machine::cpu::current_target();
   const Cut cut(*params.plan, sizes.heads_q);
-  const KeySlots keys = key_slots(*params.plan, cut.keys(), params.k, {}, false, context);
-  const bool is_bias_moved = params.key_bias.has_value() && params.plan->order_k.token.has_value();
+  const KeySlots keys = key_slots(*params.plan, cut.keys(), params.k, {}, params.in_slots, context);
+  const bool is_bias_moved = params.key_bias.has_value() && !params.in_slots && params.plan->order_k.token.has_value();
   const Tensor own_bias = is_bias_moved ? prepare::to_slots(params.key_bias, params.plan->order_k, context) : Tensor();
   const TensorView& key_bias = is_bias_moved ? own_bias.view : params.key_bias;
   const Call call{params, *params.plan, sizes, kTables[target], context, cut, keys, key_bias, measure_tile_q(params), measure_tile_k(params)};
