@@ -12,7 +12,7 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 # Kernels apart, since nvcc does not take the warnings that the C++ units are compiled with.
-add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/schedule.cu)
+add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/backward.cu tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/schedule.cu)
 target_include_directories(tilewise_sm90 PRIVATE "${PROJECT_SOURCE_DIR}")
 set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON)
 # CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
@@ -20,19 +20,22 @@ target_compile_options(tilewise_sm90 PRIVATE -std=c++20 --expt-relaxed-constexpr
 
 target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/machine/cuda/memory.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/backward.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/backward_steps.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/decode.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/device_plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/forward.cpp"
   $<TARGET_OBJECTS:tilewise_sm90>)
 target_include_directories(tilewise_core SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(tilewise_core PRIVATE CUDA::cudart_static)
-set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" TARGET_DIRECTORY tilewise_core
+set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" "${PROJECT_SOURCE_DIR}/tilewise/attend/prepare.cpp" TARGET_DIRECTORY tilewise_core
   PROPERTIES COMPILE_DEFINITIONS TILEWISE_WITH_CUDA)
 
 # What runs on the GPU machine, which has neither GoogleTest nor this tree's other tools (tools/gpu_check.py).
 add_executable(tilewise_sm90_test EXCLUDE_FROM_ALL tests/attend/sm90/forward_test.cpp)
 add_executable(tilewise_sm90_decode_test EXCLUDE_FROM_ALL tests/attend/sm90/decode_test.cpp)
-foreach(test tilewise_sm90_test tilewise_sm90_decode_test)
+add_executable(tilewise_sm90_backward_test EXCLUDE_FROM_ALL tests/attend/sm90/backward_test.cpp)
+foreach(test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test)
   target_link_libraries(${test} PRIVATE tilewise_core tilewise_flags CUDA::cudart_static)
   target_include_directories(${test} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(${test} PRIVATE -static-libgcc -static-libstdc++)

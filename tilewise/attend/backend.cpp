@@ -13,6 +13,7 @@
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/reference/measure.h"
 #ifdef TILEWISE_WITH_CUDA
+#include "tilewise/attend/sm90/backward.h"
 #include "tilewise/attend/sm90/decode.h"
 #include "tilewise/attend/sm90/forward.h"
 #endif
@@ -36,6 +37,8 @@ const std::array kBackends{
         .name = "sm90",
         .forward_refusal = &sm90::refusal,
         .forward = &sm90::forward,
+        .backward_refusal = &sm90::refusal,
+        .backward = &sm90::backward,
         .decode_refusal = &sm90::refusal,
         .decode = &sm90::decode,
     },

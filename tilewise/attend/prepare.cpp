@@ -7,6 +7,9 @@
 #include <utility>
 
 #include "tilewise/attend/schedule.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/attend/sm90/backward.h"
+#endif
 #include "tilewise/plan/complete.h"
 #include "tilewise/plan/pack.h"
 #include "tilewise/plan/rows.h"
@@ -104,6 +107,14 @@ Schedule attend_prepare(const Plan& plan, int heads_kv, Context& context) {
   auto schedule = std::make_shared<ScheduleData>();
   schedule->plan = plan;
   schedule->heads_kv = heads_kv;
+  if (context.device.type != Device::Type::cpu) {
+#ifdef TILEWISE_WITH_CUDA
+    schedule->on_device = attend::sm90::prepare_backward(plan, heads_kv, context);
+    return schedule;
+#else
+    fail(Error::Kind::unsupported, "attend_prepare: the context runs on ", context.device, ", which this build has no backend for; prepare on the CPU");
+#endif
+  }
   const TensorView& order = plan->order_k.token;
   schedule->heads = order.has_value() ? std::lcm(heads_kv, static_cast<int>(order.dim(1))) : heads_kv;
   const bool has_picked = has_picked_keys(*plan);

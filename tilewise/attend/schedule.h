@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "tilewise/attend/prepare.h"
@@ -26,6 +27,7 @@ struct ScheduleData {
   std::vector<LaneBlock> key_blocks;
   std::vector<LaneBlock> picked_blocks;  // queries that read picked keys
   std::vector<int64_t> first_key_block, first_picked_block;  // [B * heads + 1]
+  std::shared_ptr<const void> on_device;  // of a plan on a GPU, which has this alone: its backend's own
 };
 
 }  // namespace v0

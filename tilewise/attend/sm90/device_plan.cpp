@@ -85,5 +85,30 @@ Plan copy_to_device(const Plan& plan, Context& context) {
   return copy;
 }
 
+Plan copy_to_host(const Plan& plan, const Context& context) {
+  using namespace attend::sm90;
+  check(plan != nullptr, Error::Kind::value, "copy_to_host: the plan is null");
+  check(context.device.type == Device::Type::cuda, Error::Kind::device, "copy_to_host: the context runs on ", context.device,
+        "; set Context::device to the plan's GPU");
+  const machine::cuda::DeviceScope scope(context.device.index);
+  auto copy = std::make_shared<PlanData>(plan::share(plan));
+  copy->memory.clear();
+  copy->shared.clear();  // its arrays are its own
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  for (TensorView* view : arrays_of(*copy)) {
+    if (!view->has_value()) continue;
+    check(view->device() == context.device, Error::Kind::device, "copy_to_host: an array of the plan is on ", view->device(), ", the context runs on ",
+          context.device);
+    check(view->is_contiguous(), Error::Kind::shape, "copy_to_host: an array ", view->shape(), " of the plan is not contiguous; pack the plan");
+    Tensor tensor(host_memory(), view->dtype(), view->shape());
+    if (view->numel() > 0) {
+      machine::cuda::check_cuda(cudaMemcpyAsync(tensor.view.raw(), view->raw(), bytes_of(*view), cudaMemcpyDeviceToHost, stream), "copy_to_host");
+    }
+    *view = plan::keep(*copy, std::move(tensor));
+  }
+  machine::cuda::check_cuda(cudaStreamSynchronize(stream), "copy_to_host");
+  return copy;
+}
+
 }  // namespace v0
 }  // namespace tilewise

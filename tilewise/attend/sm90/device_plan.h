@@ -10,4 +10,7 @@ TILEWISE_BEGIN_PUBLIC
 /// that is not contiguous), memory, cuda.
 TILEWISE_API Plan copy_to_device(const Plan& plan, Context& context);
 
+/// The way back: a copy of a device plan in host memory. Waits for the stream. Errors: as copy_to_device, the other way round.
+TILEWISE_API Plan copy_to_host(const Plan& plan, const Context& context);
+
 TILEWISE_END_PUBLIC

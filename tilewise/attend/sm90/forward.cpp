@@ -2,10 +2,10 @@
 #include "tilewise/attend/sm90/forward.h"
 
 #include <algorithm>
-#include <sstream>
 
 #include "tilewise/attend/check.h"
 #include "tilewise/attend/sm90/plan_view.h"
+#include "tilewise/attend/sm90/operands.h"
 #include "tilewise/attend/sm90/schedule.h"
 #include "tilewise/attend/sm90/workspace.h"
 #include "tilewise/machine/cuda/check.h"
@@ -19,29 +19,6 @@ using machine::cuda::DeviceScope;
 using machine::sm90::Tensor16;
 
 constexpr int kMostChannels = 256;
-
-template <class... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
-}
-
-// What the copy engine can read and write.
-std::optional<std::string> refusal_of_operand(const char* name, const TensorView& view) {
-  if (view.device().type != Device::Type::cuda) return text(name, " is on ", view.device(), ", takes a GPU");
-  if (view.dtype() != Dtype::bf16 && view.dtype() != Dtype::f16) return text(name, " is ", view.dtype(), ", which is not built (has bf16, f16)");
-  if (view.dim(3) > kMostChannels) return text(name, " has ", view.dim(3), " channels, above ", kMostChannels);
-  if (view.numel() == 0) return std::nullopt;
-  if (reinterpret_cast<uintptr_t>(view.raw()) % 16 != 0) return text(name, " lies at an address that is not a multiple of 16 bytes; copy it");
-  for (int axis = 0; axis < 3; ++axis) {
-    if (view.dim(axis) <= 1) continue;
-    if (view.stride(axis) % 8 != 0 || view.stride(axis) <= 0) {
-      return text(name, " has stride ", view.stride(axis), " in axis ", axis, ", takes a multiple of 8 above 0; copy it with D padded");
-    }
-  }
-  return std::nullopt;
-}
 
 std::optional<std::string> refusal_of_plan(const PlanData& plan) {
   if (!plan.pools.empty()) return "pooled keys are not built";
@@ -62,21 +39,6 @@ std::optional<std::string> refusal_of_plan(const PlanData& plan) {
     if (grid.size() > GeneralArgs::kAxes) return text("the mask has a grid of ", grid.size(), " axes, above ", GeneralArgs::kAxes);
   }
   return std::nullopt;
-}
-
-Tensor16 tensor16(const TensorView& view) {
-  Tensor16 tensor;
-  if (!view.has_value()) return tensor;
-  tensor.data = view.raw();
-  tensor.is_bf16 = view.dtype() == Dtype::bf16;
-  tensor.batch = static_cast<int>(view.dim(0));
-  tensor.heads = static_cast<int>(view.dim(1));
-  tensor.seqlen = static_cast<int>(view.dim(2));
-  tensor.head_dim = static_cast<int>(view.dim(3));
-  tensor.stride_batch = view.stride(0);
-  tensor.stride_head = view.stride(1);
-  tensor.stride_token = view.stride(2);
-  return tensor;
 }
 
 OrderView order_view(const Order& order) {
@@ -168,7 +130,7 @@ std::optional<std::string> refusal(const AttendParams& params) {
   };
   for (const Named& operand : {Named{"q", params.q}, Named{"k", params.k}, Named{"v", params.v}, Named{"out", params.out}}) {
     if (!operand.view.has_value()) continue;
-    if (auto reason = refusal_of_operand(operand.name, operand.view)) return reason;
+    if (auto reason = refusal_of_operand(operand.name, operand.view, kMostChannels)) return reason;
   }
   if (params.in_slots) return "in_slots is not built; give q, k and v in token order";
   if (auto reason = refusal_of_plan(*params.plan)) return reason;

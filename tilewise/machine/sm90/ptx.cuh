@@ -7,6 +7,9 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#ifdef TILEWISE_WATCHDOG
+#include <cstdio>
+#endif
 
 namespace tilewise::machine::sm90 {
 
@@ -49,15 +52,34 @@ __device__ inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
                : "memory");
   return is_done != 0;
 }
-__device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
-  while (!mbarrier_try_wait(barrier, parity)) {
+/// In a build with TILEWISE_WATCHDOG a wait of some seconds ends the launch with an error: to find out who waits for whom.
+class Watchdog {
+ public:
+#ifdef TILEWISE_WATCHDOG
+  __device__ void look() const {
+    if (clock64() - start_ > (1LL << 32)) {
+      printf("watchdog: block %d thread %d\n", static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x));
+      asm volatile("trap;");
+    }
   }
+
+ private:
+  long long start_ = clock64();
+#else
+  __device__ void look() const {}
+#endif
+};
+__device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+  const Watchdog watchdog;
+  while (!mbarrier_try_wait(barrier, parity)) watchdog.look();
 }
 
 // ---- fences ----
 
 /// Makes mbarrier.init visible to the copy engine.
 __device__ inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+/// Orders what a thread did itself and what it had the copy engine do, in any memory.
+__device__ inline void fence_proxy_async_all() { asm volatile("fence.proxy.async;" ::: "memory"); }
 /// Ordinary shared-memory writes before it are seen by the copy engine and the matrix units after it.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -97,11 +119,40 @@ __device__ inline void cp_async_bulk_tensor_store(const CUtensorMap* map, Coordi
                "r"(smem_address(smem)), "r"(at.c0), "r"(at.c1), "r"(at.c2), "r"(at.c3), "r"(at.c4)
                : "memory");
 }
+/// `bytes` neighbouring bytes, a multiple of 16, into shared memory; `smem` and `barrier` as smem_address() gives them.
+__device__ inline void cp_async_bulk_load(uint32_t smem, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+__device__ inline void cp_async_bulk_store(void* to, const void* smem, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(smem_address(smem)), "r"(bytes) : "memory");
+}
+/// Adds f32 numbers of shared memory to those of device memory.
+__device__ inline void cp_reduce_async_bulk_add(float* to, const float* smem, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(smem_address(smem)), "r"(bytes) : "memory");
+}
 __device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /// At most kPending groups of this thread still read shared memory.
 template <int kPending>
 __device__ inline void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+/// At most kPending groups of this thread are unfinished; what the others wrote is seen.
+template <int kPending>
+__device__ inline void cp_async_bulk_wait_group() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// ---- a word of device memory that thread blocks wait for ----
+
+__device__ inline int32_t ld_acquire(const int32_t* word) {
+  int32_t value;
+  asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+__device__ inline void st_release(int32_t* word, int32_t value) {
+  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
 // ---- small asynchronous copies ----
@@ -163,6 +214,12 @@ __device__ inline void mma_m16n8k16<f16>(float (&d)[4], const uint32_t (&a)[4], 
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- vectors ----
+
+__device__ inline void st_shared_v4(uint32_t address, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
 
 // ---- arithmetic ----

@@ -87,6 +87,13 @@ struct Wgmma<64, bf16> {
                  : TILEWISE_WGMMA_N64_OPERANDS
                  : "l"(a), "l"(b), "r"(int{accumulate}));
   }
+  /// Rows of both run along K.
+  __device__ static void ss_transposed(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" TILEWISE_WGMMA_N64_D "}, %32, %33, accumulate, 1, 1, 1, 1;\n}"
+                 : TILEWISE_WGMMA_N64_OPERANDS
+                 : "l"(a), "l"(b), "r"(int{accumulate}));
+  }
   template <bool kTransposeB>
   __device__ static void rs(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %37, 0;\n"
@@ -101,6 +108,13 @@ struct Wgmma<64, f16> {
   __device__ static void ss(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
     asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" TILEWISE_WGMMA_N64_D "}, %32, %33, accumulate, 1, 1, 0, 0;\n}"
+                 : TILEWISE_WGMMA_N64_OPERANDS
+                 : "l"(a), "l"(b), "r"(int{accumulate}));
+  }
+  /// Rows of both run along K.
+  __device__ static void ss_transposed(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" TILEWISE_WGMMA_N64_D "}, %32, %33, accumulate, 1, 1, 1, 1;\n}"
                  : TILEWISE_WGMMA_N64_OPERANDS
                  : "l"(a), "l"(b), "r"(int{accumulate}));
   }

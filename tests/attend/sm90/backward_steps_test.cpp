@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/sm90/backward_steps.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "tests/attend/random_plan.h"
+#include "tests/attend/test_tensor.h"
+
+namespace tilewise::attend::sm90 {
+namespace {
+
+using testing::chance;
+using testing::MaskKind;
+using testing::PlanOptions;
+using testing::RandomPlan;
+using testing::Rng;
+using testing::uniform;
+
+PlanOptions random_options(Rng& rng) {
+  PlanOptions o;
+  const auto one_of = [&rng](std::initializer_list<int64_t> values) {
+    return *(values.begin() + uniform(rng, 0, static_cast<int64_t>(values.size()) - 1));
+  };
+  o.tile = static_cast<int>(one_of({16, 40, 64, 128, 192, 256}));
+  o.batch = one_of({1, 1, 2});
+  o.heads_kv = static_cast<int>(one_of({1, 2}));
+  o.heads_q = o.heads_kv * static_cast<int>(one_of({1, 2, 4}));
+  o.seqlen_q = chance(rng, 0.3) ? 64 * uniform(rng, 1, 4) + uniform(rng, -1, 1) : uniform(rng, 1, 400);
+  o.seqlen_k = chance(rng, 0.3) ? 128 * uniform(rng, 1, 3) + uniform(rng, -1, 1) : uniform(rng, 1, 400);
+  o.mask = static_cast<MaskKind>(uniform(rng, 0, 6));
+  if (o.mask == MaskKind::grid) o.seqlen_k = o.seqlen_q;
+  o.groups = static_cast<int>(one_of({1, o.heads_kv, o.heads_q}));
+  o.has_batched_lists = chance(rng, 0.5);
+  o.density = chance(rng, 0.2) ? 1 : 0.05 + 0.9 * std::uniform_real_distribution<double>(0, 1)(rng);
+  o.longest_run = static_cast<int>(one_of({1, 20, 128, 600}));
+  o.has_stop = chance(rng, 0.8);
+  o.grain = static_cast<int>(one_of({1, 8, 64, 128}));
+  o.has_picked = chance(rng, 0.3);
+  o.has_rows = chance(rng, 0.3);
+  o.has_edges = chance(rng, 0.3);
+  o.has_shared = chance(rng, 0.3);
+  o.is_spaced = chance(rng, 0.3);
+  return o;
+}
+
+// Every pair of the plan, once, and no other; ranks of a query tile 0, 1, 2, .. in the order of some run of the thread blocks that never waits in a circle.
+void expect_steps(const RandomPlan& random, const PlanOptions& o, const BackwardSteps& made, int thread_blocks) {
+  const int group = o.heads_q / o.heads_kv, words = made.tile_q / 64;
+  const int64_t key_tiles = (o.seqlen_k + kKeyTile - 1) / kKeyTile;
+  std::vector<uint8_t> pairs(random.pairs.size(), 0);
+  std::set<std::array<int32_t, 3>> items;
+  std::map<std::array<int64_t, 3>, std::set<uint32_t>> ranks;
+  ASSERT_EQ(made.first_item.size(), static_cast<size_t>(thread_blocks) + 1);
+  ASSERT_EQ(made.first_item.back(), static_cast<int32_t>(made.items.size()));
+  int64_t next_step = 0;
+  for (const BackwardItem& item : made.items) {
+    EXPECT_TRUE(items.insert({item.batch, item.head_kv, item.key_tile}).second) << "an item twice";
+    EXPECT_EQ(item.first_step, next_step);
+    next_step += item.steps;
+    std::array<uint64_t, 2> live{};
+    uint32_t member = 0;
+    for (int64_t at = item.first_step; at < next_step; ++at) {
+      const BackwardStep step = BackwardStep::unpack(made.steps[static_cast<size_t>(at)]);
+      ASSERT_EQ(step.pack(), made.steps[static_cast<size_t>(at)]);
+      EXPECT_GE(step.member, member) << "the heads of a group follow one another";
+      member = step.member;
+      const int64_t head = item.head_kv * group + step.member;
+      EXPECT_TRUE((ranks[{item.batch, head, step.tile}].insert(step.rank).second));
+      bool is_any = false;
+      for (int64_t i = 0; i < made.tile_q && step.tile * made.tile_q + i < o.seqlen_q; ++i) {
+        for (int64_t j = 0; j < kKeyTile; ++j) {
+          const size_t word = (static_cast<size_t>(step.pattern) * kKeyTile + static_cast<size_t>(j)) * static_cast<size_t>(words) + static_cast<size_t>(i / 64);
+          if (step.pattern != BackwardStep::kEvery && (made.patterns[word] >> (i % 64) & 1) == 0) continue;
+          const int64_t query = step.tile * made.tile_q + i, key = item.key_tile * kKeyTile + j;
+          ASSERT_LT(key, o.seqlen_k) << "a key past the end";
+          uint8_t& pair = pairs[static_cast<size_t>(((item.batch * o.heads_q + head) * o.seqlen_q + query) * random.slots + key)];
+          EXPECT_EQ(pair, 0) << "a pair twice";
+          pair = 1;
+          live[static_cast<size_t>(j / 64)] |= uint64_t{1} << (j % 64);
+          is_any = true;
+        }
+      }
+      EXPECT_TRUE(is_any) << "a step without a pair";
+    }
+    for (int64_t key = std::max<int64_t>(0, o.seqlen_k - item.key_tile * kKeyTile); key < kKeyTile; ++key) live[static_cast<size_t>(key / 64)] |= uint64_t{1} << (key % 64);
+    EXPECT_EQ(live[0], item.live[0]);
+    EXPECT_EQ(live[1], item.live[1]);
+  }
+  EXPECT_EQ(items.size(), static_cast<size_t>(o.batch * o.heads_kv * key_tiles));
+  EXPECT_EQ(pairs, random.pairs);
+  for (const auto& [tile, of_tile] : ranks) {
+    EXPECT_EQ(*of_tile.begin(), 0u);
+    EXPECT_EQ(*of_tile.rbegin(), of_tile.size() - 1);
+  }
+}
+
+// Runs thread blocks that wait for their turn at each query tile, the next to move chosen at random; false: all wait.
+bool runs_through(const BackwardSteps& made, const PlanOptions& o, int thread_blocks, Rng& rng) {
+  const int64_t q_tiles = (o.seqlen_q + made.tile_q - 1) / made.tile_q;
+  const int group = o.heads_q / o.heads_kv;
+  std::vector<uint32_t> turn(static_cast<size_t>(o.batch * o.heads_q * q_tiles), 0);
+  struct Block {
+    int32_t item, last, at = 0;
+  };
+  std::vector<Block> blocks;
+  for (int i = 0; i < thread_blocks; ++i) blocks.push_back({made.first_item[static_cast<size_t>(i)], made.first_item[static_cast<size_t>(i) + 1]});
+  while (!blocks.empty()) {
+    const auto start = static_cast<size_t>(uniform(rng, 0, static_cast<int64_t>(blocks.size()) - 1));
+    bool has_moved = false;
+    for (size_t i = 0; i < blocks.size() && !has_moved; ++i) {
+      Block& block = blocks[(start + i) % blocks.size()];
+      if (block.item == block.last) {
+        blocks.erase(blocks.begin() + static_cast<int64_t>((start + i) % blocks.size()));
+        has_moved = true;
+        continue;
+      }
+      const BackwardItem& item = made.items[static_cast<size_t>(block.item)];
+      if (block.at == item.steps) {
+        ++block.item;
+        block.at = 0;
+        has_moved = true;
+        continue;
+      }
+      const BackwardStep step = BackwardStep::unpack(made.steps[static_cast<size_t>(item.first_step + block.at)]);
+      uint32_t& now = turn[static_cast<size_t>((item.batch * int64_t{o.heads_q} + item.head_kv * group + step.member) * q_tiles + step.tile)];
+      if (now != step.rank) continue;
+      ++now;
+      ++block.at;
+      has_moved = true;
+    }
+    if (!has_moved) return false;
+  }
+  return true;
+}
+
+TEST(BackwardSteps, EveryPairOnceAndNoCircle) {
+  for (uint64_t seed = 1; seed <= 150; ++seed) {
+    Rng rng(seed);
+    const PlanOptions o = random_options(rng);
+    const RandomPlan random = testing::random_plan(rng, o);
+    const int tile_q = chance(rng, 0.5) ? 64 : 128, thread_blocks = static_cast<int>(uniform(rng, 1, 9));
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const BackwardSteps made = make_backward_steps(*random.plan, o.heads_kv, tile_q, thread_blocks, Context());
+    expect_steps(random, o, made, thread_blocks);
+    EXPECT_TRUE(runs_through(made, o, thread_blocks, rng)) << "thread blocks wait in a circle";
+    if (HasFailure()) return;
+  }
+}
+
+// A dense plan of 128-query rows: items that run at once meet different query tiles at any time, so nobody waits; and no tile needs a pattern.
+TEST(BackwardSteps, DenseItemsDoNotMeet) {
+  auto plan = std::make_shared<PlanData>();
+  plan->seqlen_q = plan->seqlen_k = 2048;
+  plan->heads_q = 2;
+  plan->mask = Mask::full();
+  plan->by_query.whole.begin = testing::plan_array<int64_t>(*plan, {1, 1, 16}, std::vector<int64_t>(16, 0));
+  plan->by_query.whole.count = testing::plan_array<int32_t>(*plan, {1, 1, 16}, std::vector<int32_t>(16, 1));
+  plan->by_query.whole.start = testing::plan_array<int32_t>(*plan, {1}, std::vector<int32_t>{0});
+  plan->by_query.whole.stop = testing::plan_array<int32_t>(*plan, {1}, std::vector<int32_t>{2048});
+  const BackwardSteps made = make_backward_steps(*plan, 1, 64, 16, Context());
+  EXPECT_TRUE(made.patterns.empty());
+  ASSERT_EQ(made.items.size(), 16u);
+  for (int64_t time = 0; time < 64; ++time) {
+    std::set<std::pair<uint32_t, uint32_t>> tiles;
+    for (const BackwardItem& item : made.items) {
+      ASSERT_EQ(item.steps, 64);
+      const BackwardStep step = BackwardStep::unpack(made.steps[static_cast<size_t>(item.first_step + time)]);
+      EXPECT_TRUE(tiles.insert({step.member, step.tile}).second) << "at step " << time;
+    }
+  }
+}
+
+TEST(BackwardSteps, TooMuchForTheFieldsIsRefused) {
+  PlanOptions o{.seqlen_q = 16, .seqlen_k = 16, .heads_q = 128, .heads_kv = 1, .tile = 16, .mask = MaskKind::full};
+  Rng rng(1);
+  const RandomPlan random = testing::random_plan(rng, o);
+  EXPECT_THROW(make_backward_steps(*random.plan, 1, 64, 4, Context()), Error);
+}
+
+}  // namespace
+}  // namespace tilewise::attend::sm90
