@@ -112,7 +112,8 @@ Schedule attend_prepare(const Plan& plan, int heads_kv, Context& context) {
     schedule->on_device = attend::sm90::prepare_backward(plan, heads_kv, context);
     return schedule;
 #else
-    fail(Error::Kind::unsupported, "attend_prepare: the context runs on ", context.device, ", which this build has no backend for; prepare on the CPU");
+    fail(Error::Kind::unsupported, "attend_prepare: the context runs on ", context.device,
+         ", which this build has no backend for; prepare on the CPU");
 #endif
   }
   const TensorView& order = plan->order_k.token;

@@ -178,6 +178,15 @@ class Bench:
             self.rows.append(row)
             if self.is_loud: print(f"{title:28s} {name:22s} {row['tflops']:7.1f} TFLOP/s  {median:8.4f} ms   burst {row['burst_tflops']:7.1f}", flush=True)
 
+    def write(self, path, commit):
+        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
+        result = {"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,
+                  "cudnn": torch.backends.cudnn.version(), "commit": commit, "date": datetime.date.today().isoformat(),
+                  "protocol": f"sustained: turns of 100 ms, {self.rounds} rounds after one soak round, median; burst: median of 11 single calls after a pause; B=1, inputs N(0,1)",
+                  "rows": self.rows}
+        with open(path, "w") as out:
+            out.write(json.dumps(result, indent=1) + "\n")
+
 
 def error(a, b):
     a, b = a.double(), b.double()
@@ -292,14 +301,7 @@ def main():
         if "d64" in wanted: dense(bench, n, ["plan"], head_dim=64)
         if "d256" in wanted: dense(bench, n, ["plan"], head_dim=256, heads=(16, 4))
         if "general" in wanted: dense(bench, n, ["plan", "general"])
-    if options.out:
-        driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
-        result = {"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,
-                  "cudnn": torch.backends.cudnn.version(), "commit": options.commit, "date": datetime.date.today().isoformat(),
-                  "protocol": f"sustained: turns of 100 ms, {options.rounds} rounds after one soak round, median; burst: median of 11 single calls after a pause; B=1, inputs N(0,1)",
-                   "rows": bench.rows}
-        with open(options.out, "w") as out:
-            out.write(json.dumps(result, indent=1) + "\n")
+    if options.out: bench.write(options.out, options.commit)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
       bool is_any = false;
       for (int64_t i = 0; i < made.tile_q && step.tile * made.tile_q + i < o.seqlen_q; ++i) {
         for (int64_t j = 0; j < kKeyTile; ++j) {
-          const size_t word = (static_cast<size_t>(step.pattern) * kKeyTile + static_cast<size_t>(j)) * static_cast<size_t>(words) + static_cast<size_t>(i / 64);
+          const size_t word =
+              (static_cast<size_t>(step.pattern) * kKeyTile + static_cast<size_t>(j)) * static_cast<size_t>(words) + static_cast<size_t>(i / 64);
           if (step.pattern != BackwardStep::kEvery && (made.patterns[word] >> (i % 64) & 1) == 0) continue;
           const int64_t query = step.tile * made.tile_q + i, key = item.key_tile * kKeyTile + j;
           ASSERT_LT(key, o.seqlen_k) << "a key past the end";
@@ -87,7 +88,8 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
       }
       EXPECT_TRUE(is_any) << "a step without a pair";
     }
-    for (int64_t key = std::max<int64_t>(0, o.seqlen_k - item.key_tile * kKeyTile); key < kKeyTile; ++key) live[static_cast<size_t>(key / 64)] |= uint64_t{1} << (key % 64);
+    for (int64_t key = std::max<int64_t>(0, o.seqlen_k - item.key_tile * kKeyTile); key < kKeyTile; ++key)
+      live[static_cast<size_t>(key / 64)] |= uint64_t{1} << (key % 64);
     EXPECT_EQ(live[0], item.live[0]);
     EXPECT_EQ(live[1], item.live[1]);
   }

@@ -159,8 +159,18 @@ struct OnDevice {
   AttendBackwardParams params;
 
   OnDevice(const Problem& p, Context& context)
-      : q(p.q.view), k(p.k.view), v(p.v.view), out(p.out.view), lse(p.lse.view), sink(p.sink.view), dout(p.dout.view), dlse(p.dlse.view),
-        dq(p.dq.view), dk(p.dk.view), dv(p.dv.view), dsink(p.dsink.view) {
+      : q(p.q.view),
+        k(p.k.view),
+        v(p.v.view),
+        out(p.out.view),
+        lse(p.lse.view),
+        sink(p.sink.view),
+        dout(p.dout.view),
+        dlse(p.dlse.view),
+        dq(p.dq.view),
+        dk(p.dk.view),
+        dv(p.dv.view),
+        dsink(p.dsink.view) {
     params = p.params();
     AttendParams& f = params.forward;
     const auto place = [](const DeviceTensor& tensor, TensorView& view, bool has_values) {
@@ -242,7 +252,8 @@ void run_case(uint64_t seed, int repeats, bool is_small) {
       if (!device.gradients()[i]->values(found[i])) return report("memory outside of the gradients was written", note);
     }
   }
-  const auto compare = [&](const char* name, const std::vector<double>& got, const std::vector<double>& want, const std::vector<double>& plain, Dtype dtype) {
+  const auto compare = [&](const char* name, const std::vector<double>& got, const std::vector<double>& want, const std::vector<double>& plain,
+                           Dtype dtype) {
     const double error = largest_difference(got, want), bound = bound_of(plain, want, dtype);
     char text[200];
     std::snprintf(text, sizeof text, "%s is off by %.3e, bound %.3e", name, error, bound);
@@ -359,9 +370,8 @@ void streams() {
 int main(int argc, char** argv) {
   using namespace tilewise::attend::testing;
   const TestOptions options(argc, argv);
-  options.stage("cases", [&] {
-    for_each_seed(options.cases, options.seed, [&](uint64_t seed) { run_case(seed, options.repeats, options.is_small); });
-  });
+  options.stage("cases",
+                [&] { for_each_seed(options.cases, options.seed, [&](uint64_t seed) { run_case(seed, options.repeats, options.is_small); }); });
   options.stage("errors", errors);
   options.stage("graphs", graphs);
   options.stage("streams", streams);

@@ -80,8 +80,16 @@ cudaError_t run(const BackwardInput& input, void* workspace, cudaStream_t stream
   if (tiles > INT32_MAX) return cudaErrorInvalidValue;
   cudaError_t error = cudaSuccess;
   if (tiles > 0) {
-    const FactsArgs<T> first = {rows<const T>(input.out), rows<const T>(input.dout), rows(input.lse, input.lse_strides),
-                                rows(input.dlse, input.dlse_strides), facts, args.turn, input.q.heads, input.q.seqlen, args.q_tiles, kTileQ};
+    const FactsArgs<T> first = {rows<const T>(input.out),
+                                rows<const T>(input.dout),
+                                rows(input.lse, input.lse_strides),
+                                rows(input.dlse, input.dlse_strides),
+                                facts,
+                                args.turn,
+                                input.q.heads,
+                                input.q.seqlen,
+                                args.q_tiles,
+                                kTileQ};
     error = launch(attend_sm90_backward_facts_kernel<T>, static_cast<unsigned>(tiles), 256, first, stream);
   }
   if (error == cudaSuccess && input.thread_blocks > 0) {

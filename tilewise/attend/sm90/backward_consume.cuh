@@ -64,8 +64,8 @@ __device__ void apply_pattern(float (&scores)[C::kTileQ / 2], const uint64_t* pa
 
 /// P from scores, packed as the A operand; with softcap also P times the slope of the cap.
 template <class C>
-__device__ void probabilities(const BackwardArgs& args, const float (&scores)[C::kTileQ / 2], const float* row_facts, uint32_t (&p)[C::kTileQ / 16][4],
-                              uint32_t (&sloped)[C::kHasSoftcap ? C::kTileQ / 16 : 1][4]) {
+__device__ void probabilities(const BackwardArgs& args, const float (&scores)[C::kTileQ / 2], const float* row_facts,
+                              uint32_t (&p)[C::kTileQ / 16][4], uint32_t (&sloped)[C::kHasSoftcap ? C::kTileQ / 16 : 1][4]) {
   const float4* const facts = reinterpret_cast<const float4*>(row_facts) + thread_index_again() % 4;
 #pragma unroll
   for (int j = 0; j < C::kTileQ / 8; ++j) {
@@ -129,8 +129,8 @@ __device__ void clear_dead_keys(BackwardShared<C>& shared, const ItemInfo& item,
 
 /// A gradient of the warp's 16 keys, through the rows of V that they have in shared memory.
 template <class C>
-__device__ void store_gradient(const CUtensorMap* map, bool is_flat, uint8_t (&stage)[C::kBlocks][C::kKeyBlockBytes], const float (&acc)[C::kHeadDim / 2],
-                               float scale, const ItemInfo& item, int first_key) {
+__device__ void store_gradient(const CUtensorMap* map, bool is_flat, uint8_t (&stage)[C::kBlocks][C::kKeyBlockBytes],
+                               const float (&acc)[C::kHeadDim / 2], float scale, const ItemInfo& item, int first_key) {
   using T = typename C::Element;
   const int lane = lane_of_warp(), r = lane % 16;
   if (lane == 0) cp_async_bulk_wait_group_read<0>();
@@ -189,7 +189,7 @@ __device__ void consume_keys(const BackwardArgs& args, BackwardShared<C>& shared
   RingPlace<C::kStages> place;
   uint32_t steps = 0;  // so far: the places in the rings of dS and dq
   // From scores to dS, in `weights` and in shared memory. `meanwhile` runs while dP and dV are in flight.
-  const auto weigh = [&](float (&scores)[C::kTileQ / 2], uint32_t (&weights)[C::kTileQ / 16][4], const auto& meanwhile) {
+  const auto weigh = [&](float(&scores)[C::kTileQ / 2], uint32_t(&weights)[C::kTileQ / 16][4], const auto& meanwhile) {
     const int pattern = shared.pattern[place.stage];
     if constexpr (C::kHasSoftcap) cap(scores, 1, args.inner_scale);
     if (pattern >= 0) apply_pattern<C>(scores, args.patterns, pattern, first_key());

@@ -25,7 +25,8 @@ struct BackwardStep {
   uint32_t pattern;
 
   constexpr uint64_t pack() const {
-    return tile | uint64_t{rank} << kTileBits | uint64_t{member} << (kTileBits + kRankBits) | uint64_t{pattern} << (kTileBits + kRankBits + kMemberBits);
+    return tile | uint64_t{rank} << kTileBits | uint64_t{member} << (kTileBits + kRankBits) |
+           uint64_t{pattern} << (kTileBits + kRankBits + kMemberBits);
   }
   static constexpr BackwardStep unpack(uint64_t bits) {
     const auto field = [&bits](int width) {

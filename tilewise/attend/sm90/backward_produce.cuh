@@ -34,7 +34,7 @@ __device__ inline int tile_number(const BackwardArgs& args, const ItemInfo& item
 /// Of an item without steps only the places pass from hand to hand: its gradients go out through them.
 template <class C>
 __device__ void load_keys(const BackwardArgs& args, BackwardShared<C>& shared, const ItemInfo& item, uint32_t round) {
-  const auto load = [&](Ring<1>& ring, const CUtensorMap* map, bool is_flat, uint8_t (&rows)[C::kBlocks][C::kKeyBlockBytes]) {
+  const auto load = [&](Ring<1>& ring, const CUtensorMap* map, bool is_flat, uint8_t(&rows)[C::kBlocks][C::kKeyBlockBytes]) {
     mbarrier_wait(&ring.empty[0], round ^ 1);
     mbarrier_arrive_expect_tx(&ring.full[0], item.steps > 0 ? sizeof(rows) : 0);
     if (item.steps == 0) return;

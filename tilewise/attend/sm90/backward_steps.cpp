@@ -58,8 +58,7 @@ class Patterns {
 // The pairs of one query tile while they are gathered.
 class TileRow {
  public:
-  TileRow(const PlanData& plan, int tile_q, int64_t key_tiles)
-      : plan_(plan), words_(tile_q / 64), place_(static_cast<size_t>(key_tiles), -1) {}
+  TileRow(const PlanData& plan, int tile_q, int64_t key_tiles) : plan_(plan), words_(tile_q / 64), place_(static_cast<size_t>(key_tiles), -1) {}
 
   void start(int64_t first, int64_t last) {
     for (const Part& part : parts_) place_[static_cast<size_t>(part.key_tile)] = -1;
@@ -326,7 +325,8 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
         walk.index = 0;
         const auto beside = static_cast<uint32_t>(walk.item.key_tile * q_tiles / key_tiles);
         walk.begin = static_cast<int32_t>(
-            std::lower_bound(walk.meetings, walk.meetings + walk.count, beside, [](const Meeting& m, uint32_t at) { return m.tile < at; }) - walk.meetings);
+            std::lower_bound(walk.meetings, walk.meetings + walk.count, beside, [](const Meeting& m, uint32_t at) { return m.tile < at; }) -
+            walk.meetings);
       }
       const int32_t at = walk.begin + walk.index < walk.count ? walk.begin + walk.index : walk.begin + walk.index - walk.count;
       const Meeting& meeting = walk.meetings[at];

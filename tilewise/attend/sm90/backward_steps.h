@@ -17,7 +17,7 @@ struct BackwardSteps {
   int tile_q = 0;
   std::vector<BackwardItem> items;
   std::vector<int32_t> first_item;
-  std::vector<uint64_t> steps;     // packed
+  std::vector<uint64_t> steps;  // packed
   std::vector<uint64_t> patterns;  // [.][kKeyTile][tile_q / 64]: bit of a query at the key that it reads
 };
 

@@ -97,8 +97,8 @@ Plan copy_to_host(const Plan& plan, const Context& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
   for (TensorView* view : arrays_of(*copy)) {
     if (!view->has_value()) continue;
-    check(view->device() == context.device, Error::Kind::device, "copy_to_host: an array of the plan is on ", view->device(), ", the context runs on ",
-          context.device);
+    check(view->device() == context.device, Error::Kind::device, "copy_to_host: an array of the plan is on ", view->device(),
+          ", the context runs on ", context.device);
     check(view->is_contiguous(), Error::Kind::shape, "copy_to_host: an array ", view->shape(), " of the plan is not contiguous; pack the plan");
     Tensor tensor(host_memory(), view->dtype(), view->shape());
     if (view->numel() > 0) {

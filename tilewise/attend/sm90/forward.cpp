@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "tilewise/attend/check.h"
-#include "tilewise/attend/sm90/plan_view.h"
 #include "tilewise/attend/sm90/operands.h"
+#include "tilewise/attend/sm90/plan_view.h"
 #include "tilewise/attend/sm90/schedule.h"
 #include "tilewise/attend/sm90/workspace.h"
 #include "tilewise/machine/cuda/check.h"

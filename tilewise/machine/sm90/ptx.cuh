@@ -7,9 +7,6 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
-#ifdef TILEWISE_WATCHDOG
-#include <cstdio>
-#endif
 
 namespace tilewise::machine::sm90 {
 
@@ -52,19 +49,21 @@ __device__ inline bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
                : "memory");
   return is_done != 0;
 }
-/// In a build with TILEWISE_WATCHDOG a wait of some seconds ends the launch with an error: to find out who waits for whom.
+/// In a build with TILEWISE_WATCHDOG a wait of some seconds ends the launch with an error instead of hanging the device.
 class Watchdog {
  public:
 #ifdef TILEWISE_WATCHDOG
   __device__ void look() const {
-    if (clock64() - start_ > (1LL << 32)) {
-      printf("watchdog: block %d thread %d\n", static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x));
-      asm volatile("trap;");
-    }
+    if (clock() - start_ > uint64_t{1} << 32) asm volatile("trap;");
   }
 
  private:
-  long long start_ = clock64();
+  __device__ static uint64_t clock() {
+    uint64_t clocks;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(clocks));
+    return clocks;
+  }
+  uint64_t start_ = clock();
 #else
   __device__ void look() const {}
 #endif
@@ -121,7 +120,8 @@ __device__ inline void cp_async_bulk_tensor_store(const CUtensorMap* map, Coordi
 }
 /// `bytes` neighbouring bytes, a multiple of 16, into shared memory; `smem` and `barrier` as smem_address() gives them.
 __device__ inline void cp_async_bulk_load(uint32_t smem, const void* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(from), "r"(bytes), "r"(barrier)
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem), "l"(from), "r"(bytes),
+               "r"(barrier)
                : "memory");
 }
 __device__ inline void cp_async_bulk_store(void* to, const void* smem, uint32_t bytes) {
@@ -129,7 +129,8 @@ __device__ inline void cp_async_bulk_store(void* to, const void* smem, uint32_t 
 }
 /// Adds f32 numbers of shared memory to those of device memory.
 __device__ inline void cp_reduce_async_bulk_add(float* to, const float* smem, uint32_t bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(smem_address(smem)), "r"(bytes) : "memory");
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(smem_address(smem)), "r"(bytes)
+               : "memory");
 }
 __device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 /// At most kPending groups of this thread still read shared memory.
