@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_backward_kernel(co
   BackwardShared<C>& shared = *reinterpret_cast<BackwardShared<C>*>(dynamic_shared);
   if (threadIdx.x == 0) {
     constexpr int kWarps = 8;  // of keys
-    shared.item_ring.init(kWarps + 1);  // and the one that writes dq
+    shared.item_ring.init(kWarps + C::kWriters);
     shared.k_ring.init(kWarps);
     shared.v_ring.init(kWarps);
     shared.row_ring.init(kWarps);
@@ -24,9 +24,9 @@ __global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_backward_kernel(co
       mbarrier_init(&shared.ds_ring.full[stage], kWarps);
       mbarrier_init(&shared.ds_ring.empty[stage], kWarps);
     }
-    for (Ring<1>& ring : shared.dq_ring) {
-      mbarrier_init(&ring.full[0], 4);
-      mbarrier_init(&ring.empty[0], 1);
+    for (int half = 0; half < 2; ++half) {
+      for (int writer = 0; writer < C::kWriters; ++writer) mbarrier_init(&shared.dq_full[writer][half], 4);
+      for (int stage = 0; stage < C::kStagesDq; ++stage) mbarrier_init(&shared.dq_empty[stage][half], 1);
     }
     fence_mbarrier_init();
   }
@@ -35,10 +35,12 @@ __global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_backward_kernel(co
   if (warpgroup == 0) {
     setmaxnreg_dec<C::kProducerRegisters>();
     const int warp = __shfl_sync(kAllThreads, threadIdx.x / 32, 0);
-    if (warp == 0 && lane_of_warp() == 0) {
-      load_rows<C>(args, shared);
-    } else if (warp == 1 && lane_of_warp() == 0) {
-      write_dq<C>(args, shared);
+    if (lane_of_warp() == 0) {
+      if (warp == 0) {
+        load_rows<C>(args, shared);
+      } else if (warp <= C::kWriters) {
+        write_dq<C>(args, shared, warp - 1);
+      }
     }
   } else {
     setmaxnreg_inc<C::kKeyRegisters>();

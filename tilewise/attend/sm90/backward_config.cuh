@@ -20,6 +20,8 @@ struct BackwardConfig {
   static constexpr int kQBlocks = kTileQ / 64;
   static constexpr int kStages = HeadDim == 64 ? 2 : 3;  // of q and dout
   static constexpr int kStagesDs = 2;  // how far dS may run ahead of dq
+  static constexpr int kStagesDq = 1;
+  static constexpr int kWriters = 2;  // of dq, in turn: one waits for its turn while the other's sums arrive
   static constexpr int kThreads = 3 * 128;  // producer, two of keys
   static constexpr int kKeyRegisters = 240, kProducerRegisters = 24;  // 2 * 240 + 24 = 504 of 512
   static constexpr int kRowBlockBytes = kTileQ * 128, kKeyBlockBytes = kTileK * 128;
@@ -41,7 +43,7 @@ struct alignas(1024) BackwardShared {  // 1024: the period of the 128-byte swizz
   uint8_t q[C::kStages][C::kBlocks][C::kRowBlockBytes];
   uint8_t dout[C::kStages][C::kBlocks][C::kRowBlockBytes];
   uint8_t ds[C::kStagesDs][C::kQBlocks][C::kKeyBlockBytes];  // dS^T: rows are keys
-  float dq[2][64 * 64];                                      // halves: of channels, or of queries where a tile has 128
+  float dq[C::kStagesDq][2][64 * 64];                        // halves: of channels, or of queries where a tile has 128
   alignas(16) float row_facts[C::kStages][C::kTileQ * 2];
   int pattern[C::kStages];  // of the step; -1: every pair counts
   alignas(16) ItemInfo item[2];
@@ -49,7 +51,7 @@ struct alignas(1024) BackwardShared {  // 1024: the period of the 128-byte swizz
   Ring<1> k_ring, v_ring;
   Ring<C::kStages> row_ring;
   Ring<C::kStagesDs> ds_ring;
-  Ring<1> dq_ring[2];
+  uint64_t dq_full[C::kWriters][2], dq_empty[C::kStagesDq][2];
 };
 
 constexpr uint32_t kAllThreads = 0xFFFFFFFFu;

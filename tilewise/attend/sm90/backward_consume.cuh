@@ -167,15 +167,16 @@ __device__ void wgmma_dq(float (&dq)[32], const uint8_t (&ds)[C::kQBlocks][C::kK
   wgmma_commit_group();
 }
 
-/// Registers of dq to the warp that adds them up, as they lie.
-__device__ inline void stage_dq(float (&to)[64 * 64], Ring<1>& ring, const float (&dq)[32], uint32_t round) {
-  mbarrier_wait(&ring.empty[0], round ^ 1);
-  const uint32_t thread = thread_index_again(), address = smem_address(to) + thread % 128 * 16;
+/// Registers of dq to the warp that adds them up, as they lie. `step` counts all that the thread block has done.
+template <class C>
+__device__ void stage_dq(BackwardShared<C>& shared, const float (&dq)[32], int half, uint32_t step) {
+  mbarrier_wait(&shared.dq_empty[step % C::kStagesDq][half], step / C::kStagesDq % 2 ^ 1);
+  const uint32_t thread = thread_index_again(), address = smem_address(shared.dq[step % C::kStagesDq][half]) + thread % 128 * 16;
 #pragma unroll
   for (int i = 0; i < 8; ++i) st_shared_v4(address + i * 2048, dq[i * 4], dq[i * 4 + 1], dq[i * 4 + 2], dq[i * 4 + 3]);
   fence_proxy_async();
   __syncwarp();
-  if (thread % 32 == 0) mbarrier_arrive(&ring.full[0]);
+  if (thread % 32 == 0) mbarrier_arrive(&shared.dq_full[step % C::kWriters][half]);
 }
 
 /// A warpgroup of 64 keys. Its own products hide little of its exponentials, the other warpgroup's do. What is in flight at once is chosen by registers:
@@ -245,7 +246,7 @@ __device__ void consume_keys(const BackwardArgs& args, BackwardShared<C>& shared
         weigh(scores, weights, [&] {
           wgmma_wait_group<2>(dq);
           if (is_first()) mbarrier_arrive(&shared.ds_ring.empty[(steps - 1) % C::kStagesDs]);
-          stage_dq(shared.dq[group], shared.dq_ring[group], dq, (steps - 1) % 2);
+          stage_dq<C>(shared, dq, group, steps - 1);
         });
       }
       mbarrier_wait(&shared.ds_ring.full[steps % C::kStagesDs], steps / C::kStagesDs % 2);
@@ -257,7 +258,7 @@ __device__ void consume_keys(const BackwardArgs& args, BackwardShared<C>& shared
         mbarrier_arrive(&shared.row_ring.empty[place.stage]);
         mbarrier_arrive(&shared.ds_ring.empty[steps % C::kStagesDs]);
       }
-      stage_dq(shared.dq[group], shared.dq_ring[group], dq, steps % 2);
+      stage_dq<C>(shared, dq, group, steps);
       place.advance();
       ++steps;
     }

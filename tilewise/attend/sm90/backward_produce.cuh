@@ -96,43 +96,44 @@ __device__ void load_rows(const BackwardArgs& args, BackwardShared<C>& shared) {
   }
 }
 
-/// The thread that adds dq.
+/// A thread that adds dq: of every C::kWriters-th step.
 template <class C>
-__device__ void write_dq(const BackwardArgs& args, BackwardShared<C>& shared) {
+__device__ void write_dq(const BackwardArgs& args, BackwardShared<C>& shared, uint32_t writer) {
   constexpr int kHalf = 64 * 64, kHalfBytes = kHalf * 4;
-  uint32_t round = 0;
+  uint32_t steps = 0;  // of all items so far
   for (int count = 0;; ++count) {
     mbarrier_wait(&shared.item_ring.full[count % 2], count / 2 % 2);
     const ItemInfo& item = shared.item[count % 2];
     if (item.steps < 0) break;
-    if (item.steps > 0) {
-      StepWalk steps(args.steps + item.first_step);
-      for (int left = item.steps; left > 0; --left, round ^= 1) {
-        const uint64_t step = steps.take(left > 1);
-        const int number = tile_number(args, item, step), rank = static_cast<int>(BackwardStep::unpack(step).rank);
-        const Watchdog watchdog;
-        while (ld_acquire(args.turn + number) != rank) watchdog.look();
-        fence_proxy_async_all();
+    const uint32_t end = steps + item.steps;
+    const uint64_t* const first = args.steps + item.first_step;
+    for (uint32_t i = steps + (writer + C::kWriters - steps % C::kWriters) % C::kWriters; i < end; i += C::kWriters) {
+      const uint64_t step = __ldg(first + (i - steps));
+      const int number = tile_number(args, item, step), rank = static_cast<int>(BackwardStep::unpack(step).rank);
+      const Watchdog watchdog;
+      while (ld_acquire(args.turn + number) != rank) watchdog.look();
+      fence_proxy_async_all();
+      const uint32_t stage = i % C::kStagesDq;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float* const to = args.dq_sums + (int64_t{number} * 2 + half) * kHalf;
-          mbarrier_wait(&shared.dq_ring[half].full[0], round);
-          if (rank == 0) {
-            cp_async_bulk_store(to, shared.dq[half], kHalfBytes);
-          } else {
-            cp_reduce_async_bulk_add(to, shared.dq[half], kHalfBytes);
-          }
-          cp_async_bulk_commit_group();
+      for (int half = 0; half < 2; ++half) {
+        float* const to = args.dq_sums + (int64_t{number} * 2 + half) * kHalf;
+        mbarrier_wait(&shared.dq_full[writer][half], i / C::kWriters % 2);
+        if (rank == 0) {
+          cp_async_bulk_store(to, shared.dq[stage][half], kHalfBytes);
+        } else {
+          cp_reduce_async_bulk_add(to, shared.dq[stage][half], kHalfBytes);
         }
-        cp_async_bulk_wait_group_read<1>();
-        mbarrier_arrive(&shared.dq_ring[0].empty[0]);
-        cp_async_bulk_wait_group_read<0>();
-        mbarrier_arrive(&shared.dq_ring[1].empty[0]);
-        cp_async_bulk_wait_group<0>();
-        fence_proxy_async_all();
-        st_release(args.turn + number, rank + 1);
+        cp_async_bulk_commit_group();
       }
+      cp_async_bulk_wait_group_read<1>();
+      mbarrier_arrive(&shared.dq_empty[stage][0]);
+      cp_async_bulk_wait_group_read<0>();
+      mbarrier_arrive(&shared.dq_empty[stage][1]);
+      cp_async_bulk_wait_group<0>();
+      fence_proxy_async_all();
+      st_release(args.turn + number, rank + 1);
     }
+    steps = end;
     mbarrier_arrive(&shared.item_ring.empty[count % 2]);
   }
 }

@@ -267,7 +267,12 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
         items.push_back(item);
       }
     }
-    std::stable_sort(items.begin() + begin, items.end(), [](const BackwardItem& a, const BackwardItem& b) { return a.steps > b.steps; });
+    // By coarse lengths: items whose keys are neighbours meet the same queries at about the same time, which then lie in L2.
+    int32_t longest = 0;
+    for (auto item = items.begin() + begin; item != items.end(); ++item) longest = std::max(longest, item->steps);
+    const int32_t unit = longest / 8 + 1;
+    std::stable_sort(items.begin() + begin, items.end(),
+                     [unit](const BackwardItem& a, const BackwardItem& b) { return (a.steps + unit / 2) / unit > (b.steps + unit / 2) / unit; });
   }
 
   // Thread blocks: each item to the one that is free first, by a clock of steps.
