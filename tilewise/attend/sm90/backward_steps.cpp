@@ -214,12 +214,38 @@ std::vector<size_t> find_readers(const PlanData& plan, std::vector<Reader>& read
   return of;
 }
 
+// How many steps should pass before another item adds to the dq of a query tile: a sum takes about one to arrive and to be known.
+constexpr int32_t kGap = 2;
+// From how many of its next query tiles an item chooses for that.
+constexpr int kAhead = 16;
+
 // An item while thread blocks are given theirs: it stands at one of its steps.
 struct Walk {
   BackwardItem item;
-  int32_t at = 0;  // steps done
+  int32_t at = 0;                                        // steps done
   int32_t member = -1, index = 0, count = 0, begin = 0;  // of the member's meetings, beginning with the `begin`th and going round
   const Meeting* meetings = nullptr;
+  std::array<Meeting, kAhead> ahead{};
+  int num_ahead = 0;
+
+  void fill() {
+    for (; num_ahead < kAhead && index < count; ++index) ahead[num_ahead++] = meetings[begin + index < count ? begin + index : begin + index - count];
+  }
+  // The first whose tile has rested, or the one that has rested longest. `last`: when each tile was met, of the member's head.
+  Meeting take(const int32_t* last, int32_t time) {
+    int best = 0;
+    for (int i = 0; i < num_ahead; ++i) {
+      if (time - last[ahead[i].tile] >= kGap) {
+        best = i;
+        break;
+      }
+      if (last[ahead[i].tile] < last[ahead[best].tile]) best = i;
+    }
+    const Meeting chosen = ahead[best];
+    --num_ahead;
+    for (int i = best; i < num_ahead; ++i) ahead[i] = ahead[i + 1];
+    return chosen;
+  }
 };
 
 }  // namespace
@@ -304,6 +330,7 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
   // Steps: by that clock, thread blocks in turn. An item begins at the queries that lie where its keys do, and goes round: items that run at once
   // then meet different query tiles.
   std::vector<uint16_t> ranks(static_cast<size_t>(plan.batch * plan.heads_q * q_tiles), 0);
+  std::vector<int32_t> last_met(ranks.size(), -kGap);
   std::vector<size_t> number(of_block.size(), 0);
   std::vector<Walk> walks(of_block.size());
   for (int64_t time = 0; time < end; ++time) {
@@ -320,7 +347,8 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
         walk.meetings = &kNone;
       }
       if (number[block] >= mine.size() || time < mine[number[block]].first) continue;
-      while (walk.index == walk.count) {  // on to the next head
+      walk.fill();
+      while (walk.num_ahead == 0) {  // on to the next head
         ++walk.member;
         const int64_t head = walk.item.head_kv * group + walk.member;
         const Reader& reader = readers[reader_of[static_cast<size_t>(walk.item.batch * plan.heads_q + head)]];
@@ -332,15 +360,16 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
         walk.begin = static_cast<int32_t>(
             std::lower_bound(walk.meetings, walk.meetings + walk.count, beside, [](const Meeting& m, uint32_t at) { return m.tile < at; }) -
             walk.meetings);
+        walk.fill();
       }
-      const int32_t at = walk.begin + walk.index < walk.count ? walk.begin + walk.index : walk.begin + walk.index - walk.count;
-      const Meeting& meeting = walk.meetings[at];
       const int64_t head = walk.item.batch * int64_t{plan.heads_q} + walk.item.head_kv * group + walk.member;
-      uint16_t& rank = ranks[static_cast<size_t>(head * q_tiles + meeting.tile)];
+      const Meeting meeting = walk.take(last_met.data() + head * q_tiles, static_cast<int32_t>(time));
+      const auto number_of_tile = static_cast<size_t>(head * q_tiles + meeting.tile);
+      last_met[number_of_tile] = static_cast<int32_t>(time);
       result.steps[static_cast<size_t>(walk.item.first_step + walk.at)] =
-          BackwardStep{.tile = meeting.tile, .rank = rank, .member = static_cast<uint32_t>(walk.member), .pattern = meeting.pattern}.pack();
-      ++rank;
-      ++walk.index;
+          BackwardStep{
+              .tile = meeting.tile, .rank = ranks[number_of_tile]++, .member = static_cast<uint32_t>(walk.member), .pattern = meeting.pattern}
+              .pack();
       ++walk.at;
     }
   }
