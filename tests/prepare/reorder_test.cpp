@@ -114,7 +114,7 @@ TEST(Reorder, RefusesWhatDoesNotFit) {
   EXPECT_THROW(to_tokens(HostTensor(Dtype::f32, {2, 8, 25, 8}).view, made.order, tokens.view, context), Error);
 }
 
-TEST(PoolSlots, IsTheMeanOfTheSlotsThatHoldATokenAndReadsNoOther) {
+TEST(PoolOfSlots, IsTheMeanOfTheSlotsThatHoldATokenAndReadsNoOther) {
   Context context;
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
     for (const int group : {1, 4, 64, 200}) {
@@ -135,7 +135,7 @@ TEST(PoolSlots, IsTheMeanOfTheSlotsThatHoldATokenAndReadsNoOther) {
       }
       const int64_t count = (133 + group - 1) / group;
       const HostTensor pooled(dtype, {2, 4, count, 8}, Layout::padded);
-      pool_slots(slots.view, group, made.order, pooled.view, context);
+      pool({.x = slots.view, .out = pooled.view, .tile = group, .order = made.order}, context);
       EXPECT_TRUE(pooled.gaps_are_untouched());
       const double unit = dtype == Dtype::f32 ? 0x1p-22 : dtype == Dtype::bf16 ? 0x1p-8 : 0x1p-11;
       for (int64_t b = 0; b < 2; ++b) {
@@ -156,26 +156,6 @@ TEST(PoolSlots, IsTheMeanOfTheSlotsThatHoldATokenAndReadsNoOther) {
       }
     }
   }
-}
-
-TEST(PoolSlots, RefusesWhatDoesNotFit) {
-  Context context;
-  Rng rng(1);
-  const RandomOrder made(rng, 1, 2, 20, 25);
-  const HostTensor slots = random_normal(rng, Dtype::f32, {1, 2, 25, 8});
-  const auto kind_of = [&](const TensorView& from, int group, const TensorView& to) {
-    try {
-      pool_slots(from, group, made.order, to, context);
-    } catch (const Error& error) {
-      return std::string(name(error.kind()));
-    }
-    return std::string("nothing");
-  };
-  EXPECT_EQ(kind_of(slots.view, 4, HostTensor(Dtype::f32, {1, 2, 7, 8}).view), "nothing");
-  EXPECT_EQ(kind_of(slots.view, 0, HostTensor(Dtype::f32, {1, 2, 7, 8}).view), "value");
-  EXPECT_EQ(kind_of(slots.view, 4, HostTensor(Dtype::f32, {1, 2, 6, 8}).view), "shape");
-  EXPECT_EQ(kind_of(slots.view, 4, HostTensor(Dtype::bf16, {1, 2, 7, 8}).view), "dtype");
-  EXPECT_EQ(kind_of(slots.view.slice(1, 0, 1), 4, HostTensor(Dtype::f32, {1, 1, 7, 8}).view), "shape");
 }
 
 }  // namespace
