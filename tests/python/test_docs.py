@@ -41,3 +41,10 @@ def test_import_is_light():
 def test_public_names_are_documented():
     for name in tilewise.__all__:
         assert getattr(tilewise, name).__doc__ or name == "Operand", name
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_example(example, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "examples" / example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
