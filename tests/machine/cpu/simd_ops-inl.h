@@ -40,6 +40,20 @@ void turn(const float* in, float* out) {
   transpose(rows);
   for (int i = 0; i < kWidth; ++i) store(out + i * kWidth, rows[i]);
 }
+void fours(int op, const float* in, float* out) {
+  store(out, op == 0   ? broadcast_four(in)
+             : op == 1 ? sum_fours(load(in), load(in + kWidth), load(in + 2 * kWidth), load(in + 3 * kWidth))
+                       : max_fours(load(in)));
+}
+void bf16_pairs(const uint16_t* in, float* even, float* odd, float* in_order) {
+  Vf a, b, low, high;
+  load_bf16_pairs(in, a, b);
+  interleave(a, b, low, high);
+  store(even, a);
+  store(odd, b);
+  store(in_order, low);
+  store(in_order + kWidth, high);
+}
 void load_store(const float* in, float* out, int n) { store_n(out, load_n(in, n), n); }
 void round_trip(const float* in, uint16_t* bits, float* back, int n) {
   store_bf16_n(bits, load(in), n);
@@ -58,7 +72,7 @@ void logarithm(const float* x, float n, float* out) { store(out, log(load(x), br
 #if TILEWISE_TARGET_LEVEL >= 3
 void pairs(const float* even, const float* odd, float* out) { store(out, narrow_pairs(load(even), load(odd))); }
 void dot(const float* acc, const float* a, const float* b, float* out) { store(out, dot_bf16(load(acc), load(a), load(b))); }
-void interleave(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) { interleave_bf16(even, odd, n, out); }
+void interleave_rows(const uint16_t* even, const uint16_t* odd, int n, uint16_t* out) { interleave_bf16(even, odd, n, out); }
 #endif
 
 constexpr simd_test::Ops kOps{.width = kWidth,
@@ -71,6 +85,8 @@ constexpr simd_test::Ops kOps{.width = kWidth,
                               .any = &any_bit,
                               .reduce = &reduce,
                               .transpose = &turn,
+                              .fours = &fours,
+                              .bf16_pairs = &bf16_pairs,
                               .load_store_n = &load_store,
                               .bf16_round_trip = &round_trip,
                               .f16_round_trip = &round_trip_f16,
@@ -79,7 +95,7 @@ constexpr simd_test::Ops kOps{.width = kWidth,
 #if TILEWISE_TARGET_LEVEL >= 3
                               .narrow_pairs = &pairs,
                               .dot_bf16 = &dot,
-                              .interleave = &interleave
+                              .interleave = &interleave_rows
 #else
                               .narrow_pairs = nullptr,
                               .dot_bf16 = nullptr,

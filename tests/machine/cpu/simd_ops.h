@@ -17,6 +17,8 @@ struct Ops {
   bool (*any)(uint64_t bits);
   float (*reduce)(int op, const float* a);                                      // add max
   void (*transpose)(const float* in, float* out);                               // width x width
+  void (*fours)(int op, const float* in, float* out);                           // broadcast_four; sum_fours of four vectors; max_fours
+  void (*bf16_pairs)(const uint16_t* in, float* even, float* odd, float* in_order);  // 2 width numbers
   void (*load_store_n)(const float* in, float* out, int n);
   void (*bf16_round_trip)(const float* in, uint16_t* bits, float* back, int n);
   void (*f16_round_trip)(const float* in, uint16_t* bits, float* back, int n);

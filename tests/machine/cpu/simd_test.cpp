@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -127,6 +128,36 @@ TEST_P(Simd, ReduceAndTranspose) {
   }
   EXPECT_EQ(ops.reduce(0, in.data()), sum);
   EXPECT_EQ(ops.reduce(1, in.data()), most);
+}
+
+TEST_P(Simd, FourLanesTogether) {
+  std::vector<float> in(4 * width), out(width);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>((i * 37) % 101) - 50;
+  ops.fours(0, in.data(), out.data());
+  for (size_t i = 0; i < width; ++i) EXPECT_EQ(out[i], in[i % 4]);
+  ops.fours(1, in.data(), out.data());
+  for (size_t i = 0; i < width; ++i) {
+    float sum = 0;
+    for (size_t lane = 0; lane < 4; ++lane) sum += in[i % 4 * width + i / 4 * 4 + lane];
+    EXPECT_EQ(out[i], sum) << i;  // whole numbers: exact in any order
+  }
+  ops.fours(2, in.data(), out.data());
+  for (size_t i = 0; i < width; ++i) {
+    const float* const four = in.data() + i / 4 * 4;
+    EXPECT_EQ(out[i], *std::max_element(four, four + 4)) << i;
+  }
+}
+
+TEST_P(Simd, PairsOfBf16) {
+  std::vector<uint16_t> in(2 * width);
+  std::vector<float> even(width), odd(width), in_order(2 * width);
+  for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<uint16_t>(0x3f80 + 0x123 * i);
+  ops.bf16_pairs(in.data(), even.data(), odd.data(), in_order.data());
+  for (size_t i = 0; i < in.size(); ++i) {
+    const float number = std::bit_cast<float>(static_cast<uint32_t>(in[i]) << 16);
+    EXPECT_EQ(in_order[i], number);
+    EXPECT_EQ((i % 2 == 0 ? even : odd)[i / 2], number);
+  }
 }
 
 TEST_P(Simd, PartsOfAVector) {
