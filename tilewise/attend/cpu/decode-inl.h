@@ -69,6 +69,23 @@ TILEWISE_INLINE void ask_for(const DecodeAhead& ahead, int first, int count, int
   for (int i = 0; i < count; ++i) __builtin_prefetch(static_cast<const char*>(ahead.rows[first + i]) + at, 0, 3);
 }
 
+// The same for rows that are read several times over: from front to back whichever pass asks, as the processor's own look-ahead likes it.
+struct AheadInOrder {
+  DecodeAhead rows;
+  int count, row = 0, at = 0;
+
+  __attribute__((always_inline)) int lines() const { return (rows.bytes + 63) / 64; }
+  __attribute__((always_inline)) void ask_for(int lines) {
+    for (; lines > 0 && row < count; --lines) {
+      __builtin_prefetch(static_cast<const char*>(rows.rows[row]) + at);
+      at += 64;
+      if (at < rows.bytes) continue;
+      at = 0;
+      ++row;
+    }
+  }
+};
+
 // Products of four channels in f32, or of four pairs of bf16.
 struct Multiply {
   TILEWISE_INLINE Vf multiply_add(Vf acc, Vf x, Vf q) { return fma(x, q, acc); }
@@ -261,9 +278,9 @@ TILEWISE_INLINE void put_in_order(Vf (&sums)[V]) {
   }
 }
 
-// sums = sums * rescale + P V for R rows and V vectors of channels from d on; the last vector may be short. Of the rows that are asked for, the same share.
+// sums = sums * rescale + P V for R rows and V vectors of channels from d on; the last vector may be short. Of what is asked for ahead, the same share.
 template <class In, int R, int V>
-TILEWISE_INLINE void value_block(const DecodeStrip& s, int row, int d, int left) {
+TILEWISE_INLINE void value_block(const DecodeStrip& s, int row, int d, int left, AheadInOrder& ahead) {
   const int pad = padded(s.head_dim_v);
   const float* p[R];
   Vf acc[R][V];
@@ -273,10 +290,13 @@ TILEWISE_INLINE void value_block(const DecodeStrip& s, int row, int d, int left)
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) acc[r][j] = zero();
   }
-  const DecodeAhead ahead = row == 0 ? s.ahead : DecodeAhead{};
-  const int ahead_first = ahead.bytes * d / s.head_dim_v / 64 * 64, ahead_last = ahead.bytes * (d + V * kWidth) / s.head_dim_v / 64 * 64;
+  const int lines = (ahead.lines() * V * kWidth + s.head_dim_v - 1) / s.head_dim_v, first_line = ahead.lines() * d / s.head_dim_v;
   const auto add_key = [&](int i, int u) __attribute__((always_inline)) {
-    for (int at = ahead_first; at < ahead_last; at += 64) ask_for(ahead, i + u, 1, at);
+    if (lines < 4) {
+      ahead.ask_for(lines);
+    } else if (row == 0) {  // 256 bytes of each row are near enough to front to back
+      for (int line = 0; line < lines; ++line) ask_for(s.ahead, i + u, 1, (first_line + line) * 64);
+    }
     const typename In::Row values = In::at(*s.v, i + u, pad);
     Vf x[V];
     load_channels<In, V>(values, d, left, x);
@@ -311,22 +331,23 @@ inline constexpr int kSums = 8;
 #endif
 
 template <class In, int R>
-TILEWISE_INLINE void value_rows(const DecodeStrip& s, int row) {
+TILEWISE_INLINE void value_rows(const DecodeStrip& s, int row, AheadInOrder& ahead) {
   constexpr int V = kSums / R > 8 ? 8 : kSums / R;
   int d = 0;
-  for (; d + V * kWidth <= s.head_dim_v; d += V * kWidth) value_block<In, R, V>(s, row, d, kWidth);
-  for (; d < s.head_dim_v; d += kWidth) value_block<In, R, 1>(s, row, d, s.head_dim_v - d);
+  for (; d + V * kWidth <= s.head_dim_v; d += V * kWidth) value_block<In, R, V>(s, row, d, kWidth, ahead);
+  for (; d < s.head_dim_v; d += kWidth) value_block<In, R, 1>(s, row, d, s.head_dim_v - d, ahead);
 }
 
 template <class In>
 void values(const DecodeStrip& s) {
+  AheadInOrder ahead{s.ahead, s.count};
   int row = 0;
-  for (; row + 4 <= s.rows; row += 4) value_rows<In, 4>(s, row);
+  for (; row + 4 <= s.rows; row += 4) value_rows<In, 4>(s, row, ahead);
   if (row + 2 <= s.rows) {
-    value_rows<In, 2>(s, row);
+    value_rows<In, 2>(s, row, ahead);
     row += 2;
   }
-  if (row < s.rows) value_rows<In, 1>(s, row);
+  if (row < s.rows) value_rows<In, 1>(s, row, ahead);
 }
 
 }  // namespace

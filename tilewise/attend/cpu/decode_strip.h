@@ -5,7 +5,7 @@
 // What decode's dispatcher (plain C++) hands to its kernels (one unit per target): plain structs, no container.
 namespace tilewise::attend::cpu {
 
-inline constexpr int kDecodeStrip = 64;    // keys whose scores are held at once
+inline constexpr int kDecodeStrip = 128;   // keys whose scores are held at once
 inline constexpr int64_t kDecodeStripBytes = 16384;  // of keys, at most: the rows that are asked for ahead must stay in L1
 inline constexpr int kDecodeStep = 4;      // keys that are read side by side
 inline constexpr int kDecodePad = 16;      // rows of q and of sums are padded with zeros to a multiple of it: the widest vector
