@@ -35,7 +35,7 @@ const std::array<DtypePair, 10>& dtypes() {
 
 Dtype dtype_of(const TorchTensor& tensor) {
   int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   for (const DtypePair& pair : dtypes()) {
     if (pair.torch == dtype) return pair.ours;
   }
@@ -51,10 +51,10 @@ int32_t torch_dtype(Dtype dtype) {
 
 Device device_of(const TorchTensor& tensor) {
   int32_t type = 0, index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   if (type == aoti_torch_device_type_cpu()) return {};
   check(type == aoti_torch_device_type_cuda(), Error::Kind::device, "tilewise: a tensor is neither on the CPU nor on a CUDA device; move it there");
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &index));
   return {Device::Type::cuda, index};
 }
 
@@ -75,9 +75,9 @@ TensorView view(const TorchTensor& tensor, void* data) {
 TorchTensor empty_strided(const Shape& shape, const std::array<int64_t, Shape::kMaxRank>& strides, Dtype dtype, Device device) {
   AtenTensorHandle handle = nullptr;
   const bool is_cuda = device.type == Device::Type::cuda;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.rank, shape.sizes.data(), strides.data(), torch_dtype(dtype),
-                                                         is_cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(),
-                                                         is_cuda ? device.index : 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(shape.rank, shape.sizes.data(), strides.data(), torch_dtype(dtype),
+                                                  is_cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), is_cuda ? device.index : 0,
+                                                  &handle));
   return TorchTensor(handle);
 }
 
@@ -146,7 +146,7 @@ Context context_of(const TorchTensor& tensor) {
   context.device = device_of(tensor);
   if (context.device.type == Device::Type::cuda) {
     if (aoti_torch_get_current_cuda_stream != nullptr) {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(context.device.index, &context.stream));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(context.device.index, &context.stream));
     }
     context.memory = std::make_shared<TorchMemory>(context.device);
   }
