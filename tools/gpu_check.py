@@ -18,6 +18,13 @@ BENCHES = {"dense": ("dense", "8192,32768", 25), "proof": ("proof", "8192,32768"
            "d256": ("d256", "8192,32768", 20), "general": ("general", "8192", 10)}
 # Rows of bench/attend/sm90/decode_bench.py, likewise.
 DECODES = {"decode": ("dense,short", 25), "paged": ("paged,listed,quantised", 25)}
+# Rows of bench/attend/sm90/backward_bench.py, lengths, seconds.
+BACKWARDS = {"backward": ("dense,causal", "8192,32768", 25), "backward64": ("d64,d64causal", "32768", 15), "backsparse": ("sparse", "8192,32768", 25)}
+# TFLOP/s of the best deterministic peer and of the best of all over cuDNN's in turns on one H100, 2026-11-24 (FA3, FA4: they do not fit here).
+BACKWARD_OVER_CUDNN = {"dense D=128 8K": (543 / 513, 580 / 513), "dense D=128 32K": (587 / 528, 626 / 528), "causal D=128 8K": (456 / 459, 539 / 459),
+                       "causal D=128 32K": (527 / 526, 616 / 526), "dense D=64 32K": (547 / 446, 547 / 446), "causal D=64 32K": (526 / 401, 548 / 401)}
+# FA4's lists of 128x128 tiles, not deterministic, over dense cuDNN, and the bars, at .25 and .10.
+BACKWARD_SPARSE = {"8K": ((453 / 513, 1.05), (322 / 513, 1.20)), "32K": ((541 / 528, 1.00), (489 / 528, 1.00))}
 # Of the bandwidth that reading 2 GiB reaches in the same turns, or microseconds in a CUDA graph.
 DECODE_SHARES = {"decode B=1 128K": .95, "decode B=16 8K": .97, "decode B=16 128K": .99, "paged B=1 128K": .93, "listed 4096 of 128K B=16": .89,
                  "int8 B=1 128K": .85}
@@ -31,7 +38,7 @@ SHARES = {("128x128", "8K"): (.96, .92, .80, .64), ("128x128", "32K"): (.97, .96
           ("64x64", "8K"): (.75, .74, .68, .58), ("64x64", "32K"): (.78, .78, .75, .71)}
 OVER_PEER = {("128x128", "8K"): (1.05, 1.08, 1.18, 1.22), ("128x128", "32K"): (1.03, 1.03, 1.05, 1.07), ("64x64", "8K"): (1.08,) * 4,
              ("64x64", "32K"): (1.08,) * 4}
-NOT_BUILT = ["sparse 128K", "pools", "backward dense", "backward sparse", "small sizes from Python", "choosing tiles", "measure",
+NOT_BUILT = ["sparse 128K", "pools", "backward D=256", "small sizes from Python", "choosing tiles", "measure",
              "FP8 forward"]
 
 
@@ -71,6 +78,17 @@ def bars(result):
             if kernel.endswith("each"):
                 ratio(f"order of work {n}: share of time left to attention at .10", figure(row, kernel), equal, .97)
                 ratio(f"unequal rows {n} of equal ones", figure(row, "unequal rows"), equal, .92 if n == "8K" else .98)
+    for row, (deterministic, best_of_all) in BACKWARD_OVER_CUDNN.items():
+        row = "backward " + row
+        cudnn = figure(row, "cudnn")
+        ratio(f"{row} over the best deterministic peer (by cuDNN)", figure(row, "plan"), cudnn and cudnn * deterministic, 1.00)
+        ratio(f"{row} over the best of all (by cuDNN)", figure(row, "plan"), cudnn and cudnn * best_of_all, .95)
+    for n, peers in BACKWARD_SPARSE.items():
+        row = f"backward sparse 128x128 D=128 {n}"
+        cudnn = figure(row, "cudnn")
+        kernels = sorted((k for r, k in rows if r == row and re.fullmatch(r"density 0\.\d+", k)), reverse=True)
+        for kernel, (over, bound) in zip(kernels, peers):
+            ratio(f"{row} {kernel[8:]} over FA4, which is not deterministic (by cuDNN)", figure(row, kernel), cudnn and cudnn * over, bound)
     for row, bound in DECODE_SHARES.items():
         if (row, "tilewise") in rows: out.append((f"{row}: share of read bandwidth", rows[row, "tilewise"]["share"], bound))
     for row, bound in DECODE_TIMES.items():
@@ -110,7 +128,7 @@ def main():
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
     parser.add_argument("--built", help="folder that holds tilewise_sm90_test, tilewise_sm90_decode_test and libtilewise_sm90_bench.so")
-    parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *DECODES]))
+    parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES]))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -133,7 +151,8 @@ def main():
         code, text, took = run(["tools/sm90_harness.sh", options.build], 240, log)
         table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
         if code: sys.exit(text[-3000:])
-    tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test")}
+    tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test"),
+             "backward": str(built / "tilewise_sm90_backward_test")}
     for stage in options.stages.split(","):
         left = end - time.time()
         if stage == "tests":
@@ -155,8 +174,8 @@ def main():
                 rows, seconds = DECODES[stage]
                 command = ["bench/attend/sm90/decode_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows]
             else:
-                rows, lengths, seconds = BENCHES[stage]
-                command = ["bench/attend/sm90/forward_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
+                rows, lengths, seconds = (BENCHES | BACKWARDS)[stage]
+                command = [f"bench/attend/sm90/{'backward' if stage in BACKWARDS else 'forward'}_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
             if left < seconds:
                 table.append((stage, "left out", 0, f"{left:.0f} s left, takes {seconds}"))
                 continue

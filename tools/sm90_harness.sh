@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test and tilewise_sm90_decode_test (attend_forward and attend_decode against what they are
-# defined as) and libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake
+# Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test, tilewise_sm90_decode_test and tilewise_sm90_backward_test (attend_forward, attend_decode and
+# attend_backward against what they are defined as) and libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake
 # and Ninja, no GPU.
 # usage: tools/sm90_harness.sh DIR
 set -eu
@@ -31,9 +31,20 @@ kernels = re.findall(r"Compiling entry function '\S*DecodeConfigILi(\d+)E\S*' fo
 print(f"{len(kernels)} decode kernels, bytes spilt: {[int(spill) for _, spill in kernels]}")
 sys.exit(1 if not kernels or any(int(dim) <= 128 and spill != "0" for dim, spill in kernels) else 0)
 PYTHON
+# Of the backward, the kernels without softcap may not spill, and none may wait for each wgmma.
+$nvcc -Xptxas -v -cubin tilewise/attend/sm90/backward.cu -o "$dir/backward.cubin" > "$dir/backward.ptxas" 2>&1 || { cat "$dir/backward.ptxas"; exit 1; }
+python3 - "$dir/backward.ptxas" <<'PYTHON'
+import re, sys
+text = open(sys.argv[1]).read()
+faults = re.findall(r".*C75\d\d.*", text)
+kernels = re.findall(r"Compiling entry function '\S*BackwardConfigILi(\d+)E(\S+?)Lb(\d)E\S*' for.*?(\d+) bytes spill stores", text, re.S)
+faults += [f"backward spills {spill} bytes: head_dim {dim} {dtype}" for dim, dtype, softcap, spill in kernels if softcap == "0" and spill != "0"]
+print(f"{len(kernels)} backward kernels, bytes spilt by those with softcap: {[int(k[3]) for k in kernels if k[2] == '1']}")
+sys.exit("\n".join(faults) if faults or not kernels else 0)
+PYTHON
 if command -v cuobjdump > /dev/null; then
   count=$(cuobjdump -sass "$dir/forward.cubin" | grep -c HGMMA)
   test "$count" -gt 0 || { echo "no HGMMA in the kernels"; exit 1; }
   echo "$count HGMMA"
 fi
-cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
+cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }

@@ -69,21 +69,6 @@ inline Gradients exact_backward(const BackwardProblem& problem) {
 /// The yardstick of the bound below.
 inline Gradients backward_in_dtype(const BackwardProblem& problem) { return gradients_in_dtype(problem.forward.plan, problem.params()); }
 
-/// The largest length of a row.
-inline double largest_norm(const TensorView& view) {
-  double largest = 0;
-  for (int64_t b = 0; b < view.dim(0); ++b) {
-    for (int64_t h = 0; h < view.dim(1); ++h) {
-      for (int64_t s = 0; s < view.dim(2); ++s) {
-        const std::vector<double> row = dense::row_of(view, b, h, s);
-        const double norm = std::sqrt(dense::dot(row, row));
-        if (norm > largest) largest = norm;  // rows of NaN are nobody's
-      }
-    }
-  }
-  return largest;
-}
-
 /// Compares what the problem's gradients hold with the exact ones; memory between their rows must be as it was before.
 /// `logit_roundings`: as expect_forward has it. A logit that is off by e moves P by P e, dS by that times dP - delta, a gradient by that times a row; the
 /// queries that add to a key are off independently.

@@ -87,4 +87,19 @@ inline Gradients gradients_in_dtype(const RandomPlan& plan, const AttendBackward
   return result;
 }
 
+/// The largest length of a row.
+inline double largest_norm(const TensorView& view) {
+  double largest = 0;
+  for (int64_t b = 0; b < view.dim(0); ++b) {
+    for (int64_t h = 0; h < view.dim(1); ++h) {
+      for (int64_t s = 0; s < view.dim(2); ++s) {
+        const std::vector<double> row = dense::row_of(view, b, h, s);
+        const double norm = std::sqrt(dense::dot(row, row));
+        if (norm > largest) largest = norm;  // rows of NaN are nobody's
+      }
+    }
+  }
+  return largest;
+}
+
 }  // namespace tilewise::attend::testing

@@ -217,7 +217,7 @@ std::vector<size_t> find_readers(const PlanData& plan, std::vector<Reader>& read
 // How many steps should pass before another item adds to the dq of a query tile: a sum takes about one to arrive and to be known.
 constexpr int32_t kGap = 2;
 // From how many of its next query tiles an item chooses for that.
-constexpr int kAhead = 16;
+constexpr int kAhead = 32;
 
 // An item while thread blocks are given theirs: it stands at one of its steps.
 struct Walk {
@@ -356,7 +356,10 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
         walk.meetings = reader.meetings.data() + reader.first[tile];
         walk.count = static_cast<int32_t>(reader.first[tile + 1] - reader.first[tile]);
         walk.index = 0;
-        const auto beside = static_cast<uint32_t>(walk.item.key_tile * q_tiles / key_tiles);
+        // Where the list has no holes, two query tiles a tile of keys apart: no two items ever meet. Else a quarter of that: chance keeps them apart as
+        // well, and what runs at once stays in L2.
+        const bool is_whole = walk.count > 0 && walk.meetings[walk.count - 1].tile - walk.meetings[0].tile + 1 == static_cast<uint32_t>(walk.count);
+        const auto beside = static_cast<uint32_t>(walk.item.key_tile * q_tiles / (key_tiles * (is_whole ? 1 : 4)));
         walk.begin = static_cast<int32_t>(
             std::lower_bound(walk.meetings, walk.meetings + walk.count, beside, [](const Meeting& m, uint32_t at) { return m.tile < at; }) -
             walk.meetings);
