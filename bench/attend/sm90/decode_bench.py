@@ -201,7 +201,7 @@ class Bench:
         k, v, table = self.pages(batch, n)
         q = self.q(batch)
         start = (torch.arange(n // PAGE, device="cuda") * PAGE).expand(batch, HEADS_KV, -1)
-        kernels = {"tilewise": self.library.ours(q, k, v, table, Runs(start, start + PAGE, PAGE)), "tilewise one run": self.library.ours(q, k, v, table)}
+        kernels = {"tilewise": self.library.ours(q, k, v, table), "tilewise, a run a page": self.library.ours(q, k, v, table, Runs(start, start + PAGE, PAGE))}
         for name, run in kernels.items():
             run()
             self.check_row(f"paged {name}", run, q, k, v, table, None, batch - 1, 3)

@@ -181,6 +181,22 @@ void long_cases() {
     o.plan_groups = storage == Storage::int8 ? 1 : 0;
     check_case(make_case(rng, o), 2, "long, storage " + std::to_string(static_cast<int>(storage)));
   }
+  // Many units of many parts: full sequences, ragged ones, and lists.
+  for (const int plan_groups : {0, 8}) {
+    for (const bool is_ragged : {false, true}) {
+      Rng rng(78);
+      DecodeOptions o;
+      o.batch = 3;
+      o.heads_kv = 8;
+      o.group = 2;
+      o.capacity = (plan_groups == 0 ? 200 : 60) * 64;
+      o.dtype = Dtype::bf16;
+      o.page = 64;
+      o.is_ragged = is_ragged;
+      o.plan_groups = plan_groups;
+      check_case(make_case(rng, o), 10, "many, ragged " + std::to_string(is_ragged) + ", groups " + std::to_string(plan_groups));
+    }
+  }
 }
 
 template <class T>

@@ -253,14 +253,15 @@ class DecodeProducer {
     const uint32_t to = machine::sm90::smem_address(shared_.keys[place_.stage][which]) + slot * args_.boxes.box * C::kRowBytes;
     const uint32_t barrier = machine::sm90::smem_address(full);
     const int head = at_.head_kv * side.head_step;
+    const uint64_t policy = machine::sm90::createpolicy_evict_first();  // sums, lists and tables stay
     if (!side.is_flat) {
-      machine::sm90::cp_async_bulk_tensor_load(to, &side.map, {0, entry.y, 0, head, entry.x}, barrier);
+      machine::sm90::cp_async_bulk_tensor_load(to, &side.map, {0, entry.y, 0, head, entry.x}, barrier, policy);
       return;
     }
     constexpr int kColumns = C::kWidth / (C::kIsQuantised ? 1 : 2);  // elements of the descriptor in a column block
     for (int block = 0; block < C::kBlocks; ++block) {
       machine::sm90::cp_async_bulk_tensor_load(to + block * args_.boxes.box * C::kWidth, &side.map, {block * kColumns, entry.y, 0, head, entry.x},
-                                               barrier);
+                                               barrier, policy);
     }
   }
 
