@@ -29,7 +29,7 @@
 #include "tilewise/plan/make.h"
 #include "tilewise/plan/plan.h"
 #include "tilewise/plan/sets.h"
+#include "tilewise/plan/validate.h"
 #include "tilewise/prepare/pool.h"
 #include "tilewise/prepare/quantise.h"
 #include "tilewise/prepare/rotary.h"
-#include "tilewise/plan/validate.h"
