@@ -120,11 +120,10 @@ __device__ inline uint64_t createpolicy_evict_first() {
   return policy;
 }
 __device__ inline void cp_async_bulk_tensor_load(uint32_t smem, const CUtensorMap* map, Coordinate5 at, uint32_t barrier, uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(
-          smem),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(at.c0), "r"(at.c1), "r"(at.c2), "r"(at.c3), "r"(at.c4), "l"(policy)
-      : "memory");
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+               "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(smem),
+               "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(at.c0), "r"(at.c1), "r"(at.c2), "r"(at.c3), "r"(at.c4), "l"(policy)
+               : "memory");
 }
 __device__ inline void cp_async_bulk_tensor_store(const CUtensorMap* map, Coordinate5 at, const void* smem) {
   asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(reinterpret_cast<uint64_t>(map)),
