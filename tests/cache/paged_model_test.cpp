@@ -155,12 +155,14 @@ class Script {
     forget_pending(m);
   }
 
+  size_t lane_of(int layer, int head) const { return static_cast<size_t>(int64_t{layer} * o_.heads_kv + head); }
+
   void evict(int64_t id, ModelSequence& m) {
     const int64_t first = draw(rng_, 0, m.length), stop = draw(rng_, first, m.length);
     const int layer = static_cast<int>(draw(rng_, 0, o_.num_layers - 1)), head = static_cast<int>(draw(rng_, 0, o_.heads_kv - 1));
     cache_.evict(id, layer, head, first, stop);
     for (int64_t p = 0; p < static_cast<int64_t>(m.pages.size()); ++p) {
-      if (p * page() >= first && (p + 1) * page() <= stop) m.pages[static_cast<size_t>(p)][static_cast<size_t>(layer * o_.heads_kv + head)] = nullptr;
+      if (p * page() >= first && (p + 1) * page() <= stop) m.pages[static_cast<size_t>(p)][lane_of(layer, head)] = nullptr;
     }
   }
 
@@ -224,7 +226,7 @@ class Script {
     Context context;
     cache_.write(id, layer, first, k.view, v.view, context);
     for (int head = 0; head < o_.heads_kv; ++head) {
-      const auto lane = static_cast<size_t>(layer * o_.heads_kv + head);
+      const size_t lane = lane_of(layer, head);
       for (const bool is_key : {true, false}) {
         auto& rows = is_key ? m.k[lane] : m.v[lane];
         const TensorView& x = is_key ? k.view : v.view;
@@ -259,7 +261,7 @@ class Script {
 
   void expect_lane(const PagedBatch& batch, int64_t b, const ModelSequence& m, int layer, int head) {
     const Paged &k = batch.k[static_cast<size_t>(layer)], &v = batch.v[static_cast<size_t>(layer)];
-    const auto lane = static_cast<size_t>(layer * o_.heads_kv + head);
+    const size_t lane = lane_of(layer, head);
     for (int64_t p = 0; p < k.table.dim(2); ++p) {
       const int32_t entry = k.table.at<int32_t>(b, head, p);
       const bool is_there = p < pages_for(m.length) && m.pages[static_cast<size_t>(p)][lane] != nullptr;

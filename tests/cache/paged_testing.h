@@ -73,15 +73,15 @@ inline float read_number(const Paged& paged, int64_t b, int64_t head, int64_t to
   const Quantised& q = std::get<Quantised>(paged.pool);
   const int64_t tokens = q.group.tokens == 0 ? data.dim(2) : q.group.tokens, channels = q.group.channels == 0 ? q.channels() : q.group.channels;
   const int64_t entry = q.scale.dim(0) == 1 ? 0 : page;
-  int code = 0;
+  float code = 0;
   if (q.is_int4()) {
     const int byte = data.at<uint8_t>(page, 0, row, d / 2);
-    code = (d % 2 == 0 ? byte & 15 : byte >> 4) - 8;
+    code = static_cast<float>((d % 2 == 0 ? byte & 15 : byte >> 4) - 8);
   } else {
     code = data.at<int8_t>(page, 0, row, d);
   }
   const float zero = q.zero.has_value() ? q.zero.at<float>(entry, 0, row / tokens, d / channels) : 0.0f;
-  return (static_cast<float>(code) - zero) * q.scale.at<float>(entry, 0, row / tokens, d / channels);
+  return (code - zero) * q.scale.at<float>(entry, 0, row / tokens, d / channels);
 }
 
 }  // namespace tilewise::testing
