@@ -31,8 +31,8 @@ std::vector<BadCall> of_pool() {
   static const Tensor x = zeros(Dtype::bf16, {2, 4, 20, 16}), means = zeros(Dtype::f32, {2, 4, 5, 16}), four = zeros(Dtype::f32, {2, 4, 4, 16});
   static const Tensor half = zeros(Dtype::f16, {2, 4, 5, 16}), token = zeros(Dtype::i32, {1, 2, 20}), i = zeros(Dtype::i32, {2, 4, 20, 16});
   static const std::vector<int32_t> from_one{1, 20}, falls{0, 12, 8, 20}, ends_early{0, 10};
-  const auto wrong = [](PoolParams p) { return [p] { pool(p, context); }; };
-  const auto wrong_back = [](PoolBackwardParams p) { return [p] { pool_backward(p, context); }; };
+  const auto wrong = [](const PoolParams& p) { return [p] { pool(p, context); }; };
+  const auto wrong_back = [](const PoolBackwardParams& p) { return [p] { pool_backward(p, context); }; };
   const Order short_order{.token = token.view.slice(2, 0, 19), .boxes = {}}, of_i64{.token = on_gpu(four.view), .boxes = {}};
   const auto params = [](const TensorView& in, const TensorView& out, int tile = 4, std::span<const int32_t> edge = {}, Order order = {}) {
     return PoolParams{.x = in, .out = out, .tile = tile, .edge = edge, .order = std::move(order)};

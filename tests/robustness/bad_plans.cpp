@@ -51,7 +51,7 @@ std::vector<BadCall> of_pairs() {
     add("pools", Kind::unsupported, {"pools"}, pooled);
     add("another mask", Kind::unsupported, {"mask"}, windowed);
   }
-  const auto heads = [](std::vector<Plan> plans, std::vector<int> of_head) { return [=] { combine_heads(plans, of_head, context); }; };
+  const auto heads = [](const std::vector<Plan>& plans, const std::vector<int>& of_head) { return [=] { combine_heads(plans, of_head, context); }; };
   bad.push_back({"combine_heads: no plan at all", Kind::value, {"combine_heads"}, heads({}, {})});
   bad.push_back({"combine_heads: heads", Kind::value, {"combine_heads", "head"}, heads({good}, {0})});
   bad.push_back({"combine_heads: a plan that is not there", Kind::value, {"combine_heads", "1"}, heads({good}, {0, 1})});

@@ -113,7 +113,7 @@ std::vector<BadCall> of_model() {
 
 std::vector<BadCall> of_generate() {
   constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(), kInfinity = std::numeric_limits<float>::infinity();
-  const auto sample = [](std::vector<float> logits, const Sampling& sampling) { return [=] { sample_token(logits, sampling, 0); }; };
+  const auto sample = [](const std::vector<float>& logits, const Sampling& sampling) { return [=] { sample_token(logits, sampling, 0); }; };
   const auto run = [](const std::function<void(GenerateOptions&)>& spoil, int64_t capacity = 20) {
     return [=] {
       KvCache cache = cache_of(capacity);
@@ -243,7 +243,7 @@ std::vector<BadCall> of_study() {
     };
   };
   const StepTable table{.loss = {0, 1}, .save = {0, 2}}, uneven{.loss = {0, 1}, .save = {0}}, endless{.loss = {0, INFINITY}, .save = {0, 2}};
-  const auto knapsack = [](std::vector<StepTable> heads, int64_t saving) { return [=] { dp_knapsack(heads, saving); }; };
+  const auto knapsack = [](const std::vector<StepTable>& heads, int64_t saving) { return [=] { dp_knapsack(heads, saving); }; };
   static const std::string missing = tiny().folder.file("nothing.safetensors"), damaged = tiny().folder.file("damaged.safetensors");
   TemporaryFolder::write(damaged, "12345678{}");
   const auto tensors = [](const std::vector<std::pair<const char*, Shape>>& named, const SafetensorsMetadata& metadata = {}) {
