@@ -227,14 +227,15 @@ struct Walk {
   const Meeting* meetings = nullptr;
   std::array<Meeting, kAhead> ahead{};
   int num_ahead = 0;
+  bool is_whole = false;
 
   void fill() {
     for (; num_ahead < kAhead && index < count; ++index) ahead[num_ahead++] = meetings[begin + index < count ? begin + index : begin + index - count];
   }
-  // The first whose tile has rested, or the one that has rested longest. `last`: when each tile was met, of the member's head.
+  // Of a list without holes the next, else the first whose tile has rested, or the one that has rested longest. `last`: when each tile was met, of the member's head.
   Meeting take(const int32_t* last, int32_t time) {
     int best = 0;
-    for (int i = 0; i < num_ahead; ++i) {
+    for (int i = 0; i < num_ahead && !is_whole; ++i) {
       if (time - last[ahead[i].tile] >= kGap) {
         best = i;
         break;
@@ -356,10 +357,11 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
         walk.meetings = reader.meetings.data() + reader.first[tile];
         walk.count = static_cast<int32_t>(reader.first[tile + 1] - reader.first[tile]);
         walk.index = 0;
-        // Where the list has no holes, two query tiles a tile of keys apart: no two items ever meet. Else a quarter of that: chance keeps them apart as
-        // well, and what runs at once stays in L2.
-        const bool is_whole = walk.count > 0 && walk.meetings[walk.count - 1].tile - walk.meetings[0].tile + 1 == static_cast<uint32_t>(walk.count);
-        const auto beside = static_cast<uint32_t>(walk.item.key_tile * q_tiles / (key_tiles * (is_whole ? 1 : 4)));
+        // Where the list has no holes, two query tiles a tile of keys apart and in order: items that begin together then never meet. Else closer, so that
+        // what runs at once stays in L2: chance and the choice among the next tiles keep them apart.
+        walk.is_whole = walk.count > 0 && walk.meetings[walk.count - 1].tile - walk.meetings[0].tile + 1 == static_cast<uint32_t>(walk.count);
+        const auto beside =
+            static_cast<uint32_t>(walk.is_whole ? 2 * int64_t{walk.item.key_tile} % q_tiles : walk.item.key_tile * q_tiles / (4 * key_tiles));
         walk.begin = static_cast<int32_t>(
             std::lower_bound(walk.meetings, walk.meetings + walk.count, beside, [](const Meeting& m, uint32_t at) { return m.tile < at; }) -
             walk.meetings);
