@@ -104,6 +104,12 @@ Schedule attend_prepare(const Plan& plan, int heads_kv, Context& context) {
   check(plan != nullptr, Error::Kind::value, "attend_prepare: the plan is null; make one with a method or load one");
   check(heads_kv >= 1 && plan->heads_q % heads_kv == 0, Error::Kind::value, "attend_prepare: heads_kv is ", heads_kv,
         ", takes a divisor of the plan's ", plan->heads_q, " query heads");
+  for (const Lists* lists : {&plan->by_query, &plan->by_key}) {
+    for (const RunList* list : {&lists->whole, &lists->masked, &lists->picked}) {
+      check(!list->has_runs() || list->begin.device() == context.device, Error::Kind::device, "attend_prepare: the plan is on ", list->begin.device(),
+            ", the context runs on ", context.device, "; move the plan or set Context::device");
+    }
+  }
   auto schedule = std::make_shared<ScheduleData>();
   schedule->plan = plan;
   schedule->heads_kv = heads_kv;

@@ -10,6 +10,7 @@
 
 #include "tests/attend/random_plan.h"
 #include "tests/attend/test_tensor.h"
+#include "tilewise/attend/prepare.h"
 
 namespace tilewise::attend::sm90 {
 namespace {
@@ -182,6 +183,20 @@ TEST(BackwardSteps, TooMuchForTheFieldsIsRefused) {
   Rng rng(1);
   const RandomPlan random = testing::random_plan(rng, o);
   EXPECT_THROW(make_backward_steps(*random.plan, 1, 64, 4, Context()), Error);
+}
+
+TEST(BackwardSteps, PreparationOfAPlanElsewhereIsRefused) {
+  PlanOptions o{.seqlen_q = 16, .seqlen_k = 16, .tile = 16, .mask = MaskKind::full, .density = 1};
+  Rng rng(1);
+  const RandomPlan random = testing::random_plan(rng, o);
+  Context context;
+  context.device = {Device::Type::cuda, 0};
+  try {
+    attend_prepare(random.plan, 1, context);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), Error::Kind::device) << error.what();
+  }
 }
 
 }  // namespace
