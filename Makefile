@@ -14,7 +14,7 @@ help:
 	@echo 'make python-test   build the Python package, check its types, run its tests (fetches torch from PyPI into build/python-venv)'
 	@echo 'make slow    as test, then the slow tests: quality on both documents at 16,384 bytes'
 	@echo 'make bench   time the kernels against the peak of this machine, on an otherwise idle one; writes bench/results and docs/performance.md'
-	@echo 'make tune    every method with the fastest setting that holds quality, tuned on one document and quoted on the other (about 6 minutes on 2 idle'
+	@echo 'make tune    every method with the fastest setting that holds quality, tuned on one document and quoted on the other (about 5 minutes on 2 idle'
 	@echo '             cores); writes report.html, bench/results, docs/performance.md and, where chromium is installed, docs/images/report.png'
 	@echo 'make format  clang-format-19 over the C++ files that git knows'
 	@echo 'make clean   remove build/'
