@@ -426,7 +426,7 @@ TEST(BadCalls, EachNamesWhatIsWrong) {
                     "Buffer",          "CountingMemory", "Mask",  // types that only others' arguments fill
                     "make_plan",       "flops",          "refusals",
                     "format_options",  // trust, multiply, answer in words, print
-                    "cuda_memory",     "copy_to_device"},  // in builds with CUDA: tests/attend/sm90
+                    "cuda_memory",     "copy_to_device", "copy_to_host"},  // in builds with CUDA: tests/attend/sm90
                    500);
 }
 
