@@ -44,6 +44,6 @@ struct Reader {
   int64_t times;
 };
 /// One reader for each distinct combination. What it shares: lists of `lists`, both orders, the mask's class and (for spans) batch entry.
-std::vector<Reader> distinct_readers(const PlanData& plan, const Lists& lists);
+TILEWISE_API std::vector<Reader> distinct_readers(const PlanData& plan, const Lists& lists);
 
 }  // namespace tilewise::plan
