@@ -284,7 +284,7 @@ BackwardSteps make_backward_steps(const PlanData& plan, int heads_kv, int tile_q
                           .live = {0, 0}};
         int64_t steps = 0;
         for (int member = 0; member < group; ++member) {
-          const Reader& reader = readers[reader_of[static_cast<size_t>(item.batch * plan.heads_q + item.head_kv * group + member)]];
+          const Reader& reader = readers[reader_of[static_cast<size_t>(head * group + member)]];
           steps += reader.first[static_cast<size_t>(key_tile) + 1] - reader.first[static_cast<size_t>(key_tile)];
           for (size_t word = 0; word < 2; ++word) item.live[word] |= reader.live[static_cast<size_t>(key_tile)][word];
         }
