@@ -19,7 +19,7 @@ using Kind = Error::Kind;
 constexpr int32_t kNone = -1;
 constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max();
 
-const PagedCacheOptions& checked(const PagedCacheOptions& o) {
+PagedCacheOptions checked(const PagedCacheOptions& o) {
   const auto in_range = [](const char* name, int64_t value, int64_t least, int64_t most) {
     check(value >= least && value <= most, Kind::value, "PagedKvCache: ", name, " is ", value, ", takes ", least, " to ", most);
   };
