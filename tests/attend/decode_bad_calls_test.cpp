@@ -13,6 +13,7 @@
 #include "tests/attend/test_tensor.h"
 #include "tilewise/attend/decode.h"
 #include "tilewise/plan/make.h"
+#include "tilewise/plan/pack.h"
 
 namespace tilewise::attend::testing {
 namespace {
@@ -25,7 +26,6 @@ struct Call {
   HostTensor out = zeros(Dtype::f32, {2, 4, 2, 16}), lse = zeros(Dtype::f32, {2, 4, 2}), lengths = zeros(Dtype::i32, {2});
   HostTensor sink = zeros(Dtype::f32, {4}), pool = zeros(Dtype::f32, {20, 1, 4, 16}), table = zeros(Dtype::i32, {2, 2, 3});
   HostTensor codes = zeros(Dtype::i8, {2, 2, 12, 16}), scale = zeros(Dtype::f32, {2, 2, 3, 2});
-  Plan dense;  // owns the lists
   std::shared_ptr<PlanData> plan;  // free to be changed
   std::vector<HostTensor> kept;  // tensors that a case made
   DecodeParams params;
@@ -34,14 +34,8 @@ struct Call {
   Call() {
     lengths.view.at<int32_t>(0) = 5;
     lengths.view.at<int32_t>(1) = 9;
-    dense = dense_plan({.seqlen_q = 2, .seqlen_k = 12, .tile = 16, .mask = Mask::causal(), .batch = 2, .heads_q = 4});
-    plan = std::make_shared<PlanData>();
-    plan->seqlen_q = dense->seqlen_q;
-    plan->seqlen_k = dense->seqlen_k;
-    plan->batch = dense->batch;
-    plan->heads_q = dense->heads_q;
-    plan->mask = dense->mask;
-    plan->by_query = dense->by_query;
+    const Plan dense = dense_plan({.seqlen_q = 2, .seqlen_k = 12, .tile = 16, .mask = Mask::causal(), .batch = 2, .heads_q = 4});
+    plan = std::make_shared<PlanData>(plan::share(dense));
     params = {
         .q = q.view, .k = k.view, .v = v.view, .out = out.view, .lse = lse.view, .lengths = lengths.view, .plan = plan, .sink_logit = sink.view};
   }

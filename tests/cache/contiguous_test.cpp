@@ -6,18 +6,10 @@
 #include <numeric>
 #include <vector>
 
+#include "tests/base/error_kind.h"
+
 namespace tilewise {
 namespace {
-
-template <class Call>
-std::string kind_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return std::string(name(error.kind()));
-  }
-  return "none";
-}
 
 TEST(KvCache, KeepsWhatIsWrittenPerLayerHeadAndToken) {
   KvCache cache(2, 3, 10, 8, host_memory());

@@ -1,24 +1,16 @@
-// SPDX-License-Identifier: Apache-2.0 Random scripts of operations on a paged cache, and beside it a model that keeps every row of every sequence in
-// vectors and pages as shared pointers.
+// SPDX-License-Identifier: Apache-2.0
+// Random scripts of operations on a paged cache, and beside it a model that keeps every row of every sequence in vectors and pages as shared pointers.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
 #include <map>
 #include <set>
 
+#include "tests/base/error_kind.h"
 #include "tests/cache/paged_testing.h"
 
 namespace tilewise::testing {
 namespace {
-
-std::string kind_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return std::string(name(error.kind()));
-  }
-  return "none";
-}
 
 struct ModelPage {
   explicit ModelPage(int64_t& count) : live(count) { ++live; }

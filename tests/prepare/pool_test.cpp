@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "tests/base/error_kind.h"
 #include "tests/select/testing.h"
 
 namespace tilewise::prepare {
@@ -178,17 +179,9 @@ TEST(Pool, RefusesBadArguments) {
   const testing::TestTensor half = testing::make_tensor(Dtype::f16, 1, 2, 5, 8), few = testing::make_tensor(Dtype::f32, 1, 2, 4, 8);
   const Tensor token = order_of_slots(20, 5);
   const auto kind_of = [&](const PoolParams& p) {
-    const auto name_of = [](const auto& call) {
-      try {
-        call();
-      } catch (const Error& error) {
-        return std::string(name(error.kind()));
-      }
-      return std::string("nothing");
-    };
-    const std::string forward = name_of([&] { pool(p, context); });
+    const std::string forward = tilewise::kind_of([&] { pool(p, context); });
     const std::string backward =
-        name_of([&] { pool_backward({.dout = p.out, .dx = p.x, .tile = p.tile, .edge = p.edge, .order = p.order}, context); });
+        tilewise::kind_of([&] { pool_backward({.dout = p.out, .dx = p.x, .tile = p.tile, .edge = p.edge, .order = p.order}, context); });
     EXPECT_EQ(forward, backward);
     return forward;
   };

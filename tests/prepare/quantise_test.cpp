@@ -8,6 +8,7 @@
 #include <string>
 
 #include "tests/attend/test_tensor.h"
+#include "tests/base/error_kind.h"
 
 namespace tilewise {
 namespace {
@@ -31,15 +32,6 @@ Codes make_codes(const Shape& shape, bool is_int4, bool has_zero, Quantised::Gro
   codes.zero = HostTensor(Dtype::f32, scales);
   codes.view = {codes.data.view, codes.scale.view, has_zero ? codes.zero.view : TensorView(), group};
   return codes;
-}
-
-std::string kind_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return std::string(name(error.kind()));
-  }
-  return "none";
 }
 
 TEST(Quantise, StaysWithinHalfAScaleForEveryGroupAndDtype) {

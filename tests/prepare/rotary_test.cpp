@@ -8,18 +8,10 @@
 #include <random>
 #include <vector>
 
+#include "tests/base/error_kind.h"
+
 namespace tilewise {
 namespace {
-
-template <class Call>
-std::string kind_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return std::string(name(error.kind()));
-  }
-  return "none";
-}
 
 TEST(Rotary, TurnsChannelPairsAsComplexNumbers) {
   Context context;

@@ -10,12 +10,6 @@ namespace {
 
 using Kind = Error::Kind;
 
-Tensor zeros(Dtype dtype, const Shape& shape) {
-  Tensor tensor(host_memory(), dtype, shape);
-  tensor.fill_zero();
-  return tensor;
-}
-
 KvCache contiguous() { return {2, 2, 10, 8, host_memory()}; }
 
 /// A paged cache with two sequences of 10 tokens: 0, and 1, which shares its pages. One page of 16 tokens for each of two layers and two heads.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tilewise/base/error.h"
+#include "tilewise/base/memory.h"
 
 namespace tilewise::testing {
 
@@ -21,6 +22,12 @@ struct BadCall {
 /// tilewise/ every function and class that is not in `cannot_fail` has one.
 void expect_bad_calls(const std::vector<std::pair<std::string, std::vector<BadCall>>>& groups, const std::vector<std::string>& folders,
                       const std::vector<std::string>& cannot_fail, size_t least);
+
+inline Tensor zeros(Dtype dtype, const Shape& shape) {
+  Tensor tensor(host_memory(), dtype, shape);
+  tensor.fill_zero();
+  return tensor;
+}
 
 std::vector<BadCall> bad_caches();
 std::vector<BadCall> bad_operators();

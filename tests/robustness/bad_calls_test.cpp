@@ -30,11 +30,6 @@ std::shared_ptr<PlanData> changed(const std::function<void(PlanData&)>& change) 
   change(*data);
   return data;
 }
-Tensor zeros(Dtype dtype, const Shape& shape) {
-  Tensor tensor(host_memory(), dtype, shape);
-  tensor.fill_zero();
-  return tensor;
-}
 
 /// Every function that takes a plan refuses none.
 std::vector<Bad> null_plans() {

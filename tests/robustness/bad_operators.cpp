@@ -10,11 +10,6 @@ namespace {
 
 using Kind = Error::Kind;
 
-Tensor zeros(Dtype dtype, const Shape& shape) {
-  Tensor tensor(host_memory(), dtype, shape);
-  tensor.fill_zero();
-  return tensor;
-}
 TensorView on_gpu(const TensorView& view) { return TensorView(view.raw(), view.dtype(), view.shape(), {Device::Type::cuda, 0}); }
 TensorView every_other(const TensorView& view, const Shape& shape) {
   std::array<int64_t, Shape::kMaxRank> strides{};

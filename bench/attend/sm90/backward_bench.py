@@ -160,15 +160,7 @@ def sparse(bench, n, densities, tile=128, head_dim=128, heads=(32, 8)):
     start = len(bench.rows)
     bench.turns(f"backward sparse {tile}x{tile} D={head_dim} {n // 1024}K", 10.0 * n * n * head_dim * heads[0], kernels,
                 dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_q=tile, tile_k=tile, mask="full", prepare_ms=bench.prepare_ms))
-    base = bench.rows[start]["tflops"]
-    for row in bench.rows[start:]:
-        share = flops.get(row["kernel"], 1)
-        row["density"] = share
-        row["dense_equivalent_tflops"] = row["tflops"]
-        row["tflops"] *= share
-        row["burst_tflops"] *= share
-        row["share_of_dense"] = row["tflops"] / base
-        print(f"   {row['kernel']:16s} {row['tflops']:6.1f} TFLOP/s of computed tiles, {row['share_of_dense']:.3f} of own dense")
+    bench.count_computed(start, flops)
 
 
 def main():

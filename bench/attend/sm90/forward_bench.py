@@ -178,6 +178,18 @@ class Bench:
             self.rows.append(row)
             if self.is_loud: print(f"{title:28s} {name:22s} {row['tflops']:7.1f} TFLOP/s  {median:8.4f} ms   burst {row['burst_tflops']:7.1f}", flush=True)
 
+    def count_computed(self, start, shares):
+        """Rates of the rows from `start` on become those of the tiles they compute, {kernel: share}; the first of them is the own dense one."""
+        base = self.rows[start]["tflops"]
+        for row in self.rows[start:]:
+            share = shares.get(row["kernel"], 1)
+            row["density"] = share
+            row["dense_equivalent_tflops"] = row["tflops"]
+            row["tflops"] *= share
+            row["burst_tflops"] *= share
+            row["share_of_dense"] = row["tflops"] / base
+            print(f"   {row['kernel']:16s} {row['tflops']:6.1f} TFLOP/s of computed tiles, {row['share_of_dense']:.3f} of own dense")
+
     def write(self, path, commit):
         driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
         result = {"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,
@@ -269,15 +281,7 @@ def sparse(bench, n, densities, tile=128, tile_q=128, head_dim=128, heads=(32, 8
     kernels |= bench.peers(q, k, v)
     start = len(bench.rows)
     bench.turns(f"sparse {tile_q}x{tile} D={head_dim} {n // 1024}K", full, kernels, dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_q=tile_q, tile_k=tile, mask="full"))
-    base = bench.rows[start]["tflops"]
-    for row in bench.rows[start:]:
-        share = flops.get(row["kernel"], 1)
-        row["density"] = share
-        row["dense_equivalent_tflops"] = row["tflops"]
-        row["tflops"] *= share
-        row["burst_tflops"] *= share
-        row["share_of_dense"] = row["tflops"] / base
-        print(f"   {row['kernel']:16s} {row['tflops']:6.1f} TFLOP/s of computed tiles, {row['share_of_dense']:.3f} of own dense")
+    bench.count_computed(start, flops)
 
 
 def main():

@@ -8,23 +8,16 @@
 #include "tilewise/attend/reference/backward.h"
 #include "tilewise/plan/complete.h"
 #include "tilewise/plan/count.h"
+#include "tilewise/plan/pack.h"
 
 namespace tilewise::attend::testing {
 namespace {
 
-// The plan with one of its directions left out. It borrows the arrays of `plan`, which must outlive it.
+// The plan with one of its directions left out.
 Plan only(const Plan& plan, bool is_by_query) {
-  auto one = std::make_shared<PlanData>();
-  one->seqlen_q = plan->seqlen_q;
-  one->seqlen_k = plan->seqlen_k;
-  one->dense_reads = plan->dense_reads;
-  one->batch = plan->batch;
-  one->heads_q = plan->heads_q;
-  one->order_q = plan->order_q;
-  one->order_k = plan->order_k;
-  one->pools = plan->pools;
-  one->mask = plan->mask;
-  (is_by_query ? one->by_query : one->by_key) = is_by_query ? plan->by_query : plan->by_key;
+  auto one = std::make_shared<PlanData>(plan::share(plan));
+  (is_by_query ? one->by_key : one->by_query) = {};
+  one->is_by_key = !is_by_query;
   return one;
 }
 

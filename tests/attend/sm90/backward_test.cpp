@@ -236,29 +236,11 @@ void run_case(uint64_t seed, int repeats, bool is_small) {
     const std::lock_guard<std::mutex> lock(gpu);
     Context context = device_context();
     const OnDevice device(problem, context);
-    std::vector<unsigned char> first;
-    for (int i = 0; i < repeats; ++i) {
+    const auto wipe = [&] {
       device.wipe();
       poison_pool();
-      try {
-        const Ran result = attend_backward(device.params, context);
-        if (result.backend != "sm90") report("backend " + result.backend, note);
-      } catch (const std::exception& error) {
-        return report(error.what(), note);
-      }
-      const cudaError_t error = finished_within(20);
-      if (error != cudaSuccess) {
-        report(cudaGetErrorString(error), note);
-        std::_Exit(1);  // the device is lost to this process
-      }
-      const std::vector<unsigned char> bits = device.bits();
-      if (i == 0) {
-        first = bits;
-      } else if (first != bits) {
-        return report("repeat " + std::to_string(i) + " differs", note);
-      }
-    }
-    ++ran;
+    };
+    if (!runs_alike(repeats, note, wipe, [&] { return attend_backward(device.params, context); }, [&] { return device.bits(); })) return;
     for (size_t i = 0; i < 4; ++i) {
       if (!device.gradients()[i]->values(found[i])) return report("memory outside of the gradients was written", note);
     }

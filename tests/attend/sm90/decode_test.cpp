@@ -7,6 +7,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/attend/random_decode.h"
@@ -134,28 +135,10 @@ void check_case(const DecodeCase& c, int repeats, const std::string& note) {
   const std::lock_guard<std::mutex> lock(gpu);
   Context context = device_context();
   const OnDevice device(c, context);
-  std::vector<unsigned char> first_out, first_lse;
-  for (int i = 0; i < repeats; ++i) {
-    device.wipe();
-    try {
-      const Ran result = attend_decode(device.params, context);
-      if (result.backend != "sm90") report("backend " + result.backend, note);
-    } catch (const std::exception& error) {
-      return report(error.what(), note);
-    }
-    const cudaError_t error = finished_within(20);
-    if (error != cudaSuccess) {
-      report(cudaGetErrorString(error), note);
-      std::_Exit(1);  // the device is lost to this process
-    }
-    if (i == 0) {
-      first_out = device.out.bytes();
-      first_lse = device.lse.bytes();
-    } else if (first_out != device.out.bytes() || first_lse != device.lse.bytes()) {
-      return report("repeat " + std::to_string(i) + " differs", note);
-    }
-  }
-  ++ran;
+  const bool is_alike = runs_alike(
+      repeats, note, [&] { device.wipe(); }, [&] { return attend_decode(device.params, context); },
+      [&] { return std::pair(device.out.bytes(), device.lse.bytes()); });
+  if (!is_alike) return;
   judge(c, device, note);
 }
 

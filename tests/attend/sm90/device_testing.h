@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "tests/attend/test_tensor.h"
+#include "tilewise/attend/params.h"
 #include "tilewise/base/context.h"
 #include "tilewise/machine/cuda/memory.h"
 
@@ -114,6 +115,35 @@ inline cudaError_t finished_within(int seconds) {
     if (std::chrono::steady_clock::now() - start > std::chrono::seconds(seconds)) return cudaErrorLaunchTimeout;
     std::this_thread::yield();
   }
+}
+
+/// Whether `repeats` calls, wipe() before each, end on this backend and leave the same bits(); what does not is reported. A hang ends the process.
+template <class Wipe, class Call, class Bits>
+bool runs_alike(int repeats, const std::string& note, const Wipe& wipe, const Call& call, const Bits& bits) {
+  decltype(bits()) first;
+  for (int i = 0; i < repeats; ++i) {
+    wipe();
+    try {
+      const Ran result = call();
+      if (result.backend != "sm90") report("backend " + result.backend, note);
+    } catch (const std::exception& error) {
+      report(error.what(), note);
+      return false;
+    }
+    const cudaError_t error = finished_within(20);
+    if (error != cudaSuccess) {
+      report(cudaGetErrorString(error), note);
+      std::_Exit(1);  // the device is lost to this process
+    }
+    if (i == 0) {
+      first = bits();
+    } else if (first != bits()) {
+      report("repeat " + std::to_string(i) + " differs", note);
+      return false;
+    }
+  }
+  ++ran;
+  return true;
 }
 
 /// body(seed) for `cases` seeds, on all threads of the host.

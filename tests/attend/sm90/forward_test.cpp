@@ -5,6 +5,7 @@
 // Keys that no row reads are NaN on the device, outputs are poisoned and stand between red zones, and every repeat must give the same bits.
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/attend/dense_oracle.h"
@@ -226,29 +227,14 @@ void run_case(uint64_t seed, int repeats, bool is_small) {
     const std::lock_guard<std::mutex> lock(gpu);
     Context context = device_context();
     const OnDevice device(problem, context);
-    std::vector<unsigned char> first_out, first_lse;
-    for (int i = 0; i < repeats; ++i) {
+    const auto wipe = [&] {
       device.out.wipe();
       device.lse.wipe();
-      try {
-        const Ran result = attend_forward(device.params, context);
-        if (result.backend != "sm90") report("backend " + result.backend, note);
-      } catch (const std::exception& error) {
-        return report(error.what(), note);
-      }
-      const cudaError_t error = finished_within(20);
-      if (error != cudaSuccess) {
-        report(cudaGetErrorString(error), note);
-        std::_Exit(1);  // the device is lost to this process
-      }
-      if (i == 0) {
-        first_out = device.out.bytes();
-        first_lse = device.lse.bytes();
-      } else if (first_out != device.out.bytes() || first_lse != device.lse.bytes()) {
-        return report("repeat " + std::to_string(i) + " differs", note);
-      }
-    }
-    ++ran;
+    };
+    const bool is_alike = runs_alike(
+        repeats, note, wipe, [&] { return attend_forward(device.params, context); },
+        [&] { return std::pair(device.out.bytes(), device.lse.bytes()); });
+    if (!is_alike) return;
     if (!device.out.values(out) || !device.lse.values(lse)) return report("memory outside of out or lse was written", note);
   }
   char text[200];
