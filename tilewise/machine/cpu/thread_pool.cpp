@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 #include "tilewise/base/error.h"
+#include "tilewise/base/shared_items.h"
 
 TILEWISE_BEGIN_PUBLIC
 
@@ -57,48 +57,20 @@ class ThreadPool final : public Executor {
 
   void run(int64_t count, FunctionRef<void(int64_t, int)> body) override {
     if (count <= 0) return;
-    if (inside_.pool == this) {  // nested: the threads are busy with the outer items
-      for (int64_t item = 0; item < count; ++item) body(item, inside_.worker);
-      return;
-    }
-    Job job{.count = count, .body = body};
+    if (base::SharedItems::ran_inside(*this, count, body)) return;
+    Job job(*this, count, body);
     const bool is_shared = count > 1 && concurrency_ > 1;
     if (is_shared) publish(job);
-    work_on(job, 0);
+    job.work(0);
     if (is_shared) withdraw(job);
-    if (job.error) std::rethrow_exception(job.error);
+    job.rethrow();
   }
 
  private:
-  struct Job {
-    const int64_t count;
-    FunctionRef<void(int64_t, int)> body;
-    std::atomic<int64_t> next = 0;
+  struct Job : base::SharedItems {
+    using SharedItems::SharedItems;
     std::atomic<int> helpers = 0;  // threads of the pool inside; changed under mutex_
-    std::exception_ptr error = {};  // under mutex_
   };
-  // Which pool's body this thread runs, as which worker.
-  struct Inside {
-    const ThreadPool* pool = nullptr;
-    int worker = 0;
-  };
-  static thread_local Inside inside_;
-
-  void work_on(Job& job, int worker) {
-    const Inside outside = inside_;
-    inside_ = {this, worker};
-    try {
-      for (int64_t item = job.next.fetch_add(1, std::memory_order_relaxed); item < job.count;
-           item = job.next.fetch_add(1, std::memory_order_relaxed)) {
-        job.body(item, worker);
-      }
-    } catch (...) {
-      job.next.store(job.count, std::memory_order_relaxed);
-      const std::lock_guard lock(mutex_);
-      if (!job.error) job.error = std::current_exception();
-    }
-    inside_ = outside;
-  }
 
   void publish(Job& job) {
     {
@@ -128,7 +100,7 @@ class ThreadPool final : public Executor {
   Job* enter() {
     const std::lock_guard lock(mutex_);
     for (Job* const job : jobs_) {
-      if (job->next.load(std::memory_order_relaxed) < job->count) {
+      if (job->has_left()) {
         job->helpers.fetch_add(1);
         return job;
       }
@@ -150,7 +122,7 @@ class ThreadPool final : public Executor {
       const uint32_t seen = posted_.load();
       if (is_stopping_.load()) return;
       if (Job* const job = enter()) {
-        work_on(*job, worker);
+        job->work(worker);
         leave(*job);
         continue;
       }
@@ -173,8 +145,6 @@ class ThreadPool final : public Executor {
   std::atomic<bool> is_stopping_ = false;
   std::vector<std::thread> threads_;
 };
-
-thread_local ThreadPool::Inside ThreadPool::inside_;
 
 }  // namespace
 
