@@ -87,6 +87,14 @@ class ReportInBrowser : public ::testing::Test {
     FAIL() << "Tab does not come to " << name;
   }
 
+  /// Closes the dialog by Escape and waits until the page has been told: the browser moves the focus at once, but sends the event that puts it right later.
+  void escape() {
+    browser_->evaluate("void (window.closed = new Promise((done) => document.getElementById('head').addEventListener('close', done, {once: true})))");
+    browser_->press("Escape");
+    EXPECT_TRUE(is_true("Promise.race([window.closed.then(() => true), new Promise((late) => setTimeout(late, 20000, false))])"))
+        << "the dialog stays open";
+  }
+
   TemporaryFolder folder_;
   std::optional<Browser> browser_;
 };
@@ -164,7 +172,7 @@ TEST_F(ReportInBrowser, KeysOpenAHeadWalkItsNeighboursAndCloseIt) {
   browser_->press("ArrowRight");  // above the diagonal there is nothing
   EXPECT_NE(cell().find("Queries 15\u2009872\u201316\u2009127, keys 15\u2009872\u201316\u2009127"), std::string::npos) << cell();
   EXPECT_EQ(title(), "Layer 1, head 0") << "arrow keys on the map stay in it";
-  browser_->press("Escape");
+  escape();
   EXPECT_TRUE(is_true("!document.getElementById('head').open"));
   EXPECT_EQ(focus().rfind("layer 1, head 0", 0), 0u) << "the focus goes back to the head that was shown: " << focus();
   browser_->press("Enter");
@@ -191,7 +199,7 @@ TEST_F(ReportInBrowser, KeysSortTheTableOpenTheSettingsAndTheWorstTiles) {
   tab_to("worst layer 5, head 0");
   browser_->press("Enter");
   EXPECT_EQ(browser_->evaluate("document.getElementById('head-title').textContent"), "Layer 5, head 0");
-  browser_->press("Escape");
+  escape();
   EXPECT_EQ(focus(), "worst layer 5, head 0");
 }
 
