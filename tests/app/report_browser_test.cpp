@@ -89,9 +89,10 @@ class ReportInBrowser : public ::testing::Test {
 
   /// Closes the dialog by Escape and waits until the page has been told: the browser moves the focus at once, but sends the event that puts it right later.
   void escape() {
-    browser_->evaluate("void (window.closed = new Promise((done) => document.getElementById('head').addEventListener('close', done, {once: true})))");
+    browser_->evaluate(
+        "void (window.dialogClosed = new Promise((done) => document.getElementById('head').addEventListener('close', done, {once: true})))");
     browser_->press("Escape");
-    EXPECT_TRUE(is_true("Promise.race([window.closed.then(() => true), new Promise((late) => setTimeout(late, 20000, false))])"))
+    EXPECT_TRUE(is_true("Promise.race([window.dialogClosed.then(() => true), new Promise((late) => setTimeout(late, 20000, false))])"))
         << "the dialog stays open";
   }
 
