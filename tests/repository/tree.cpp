@@ -87,7 +87,7 @@ std::vector<std::string> library_folders() {
   std::vector<std::string> folders;
   const std::regex entry("^  ([a-z_]+)/ .*");
   bool is_library = false;
-  for (const std::string& line : lines_of(fenced_block(read_text("docs/architecture.md"), "## Folders", ""))) {
+  for (const std::string& line : lines_of(fenced_block(read_text("docs/architecture.md"), "## Folders", "text"))) {
     if (!starts_with(line, " ")) is_library = starts_with(line, "tilewise/");
     std::smatch match;
     if (is_library && std::regex_match(line, match, entry)) folders.push_back(match[1]);
