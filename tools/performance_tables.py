@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of docs/performance.md. Usage:
+"""Writes the tables of docs/performance.md and, from a tuning, the one of docs/methods.md. Usage:
 tools/performance_tables.py bench/results/FILE.json   the bars, from a result file of `tilewise bench`
 tools/performance_tables.py --tune out.json           methods at equal quality, from what `tilewise compare --tune --json` wrote: keeps it, without
                                                       figures of single heads, as bench/results/<date>-tune-<commit>.json"""
@@ -9,7 +9,7 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DOCUMENT = ROOT / "docs" / "performance.md"
+PERFORMANCE, METHODS = ROOT / "docs" / "performance.md", ROOT / "docs" / "methods.md"
 FIGURES = {
     "of_peak": "of peak",
     "of_dense_rate": "of the dense rate",
@@ -71,8 +71,17 @@ def needles(of: dict | None) -> str:
     return f"{of['correct']}/{of['of']}" if of else ""
 
 
-def tuned(path: pathlib.Path) -> str:
-    document, place = keep(path)
+def extra_bits(method: dict) -> list[float]:
+    return [text["bits_per_byte"] - text["dense_bits_per_byte"] for text in method["texts"]]
+
+
+def outcome(method: dict, bound: float) -> str:
+    if method["refused"]:
+        return "refused"
+    return "yardstick" if method["is_baseline"] else "holds" if max(extra_bits(method)) <= bound else "over"
+
+
+def tuned(document: dict, place: str) -> str:
     dense, tune = document["dense"], document["tune"]
     names = [pathlib.PurePath(text["path"]).stem for text in document["input"]["texts"]]
     asked = ", ".join(str(length) for length in document["input"]["needle_lengths"])
@@ -88,27 +97,45 @@ def tuned(path: pathlib.Path) -> str:
         "|---|---|---|---|" + "---|" * len(names) + "---|---|---|---|---|",
         f"| dense | 1 | 1 | 0 | " + " | ".join("" for _ in names) + f" |  | {dense['attend_ms']:.0f} | 1.00 | {needles(dense['needle'])} | |",
     ]
-    for method, curve in zip(document["methods"], tune["curves"]):
+    for method in document["methods"]:
         if method["refused"]:
             out.append(f"| {method['label']} | " + " | " * (7 + len(names)) + "refused |")
             continue
-        bits = [text["bits_per_byte"] - text["dense_bits_per_byte"] for text in method["texts"]]
-        kind = "yardstick" if method["is_baseline"] else "holds" if max(bits) <= tune["bound"] else "over"
         out.append(
             f"| {method['label']} | {method['density']:.3f} | {method['recall']:.3f} | {method['output_error']:.3f} | "
-            + " | ".join(f"{value:+.4f}" for value in bits)
-            + f" | {method['plan_ms']:.0f} | {method['attend_ms']:.0f} | {method['speedup']:.2f} | {needles(method['needle'])} | {kind} |"
+            + " | ".join(f"{value:+.4f}" for value in extra_bits(method))
+            + f" | {method['plan_ms']:.0f} | {method['attend_ms']:.0f} | {method['speedup']:.2f} | {needles(method['needle'])} | {outcome(method, tune['bound'])} |"
         )
     return "\n".join(out) + "\n"
 
 
-def put(mark: str, new: str) -> None:
-    text = DOCUMENT.read_text()
+def ranked(document: dict) -> str:
+    """What to choose among: the methods that hold the bound, the fastest first, then those that do not."""
+    bound = document["tune"]["bound"]
+    length = document["input"]["length"]
+    methods = [method for method in document["methods"] if not method["refused"] and not method["is_baseline"]]
+    methods.sort(key=lambda method: (outcome(method, bound) != "holds", -method["speedup"]))
+    out = [
+        f"At {length:,} bytes, each method with its fastest setting that holds {bound:g} bits per byte on the text that chose it (or its closest), from [the tuning](performance.md#methods-at-equal-quality):",
+        "",
+        f"| method | times as fast as dense | keys read | most extra bits per byte | needles | within {bound:g} on every text |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method in methods:
+        out.append(
+            f"| `{method['label']}` | {method['speedup']:.2f} | {method['density']:.0%} | {max(extra_bits(method)):+.4f} | {needles(method['needle'])} | "
+            f"{'yes' if outcome(method, bound) == 'holds' else 'no'} |"
+        )
+    return "\n".join(out) + "\n"
+
+
+def put(document: pathlib.Path, mark: str, new: str) -> None:
+    text = document.read_text()
     before, begin, rest = text.partition(f"<!-- begin {mark} -->\n")
     _, end, after = rest.partition(f"<!-- end {mark} -->\n")
     if not begin or not end:
-        raise ValueError(f"{DOCUMENT} has lost its marks <!-- begin {mark} --> and <!-- end {mark} -->")
-    DOCUMENT.write_text(before + begin + new + end + after)
+        raise ValueError(f"{document} has lost its marks <!-- begin {mark} --> and <!-- end {mark} -->")
+    document.write_text(before + begin + new + end + after)
 
 
 def main(arguments: list[str]) -> int:
@@ -119,7 +146,12 @@ def main(arguments: list[str]) -> int:
         return 2
     path = pathlib.Path(paths[0])
     try:
-        put("tune", tuned(path)) if is_tune else put("bars", bars(path))
+        if is_tune:
+            document, place = keep(path)
+            put(PERFORMANCE, "tune", tuned(document, place))
+            put(METHODS, "measured", ranked(document))
+        else:
+            put(PERFORMANCE, "bars", bars(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"performance_tables.py: {path} does not make a table: {error}", file=sys.stderr)
         return 1
