@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _operators
-from ._errors import call, natural
+from ._errors import call, expect, natural
 from ._mask import Mask
 from ._plan import OptionValue, Plan
 from ._plan import plan as make_plan
@@ -48,6 +48,10 @@ def attend(
         out, lse = _attend(q, k, v, plan.memory, plan.layout, scale, softcap, sink_logit)
     except RuntimeError as error:
         raise natural(error) from None
+    except AttributeError:  # looked at only now: an argument of another class costs a right call nothing
+        expect("attend", Tensor, q=q, k=k, v=v, **({} if sink_logit is None else {"sink_logit": sink_logit}))
+        expect("attend", Plan, plan=plan)
+        raise
     return (out, lse) if return_lse else out
 
 
@@ -104,6 +108,8 @@ def measure(
             "offset" [B, Hq, Sk].
     Without gradient.
     """
+    expect("measure", Tensor, q=q, k=k)
+    expect("measure", Plan, plan=plan)
     heads = [q.shape[0], q.shape[1]]
     if over in ("tile", "query_tile"):
         tiles_k = -(-plan.slots_k // (tile_k or plan.tile))
@@ -165,22 +171,26 @@ def decode(
 ) -> Union[Tensor, tuple[Tensor, Tensor]]:
     """Attention of the newest 1 to 8 tokens over a cache. Shapes: q [B, Hq, Sq, D]; k [B, Hkv, capacity, D] and v, plain, :class:`Quantised` or :class:`Paged`.
 
-    lengths  int32 [B], tokens of each sequence, the new ones included; default: all that the plan or the cache holds.
+    lengths  int32 or int64 [B], tokens of each sequence, the new ones included; default: all that the plan or the cache holds.
     plan     which keys are read; without one, every key that `mask` lets through: one band, the same for all heads (default causal).
     Without gradient.
     """
+    expect("decode", Tensor, q=q)
     args: list[object] = []
-    for operand in (k, v):
+    for name, operand in (("k", k), ("v", v)):
         table = operand.table if isinstance(operand, Paged) else None
         data = operand.pool if isinstance(operand, Paged) else operand
         if isinstance(data, Quantised):
             args += [data.data, data.scale, data.zero, table, [data.tokens, data.channels]]
             width = data.data.shape[-1] * (2 if data.data.dtype == torch.uint8 else 1)
         else:
+            expect("decode", Tensor, **{name: data})
             args += [data, None, None, table, [0, 0]]
             width = data.shape[-1]
     memory, layout, band = (None, None, _band_of(mask)) if plan is None else (plan.memory, plan.layout, [])
     if plan is not None and mask is not None:
         raise ValueError("decode: both plan and mask are given; a plan has its mask with it")
+    if isinstance(lengths, Tensor) and lengths.dtype == torch.int64:
+        lengths = lengths.to(torch.int32)
     out, lse = call(_operators.decode, q.detach(), *args, lengths, memory, layout, band, width, scale, softcap, sink_logit)
     return (out, lse) if return_lse else out

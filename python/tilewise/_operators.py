@@ -6,6 +6,7 @@ Their kernels and schemas are in tilewise_torch/ops. A plan is two tensors: its 
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Optional
@@ -95,11 +96,15 @@ def _backward(ctx: Any, dout: Optional[Tensor], dlse: Optional[Tensor]) -> tuple
     q, k, v, out, lse, plan, layout, sink_logit = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    dq, dk, dv, dsink = call(ops.attend_backward.default, dout, dlse, q, k, v, out, lse, plan, layout, ctx.scale, ctx.softcap, sink_logit)
+    run = _BackwardInTransform.apply if torch._C._are_functorch_transforms_active() else ops.attend_backward.default
+    dq, dk, dv, dsink = call(run, dout, dlse, q, k, v, out, lse, plan, layout, ctx.scale, ctx.softcap, sink_logit)
     return dq, dk, dv, None, None, None, None, None if sink_logit is None else dsink
 
 
 torch.library.register_autograd("tilewise::attend", _backward, setup_context=_save)
+
+
+_attend = ops.attend.default
 
 
 class _Attend(torch.autograd.Function):
@@ -117,12 +122,48 @@ class _Attend(torch.autograd.Function):
         return _backward(ctx, *grads)
 
 
-_attend = ops.attend.default
+class _AttendInTransform(torch.autograd.Function):
+    """The form that torch.func.grad and vjp take, which that of torch.library is not."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return _attend(*inputs)
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        _refuse_vmap("attend")
+
+
+class _BackwardInTransform(torch.autograd.Function):
+    """Likewise of attend_backward."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return ops.attend_backward.default(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        _refuse_gradient("attend_backward", _NO_SECOND)
+
+    @staticmethod
+    def vmap(*_: Any) -> NoReturn:
+        _refuse_vmap("attend_backward")
 
 
 def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
     """torch.ops.tilewise.attend by the shortest way that does the same."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling():
+        return _attend(*inputs)
+    if torch._C._are_functorch_transforms_active():
+        return _AttendInTransform.apply(*inputs)
+    if torch._C._is_any_autocast_enabled():
         return _attend(*inputs)
     if torch.is_grad_enabled():
         q, k, v, _, _, _, _, sink_logit = inputs
@@ -132,16 +173,17 @@ def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
         return _attend(*inputs)
 
 
-def _no_gradient(name: str, way_on: str) -> None:
-    def refuse(ctx: Any, *_: Any) -> NoReturn:
-        raise NotImplementedError(f"tilewise::{name} has no gradient; {way_on}")
-
-    torch.library.register_autograd(f"tilewise::{name}", refuse, setup_context=lambda ctx, inputs, output: None)
+_NO_SECOND = "second derivatives of attention are not computed"
 
 
-_no_gradient("attend_backward", "second derivatives of attention are not computed")
-_no_gradient("decode", "use tilewise.attend for training")
-_no_gradient("measure", "detach q and k")
+def _refuse_gradient(name: str, way_on: str, *_: Any) -> NoReturn:
+    raise NotImplementedError(f"tilewise::{name} has no gradient; {way_on}")
+
+
+for _name, _way_on in (("attend_backward", _NO_SECOND), ("decode", "use tilewise.attend for training"), ("measure", "detach q and k")):
+    torch.library.register_autograd(
+        f"tilewise::{_name}", functools.partial(_refuse_gradient, _name, _way_on), setup_context=lambda ctx, inputs, output: None
+    )
 
 
 # Autocast: as scaled_dot_product_attention, q, k and v go to the lower precision.
@@ -173,18 +215,15 @@ for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 # vmap.
 
 
-def _no_vmap(name: str) -> None:
-    def refuse(info: Any, in_dims: Any, *_: Any) -> NoReturn:
-        raise NotImplementedError(
-            f"tilewise::{name} cannot be vmapped: a plan is made for one batch size. Tensors have a batch axis already: fold yours into it, "
-            "[N, B, H, S, D] to [N * B, H, S, D], and plan for that batch"
-        )
-
-    torch.library.register_vmap(f"tilewise::{name}", refuse)
+def _refuse_vmap(name: str, *_: Any) -> NoReturn:
+    raise NotImplementedError(
+        f"tilewise::{name} cannot be vmapped: a plan is made for one batch size. Tensors have a batch axis already: fold yours into it, "
+        "[N, B, H, S, D] to [N * B, H, S, D], and plan for that batch"
+    )
 
 
 for _name in ("attend", "attend_backward", "decode", "measure"):
-    _no_vmap(_name)
+    torch.library.register_vmap(f"tilewise::{_name}", functools.partial(_refuse_vmap, _name))
 
 Operator = Callable[..., Any]
 decode: Operator = ops.decode.default

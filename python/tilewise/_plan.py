@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
-from ._errors import call
+from ._errors import call, expect
 from ._mask import Mask
 from ._operators import ops
 
@@ -197,10 +197,14 @@ class Plan:
 
     def __or__(self, other: Plan) -> Plan:
         """What either plan reads."""
+        if not isinstance(other, Plan):
+            return NotImplemented
         return _plan(ops.plan_set.default, *self._on_cpu(), *other._on_cpu(), True).to(self.device)
 
     def __and__(self, other: Plan) -> Plan:
         """What both plans read."""
+        if not isinstance(other, Plan):
+            return NotImplemented
         return _plan(ops.plan_set.default, *self._on_cpu(), *other._on_cpu(), False).to(self.device)
 
     def to(self, device: Union[str, int, torch.device]) -> Plan:
@@ -262,6 +266,8 @@ def plan(
     Errors  ValueError (unknown method or option, a value outside its range, shapes), TypeError (dtypes), NotImplementedError (the method does not take this problem).
     """
     mask = Mask.causal() if mask is None else mask
+    expect("plan", Tensor, q=q, k=k)
+    expect("plan", Mask, mask=mask)
     q, k = q.detach(), k.detach()
     v = None if v is None else v.detach()
     made = _plan(
@@ -281,6 +287,7 @@ def plan_of_bits(bits: Tensor, mask: Optional[Mask] = None, *, tile: int = 128, 
     mask  the model's mask (default full), which every pair must satisfy; `batch` and `heads_q`: what sizes of 1 broadcast to.
     """
     mask = Mask.full() if mask is None else mask
+    expect("plan_of_bits", Tensor, bits=bits)
     return _plan(ops.plan_of_bits.default, bits.cpu(), tile, mask.numbers, mask.spans_tensor, batch or 0, heads_q or 0)
 
 

@@ -55,6 +55,17 @@ def test_empty_batch():
     assert tilewise.attend(q, k, v, full).shape == (0, 4, 130, 64)
 
 
+@pytest.mark.parametrize("queries, keys", [(0, 130), (0, 0), (130, 0)])
+@pytest.mark.parametrize("method", ["dense", "xattention", "mean_pool"])
+def test_no_queries_or_no_keys(queries, keys, method):
+    q, k, v = problem()
+    q, k, v = q[:, :, :queries].requires_grad_(), k[:, :, :keys], v[:, :, :keys]
+    out = tilewise.attention(q, k, v, method)
+    assert torch.equal(out, torch.zeros(2, 4, queries, 64))
+    out.sum().backward()
+    assert torch.equal(q.grad, torch.zeros_like(q))
+
+
 @pytest.mark.parametrize("kind", ["bshd", "fused", "step", "last axis", "expanded"])
 def test_views_are_read_where_they_lie(kind):
     q, k, v = problem()
@@ -134,6 +145,20 @@ def test_no_gradient_is_kept_without_need():
         assert not tilewise.attend(q, k, v, plan).requires_grad
 
 
+def test_gradients_by_torch_func():
+    q, k, v = problem()
+    plan = random_plan(q, k)
+    loss = lambda q, k, sink: tilewise.attend(q, k, v, plan, sink_logit=sink, return_lse=True)[1].sum() + tilewise.attend(q, k, v, plan).square().sum()  # noqa: E731
+    leaves = [q.clone().requires_grad_(), k.clone().requires_grad_(), torch.zeros(4, requires_grad=True)]
+    loss(*leaves).backward()
+    for got, leaf in zip(torch.func.grad(loss, argnums=(0, 1, 2))(q, k, torch.zeros(4)), leaves):
+        assert torch.equal(got, leaf.grad)
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.func.grad(lambda q: torch.func.grad(loss)(q, k, torch.zeros(4)).sum())(q)
+    with pytest.raises(NotImplementedError, match="cannot be vmapped"):
+        torch.vmap(torch.func.grad(lambda q: tilewise.attend(q, k, v, plan).sum()))(q[None])
+
+
 def test_same_bits_for_any_number_of_threads():
     q, k, v = (x.requires_grad_() for x in problem(seqlen_q=300, seqlen_k=300))
     plan = random_plan(q, k)
@@ -184,6 +209,36 @@ def test_errors_are_natural():
         broken = plan.layout.clone()
         broken[26 + 5 * 4] = 1 << 40
         tilewise.attend(q, k, v, tilewise.Plan(plan.memory, broken))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda q, k, v, plan: tilewise.attend(q.numpy(), k, v, plan), r"^attend: q is of type numpy.ndarray, takes torch.Tensor$"),
+        (lambda q, k, v, plan: tilewise.attend(q, k, [v], plan), r"^attend: v is of type (list|List\[Tensor\]), takes (torch.)?Tensor$"),
+        (lambda q, k, v, plan: tilewise.attend(q, k, v, None), r"^attend: plan is of type NoneType, takes tilewise.Plan$"),
+        (lambda q, k, v, plan: tilewise.attend(plan, q, k, v), r"^attend: q is of type tilewise.Plan, takes torch.Tensor$"),
+        (lambda q, k, v, plan: tilewise.attend(q, k, v, plan, sink_logit=0.5), r"^attend: sink_logit is of type float, takes (torch.)?Tensor( or None)?$"),
+        (lambda q, k, v, plan: tilewise.attend(q, k, v, plan, scale="1"), r"^attend: scale is of type str, takes float or None$"),
+        (lambda q, k, v, plan: tilewise.plan(q.numpy(), k), r"^plan: q is of type numpy.ndarray"),
+        (lambda q, k, v, plan: tilewise.plan(q, k, mask="causal"), r"^plan: mask is of type str, takes tilewise.Mask$"),
+        (lambda q, k, v, plan: tilewise.measure(q, k, (plan,)), r"^measure: plan is of type tuple"),
+        (lambda q, k, v, plan: tilewise.decode(q[:, :, :1], k, v, lengths=[130, 130]), r"^decode: lengths is of type list, takes Tensor or None$"),
+        (lambda q, k, v, plan: tilewise.decode(q[:, :, :1], k.numpy(), v), r"^decode: k is of type numpy.ndarray"),
+        (lambda q, k, v, plan: tilewise.plan_of_bits(plan), r"^plan_of_bits: bits is of type tilewise.Plan"),
+        (lambda q, k, v, plan: plan | "dense", "unsupported operand"),
+    ],
+)
+def test_arguments_of_another_class(call, message):
+    q, k, v = problem()
+    with pytest.raises(TypeError, match=message):
+        call(q, k, v, random_plan(q, k))
+
+
+def test_tensors_without_strides_are_refused():
+    q, k, v = problem()
+    with pytest.raises(NotImplementedError, match="^attend: there is no kernel for tensors of SparseCPU; takes strided tensors"):
+        tilewise.attend(q.to_sparse(), k, v, random_plan(q, k))
 
 
 # measure.

@@ -33,10 +33,10 @@ class Checker {
   void is_usable(const char* name, const TensorView& view) const {
     require(view.device() == device_, Kind::device, name, " is on ", view.device(), ", the context runs on ", device_,
             "; move the tensor or set Context::device");
+    if (view.numel() == 0) return;  // whatever its strides are, nothing is read by them
     const int last = view.rank() - 1;
     require(view.dim(last) <= 1 || view.stride(last) == 1, Kind::shape, name, " has stride ", view.stride(last),
             " in its last axis, takes 1; copy it so that the last axis is contiguous");
-    if (view.numel() == 0) return;
     require(view.raw() != nullptr, Kind::value, name, " ", view.shape(), " has a null pointer; give it memory, or leave it absent");
     const size_t bytes = size_of(view.dtype());
     require(reinterpret_cast<uintptr_t>(view.raw()) % bytes == 0, Kind::value, name, " lies at an address that is not a multiple of ", bytes,

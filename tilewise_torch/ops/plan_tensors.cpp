@@ -170,12 +170,14 @@ Plan plan_at(std::byte* memory, int64_t bytes, Device device, std::span<const in
     if (offset >= 0) {
       Shape shape;
       shape.rank = rank;
-      int64_t room = offset <= bytes ? (bytes - offset) / static_cast<int64_t>(size_of(dtype)) : -1;
-      bool fits = offset % kAlignment == 0 && room >= 0;
-      for (int axis = 0; axis < rank; ++axis) {
-        const int64_t size = layout[at + 1 + static_cast<size_t>(axis)];
-        fits = fits && size >= 0 && (size == 0 || size <= room);
-        if (!fits) break;
+      const std::span<const int64_t> sizes = layout.subspan(at + 1, static_cast<size_t>(rank));
+      const bool is_empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+      // What the sizes may come to; without elements they need no room, but their product is formed all the same.
+      int64_t room = is_empty ? INT32_MAX : (bytes - offset) / static_cast<int64_t>(size_of(dtype));
+      bool fits = offset % kAlignment == 0 && offset <= bytes;
+      for (int axis = 0; axis < rank && fits; ++axis) {
+        const int64_t size = sizes[static_cast<size_t>(axis)];
+        fits = size >= 0 && size <= room;
         if (size > 0) room /= size;
         shape.sizes[static_cast<size_t>(axis)] = size;
       }
