@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "app/command.h"
 
+#include <filesystem>
+
 #include "app/interrupt.h"
 #include "tilewise/base/file.h"
 #include "tilewise/machine/cpu/context.h"
@@ -44,6 +46,15 @@ Context make_context(int threads) {
 
 void add_threads_option(CLI::App& app, int& threads) {
   app.add_option("--threads", threads, "worker threads; 0: TILEWISE_THREADS, else what affinity and cgroup quota leave")->check(CLI::Range(0, 1024));
+}
+
+bool is_same_file(const std::string& a, const std::string& b) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (fs::exists(a, error) && !fs::is_regular_file(a, error)) return false;
+  if (fs::equivalent(a, b, error)) return true;
+  const fs::path first = fs::weakly_canonical(a, error), second = fs::weakly_canonical(b, error);
+  return !error && first == second;
 }
 
 void write_whole(const std::string& path, std::string_view text) {

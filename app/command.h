@@ -40,6 +40,8 @@ decltype(auto) usage(Parse&& parse) {
   }
 }
 
+/// Whether two paths name one file, however they are written. Terminals, pipes and /dev/null may be named twice.
+bool is_same_file(const std::string& a, const std::string& b);
 /// Writes a whole file beside its target and renames it; Ctrl-C waits for it.
 void write_whole(const std::string& path, std::string_view text);
 /// Throws what write_whole would throw about the path, and leaves nothing there.
@@ -50,6 +52,7 @@ void add_doctor_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
 void add_methods_command(CLI::App& app);
 void add_plan_command(CLI::App& app);
+void add_report_command(CLI::App& app);
 void add_search_command(CLI::App& app);
 
 }  // namespace tilewise::app

@@ -60,16 +60,6 @@ CompareText read_text(const std::string& path, int64_t length, InputFigures& inp
   return text;
 }
 
-/// Whether two paths name one file, however they are written. Terminals, pipes and /dev/null may be named twice.
-bool is_same_file(const std::string& a, const std::string& b) {
-  namespace fs = std::filesystem;
-  std::error_code error;
-  if (fs::exists(a, error) && !fs::is_regular_file(a, error)) return false;
-  if (fs::equivalent(a, b, error)) return true;
-  const fs::path first = fs::weakly_canonical(a, error), second = fs::weakly_canonical(b, error);
-  return !error && first == second;
-}
-
 /// What would be written over what.
 void check_files(const CompareOptions& options) {
   const std::pair<const char*, const std::string&> outputs[] = {{"--report", options.report}, {"--json", options.json}};

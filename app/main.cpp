@@ -30,6 +30,7 @@ int run(int argc, char** argv) {
   add_generate_command(app);
   add_methods_command(app);
   add_plan_command(app);
+  add_report_command(app);
   add_search_command(app);
   add_doctor_command(app);
   add_bench_command(app);

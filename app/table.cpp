@@ -73,7 +73,9 @@ std::string comparison_text(const Comparison& comparison) {
   const DenseFigures& dense = comparison.dense;
   const Verdict verdict = verdict_of(comparison);
   // Of tensors there are neither bits nor a model's time.
-  const bool has_model = comparison.input.has_model(), has_needles = dense.needle.has_value();
+  const bool has_model = comparison.input.has_model(), has_bits = comparison.input.has_bits(), has_needles = dense.needle.has_value();
+  const bool has_bytes = has_bits && comparison.input.reads != InputFigures::Reads::tokens;
+  const bool has_tokens = has_bits && comparison.input.reads != InputFigures::Reads::bytes;
   const char* const time = dense.attend_ms >= 200 ? "%.0f" : dense.attend_ms >= 2 ? "%.2f" : "%.3f";
   Table table;
   /// What is shown of each column, dense first: its cells and whether it is there.
@@ -87,14 +89,18 @@ std::string comparison_text(const Comparison& comparison) {
       {true, "allowed", "1", [](const MethodFigures& row) { return number("%.3f", row.allowed_density); }},
       {true, "recall", "1", [](const MethodFigures& row) { return number("%.3f", row.recall); }},
       {true, "error", "0", [](const MethodFigures& row) { return number("%.3f", row.output_error); }},
-      {has_model, "bits/byte", number("%.4f", dense.bits_per_byte), [](const MethodFigures& row) { return number("%.4f", row.bits_per_byte); }},
-      {has_model, "+bits", "", [](const MethodFigures& row) { return number("%+.4f", row.max_extra_bits); }},
+      {has_bytes, "bits/byte", number("%.4f", dense.bits_per_byte), [](const MethodFigures& row) { return number("%.4f", row.bits_per_byte); }},
+      {has_tokens && !has_bytes, "bits/token", number("%.4f", dense.bits_per_token),
+       [](const MethodFigures& row) { return number("%.4f", row.bits_per_token); }},
+      {has_tokens, "perplexity", number("%.4g", std::exp2(dense.bits_per_token)),
+       [](const MethodFigures& row) { return number("%.4g", std::exp2(row.bits_per_token)); }},
+      {has_bits, "+bits", "", [](const MethodFigures& row) { return number("%+.4f", row.max_extra_bits); }},
       {true, "plan ms", "", [&](const MethodFigures& row) { return number(time, row.plan_ms); }},
       {true, "attend ms", number(time, dense.attend_ms), [&](const MethodFigures& row) { return number(time, row.attend_ms); }},
       {true, "total ms", number(time, dense.attend_ms), [&](const MethodFigures& row) { return number(time, row.total_ms); }},
       {true, "speed-up", "1.00", [](const MethodFigures& row) { return number("%.2f", row.speedup); }},
       {has_model, "model ms", number("%.0f", dense.model_ms), [](const MethodFigures& row) { return number("%.0f", row.model_ms); }},
-      {true, "memory", size_text(static_cast<double>(dense.peak_bytes)),
+      {dense.peak_bytes > 0, "memory", size_text(static_cast<double>(dense.peak_bytes)),
        [](const MethodFigures& row) { return size_text(static_cast<double>(row.peak_bytes)); }},
       {has_needles, "needles", needle_text(dense.needle), [](const MethodFigures& row) { return needle_text(row.needle); }},
   };

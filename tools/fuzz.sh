@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 build=${1:?a build folder} seconds=${2:?seconds a target}
 shift 2
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(plan_reader validator safetensors config recipe)
+[ ${#targets[@]} -gt 0 ] || targets=(plan_reader validator safetensors config recipe comparison)
 corpora=$build/fuzz
 rm -rf "$corpora"
 mkdir -p "$corpora"

@@ -34,9 +34,15 @@ const changedOptions = (method) => method.label.slice(method.name.length).trim()
 const rows = data.methods.map((method, i) => ({ method, number: i + 1 }));
 const ran = rows.filter((row) => row.method.refused === null);
 const hasModel = data.input.qkv === null;
-const bound = hasModel ? data.verdict.max_bits : data.verdict.max_error;
-/** What the bound holds: extra bits, or of tensors the output error. */
-const excess = (method) => (hasModel ? method.max_extra_bits : method.output_error);
+// What a model reads: "bytes" (a token is a byte), "text" (through a tokenizer), "tokens"; null where it predicts none, and of tensors.
+const reads = data.input.reads;
+const hasBits = reads !== null;
+const lengthUnit = reads === "bytes" ? "bytes" : "tokens";
+const bitsUnit = reads === "tokens" ? "token" : "byte";
+const perplexity = (figures) => (has(figures.bits_per_token) ? 2 ** figures.bits_per_token : null);
+const bound = hasBits ? data.verdict.max_bits : data.verdict.max_error;
+/** What the bound holds: extra bits, or where there are none the output error. */
+const excess = (method) => (hasBits ? method.max_extra_bits : method.output_error);
 /** The verdict lets one prompt in twenty be missed more than dense does. */
 const holdsNeedles = (method) =>
   !data.dense.needle || (method.needle && method.needle.correct >= data.dense.needle.correct - Math.floor(data.dense.needle.of / 20));

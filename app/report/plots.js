@@ -46,15 +46,15 @@ const axesX = {
   time: { name: "plan and attend", value: (m) => m.total_ms, text: milliseconds },
 };
 const axesY = {
-  bits: { name: "extra bits per byte", value: (m) => m.max_extra_bits, least: 0.0005, isBound: hasModel },
-  error: { name: "output error", value: (m) => m.output_error, least: 0.001, isBound: !hasModel },
+  bits: { name: `extra bits per ${bitsUnit}`, value: (m) => m.max_extra_bits, least: 0.0005, isBound: hasBits },
+  error: { name: "output error", value: (m) => m.output_error, least: 0.001, isBound: !hasBits },
   missed: { name: "missed mass", value: (m) => (has(m.recall) ? Math.max(0, 1 - m.recall) : null), least: 0.001 },
 };
 
 /** Density, error and time of every row, with the front of what no other row beats on both axes. */
 function paretoPlot() {
   const selectX = byId("pareto-x"), selectY = byId("pareto-y"), figure = byId("pareto");
-  if (!hasModel) selectY.querySelector("[value=bits]").remove();
+  if (!hasBits) selectY.querySelector("[value=bits]").remove();
   const draw = () => {
     const axisX = axesX[selectX.value], axisY = axesY[selectY.value];
     const points = ran.filter((row) => has(axisX.value(row.method)) && has(axisY.value(row.method)));
@@ -62,7 +62,7 @@ function paretoPlot() {
     const largest = Math.max(...points.map((row) => axisX.value(row.method)));
     const maxX = Math.min(axisX.most || Infinity, ceilTo(largest * 1.08, niceStep(largest * 1.08, 10)));
     const limit = axisY.isBound ? bound : -1;
-    const tip = (m) => `${m.label}: density ${percent(m.density)}, ${time(m.total_ms)} ms, ` + (hasModel ? `${signed(m.max_extra_bits, 4)} bits per byte, ` : "") +
+    const tip = (m) => `${m.label}: density ${percent(m.density)}, ${time(m.total_ms)} ms, ` + (hasBits ? `${signed(m.max_extra_bits, 4)} bits per ${bitsUnit}, ` : "") +
       `error ${percent(m.output_error)}, missed mass ${percent(has(m.recall) ? 1 - m.recall : null)}`;
     const frame = logFrame({
       maxX, least: axisY.least, most: Math.max(limit * 3, ...points.map((row) => axisY.value(row.method) * 1.5)), textX: axisX.text, nameX: axisX.name,
@@ -124,7 +124,7 @@ function timePlot() {
     plot.append(svg("line", { x1: x(value), x2: x(value), y1: top - 6, y2: h - 38, class: "grid" }),
       svg("text", { x: x(value), y: h - 22, "text-anchor": "middle", class: "soft" }, milliseconds(value)));
   }
-  plot.append(svg("text", { x: (left + w - right) / 2, y: h - 4, "text-anchor": "middle" }, hasModel ? "one text, all layers" : "one call"));
+  plot.append(svg("text", { x: (left + w - right) / 2, y: h - 4, "text-anchor": "middle" }, hasModel ? (hasBits ? "one text, all layers" : "one input, all layers") : "one call"));
   let key = isNarrow ? 0 : left;
   for (const [kind, name] of [["plan", "plan"], ["attend", "attend"], ["dense", "dense attention"], ...(hasModel ? [["rest", "rest of the model"]] : [])]) {
     plot.append(svg("rect", { x: key, y: 3, width: 11, height: 11, class: kind }), svg("text", { x: key + 15, y: 13, class: "small" }, name));
@@ -154,12 +154,12 @@ function tunePlot() {
   byId("tune-text").textContent = `Settings tried on ${data.tune.text}, each run alone; a ring marks the one that was chosen for the table. Cost is counted, so that load on the machine does not choose: CPU time of the plan, and the pairs that attention reads at the rate of this machine. A setting that costs more than the best so far is given up.`;
   const shown = all.filter((point) => has(point.cost_ms) && has(point.excess));
   if (shown.length) {
-    const least = hasModel ? 0.0005 : 0.001;
+    const least = hasBits ? 0.0005 : 0.001;
     // The slowest (an oracle's) would press all others together.
     const costs = shown.map((point) => point.cost_ms).sort((a, b) => a - b);
     const largest = Math.min(costs[costs.length - 1], Math.max(data.dense.attend_ms * 1.5, costs[0] * 2));
     const maxX = ceilTo(largest * 1.05, niceStep(largest * 1.05, 10));
-    const name = hasModel ? "extra bits per byte" : "output error";
+    const name = hasBits ? `extra bits per ${bitsUnit}` : "output error";
     const frame = logFrame({ maxX, least, most: Math.max(data.tune.bound * 3, ...shown.map((point) => point.excess * 1.4)), textX: milliseconds,
       nameX: "cost", nameY: name, bound: data.tune.bound, label: `Tuning: ${name} against cost of ${shown.length} settings; the table below lists them` });
     data.tune.curves.forEach((curve, c) => {
@@ -179,7 +179,7 @@ function tunePlot() {
         frame.plot.append(svg("polyline", { points: line.map((point) => `${frame.x(point.cost_ms)},${frame.y(point.excess)}`).join(" "), class: "curve", stroke: hue }));
       }
       for (const point of points) {
-        const tip = `${point.label}: cost ${time(point.cost_ms)} ms, density ${percent(point.density)}, ${hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)}` +
+        const tip = `${point.label}: cost ${time(point.cost_ms)} ms, density ${percent(point.density)}, ${hasBits ? signed(point.excess, 4) : fixed(point.excess, 4)}` +
           (point.cost_ms > maxX ? " (beyond the right edge)" : "");
         const cx = frame.x(point.cost_ms), cy = frame.y(point.excess);
         const group = svg("g", { class: "point" }, svg("title", {}, tip));
@@ -194,9 +194,9 @@ function tunePlot() {
       return el("li", {}, swatch, curve.name);
     })));
   }
-  const table = el("table", { class: "figures" }, el("thead", {}, el("tr", {}, ...["Setting", "Density", hasModel ? "Extra bits" : "Error", "Cost ms", "Outcome"]
+  const table = el("table", { class: "figures" }, el("thead", {}, el("tr", {}, ...["Setting", "Density", hasBits ? "Extra bits" : "Error", "Cost ms", "Outcome"]
     .map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, ...all.map((point) => el("tr", { class: point.isChosen ? "best" : null },
-    el("th", { scope: "row" }, point.label), el("td", {}, percent(point.density)), el("td", { class: point.outcome === "over" ? "over" : null }, hasModel ? signed(point.excess, 4) : fixed(point.excess, 4)),
+    el("th", { scope: "row" }, point.label), el("td", {}, percent(point.density)), el("td", { class: point.outcome === "over" ? "over" : null }, hasBits ? signed(point.excess, 4) : fixed(point.excess, 4)),
     el("td", {}, time(point.cost_ms)),
     el("td", { class: "outcome" }, (point.isChosen ? "chosen, " : "") + outcomes[point.outcome] + (point.refused ? ": " + point.refused : ""))))));
   byId("tune-count").textContent = `All ${all.length} settings`;

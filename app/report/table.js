@@ -5,10 +5,10 @@ function facts() {
   const source = hasModel
     ? [
         ["Model", input.model],
-        ["Shape", `${input.num_layers} layers, ${shape}`],
+        ["Shape", `${input.num_layers} layers, ${shape}, ${input.dtype}`],
         ...input.texts.map((text) => ["Text", `${text.path} (${whole(text.bytes)} bytes)`]),
-        ["Length", `${whole(input.length)} bytes`],
-        ["Needles", input.needle_lengths.length ? `${data.dense.needle ? data.dense.needle.of : 0} of ${input.needle_lengths.map(whole).join(", ")} bytes` : "not asked"],
+        ["Length", `${input.batch > 1 ? `${whole(input.batch)} sequences of ` : ""}${whole(input.length)} ${lengthUnit}`],
+        ["Needles", input.needle_lengths.length ? `${data.dense.needle ? data.dense.needle.of : 0} of ${input.needle_lengths.map(whole).join(", ")} ${lengthUnit}` : "not asked"],
       ]
     : [
         ["Tensors", input.qkv],
@@ -22,27 +22,35 @@ function facts() {
     ["Kernels", data.dense.backend],
     ["Version", `${data.version} (${data.commit})`],
     ["Made", data.created],
-    ["Dense", hasModel ? `${fixed(data.dense.bits_per_byte, 4)} bits per byte` : `${fixed(data.dense.attend_ms, 1)} ms`],
+    ["Dense", hasBits ? denseBits() : `${fixed(data.dense.attend_ms, 1)} ms`],
   ];
   for (const [name, value] of items) byId("environment").append(el("div", {}, el("dt", {}, name), el("dd", {}, value)));
+}
+
+/** Bits of dense attention, with the perplexity where tokens are more than bytes. */
+function denseBits() {
+  const bits = reads === "tokens" ? data.dense.bits_per_token : data.dense.bits_per_byte;
+  return `${fixed(bits, 4)} bits per ${bitsUnit}` + (reads === "bytes" ? "" : `, perplexity ${fixed(perplexity(data.dense), 3)}`);
 }
 
 const columns = [
   { name: "Density", title: "pairs read / pairs that dense attention of this tile reads", value: (m) => m.density, text: (m) => percent(m.density), dense: "100\u202f%" },
   { name: "Allowed", title: "allowed pairs read / allowed pairs", value: (m) => m.allowed_density, text: (m) => percent(m.allowed_density), dense: "100\u202f%" },
   { name: "Recall", title: "share of dense softmax mass", value: (m) => m.recall, text: (m) => percent(m.recall), dense: "100\u202f%" },
-  { name: "Error", title: "of the attention output, relative", value: (m) => m.output_error, text: (m) => percent(m.output_error), dense: "0\u202f%", over: (m) => !hasModel && m.output_error > bound },
-  { name: "Bits/byte", title: "of the model's predictions", value: (m) => m.bits_per_byte, text: (m) => fixed(m.bits_per_byte, 4), dense: fixed(data.dense.bits_per_byte, 4), isOfModel: true },
-  { name: "Extra bits", title: "above dense, largest over the texts", value: (m) => m.max_extra_bits, text: (m) => signed(m.max_extra_bits, 4), dense: "", over: (m) => m.max_extra_bits > bound, isOfModel: true },
+  { name: "Error", title: "of the attention output, relative", value: (m) => m.output_error, text: (m) => percent(m.output_error), dense: "0\u202f%", over: (m) => !hasBits && m.output_error > bound },
+  { name: "Bits/byte", title: "of the model's predictions", value: (m) => m.bits_per_byte, text: (m) => fixed(m.bits_per_byte, 4), dense: fixed(data.dense.bits_per_byte, 4), isShown: hasBits && reads !== "tokens" },
+  { name: "Bits/token", title: "of the model's predictions", value: (m) => m.bits_per_token, text: (m) => fixed(m.bits_per_token, 4), dense: fixed(data.dense.bits_per_token, 4), isShown: reads === "tokens" },
+  { name: "Perplexity", title: "of the model's predictions, per token", value: perplexity, text: (m) => fixed(perplexity(m), 3), dense: fixed(perplexity(data.dense), 3), isShown: reads === "text" || reads === "tokens" },
+  { name: "Extra bits", title: `per ${bitsUnit} above dense, largest over the texts`, value: (m) => m.max_extra_bits, text: (m) => signed(m.max_extra_bits, 4), dense: "", over: (m) => m.max_extra_bits > bound, isShown: hasBits },
   { name: "Plan", unit: "ms", title: "choosing what to read", value: (m) => m.plan_ms, text: (m) => time(m.plan_ms), dense: "" },
   { name: "Attend", unit: "ms", title: "computing attention over it", value: (m) => m.attend_ms, text: (m) => time(m.attend_ms), dense: time(data.dense.attend_ms) },
   { name: "Total", unit: "ms", title: "plan and attend", value: (m) => m.total_ms, text: (m) => time(m.total_ms), dense: time(data.dense.attend_ms) },
   { name: "Speed-up", title: "dense attention time of the same run / total", value: (m) => m.speedup, text: (m) => (has(m.speedup) ? m.speedup.toFixed(2) + "\u00d7" : "\u2013"), dense: "1.00\u00d7" },
-  { name: "Model", unit: "ms", title: "the whole forward pass", value: (m) => m.model_ms, text: (m) => whole(m.model_ms), dense: whole(data.dense.model_ms), isOfModel: true },
-  { name: "Memory", unit: "MiB", title: "peak, without the weights", value: (m) => m.peak_bytes, text: (m) => megabytes(m.peak_bytes), dense: megabytes(data.dense.peak_bytes) },
+  { name: "Model", unit: "ms", title: "the whole forward pass", value: (m) => m.model_ms, text: (m) => whole(m.model_ms), dense: whole(data.dense.model_ms), isShown: hasModel },
+  { name: "Memory", unit: "MiB", title: "peak, without the weights", value: (m) => m.peak_bytes, text: (m) => megabytes(m.peak_bytes), dense: megabytes(data.dense.peak_bytes), isShown: has(data.dense.peak_bytes) },
   { name: "Needles", title: "right answers", value: (m) => (m.needle ? m.needle.correct / m.needle.of : null), text: (m) => score(m.needle), dense: score(data.dense.needle),
-    over: (m) => m.needle && !holdsNeedles(m) },
-].filter((column) => (column.name === "Needles" ? data.dense.needle : hasModel || !column.isOfModel));
+    over: (m) => m.needle && !holdsNeedles(m), isShown: data.dense.needle !== null },
+].filter((column) => column.isShown !== false);
 
 function methodHeader(row) {
   return el("th", { scope: "row" }, el("span", { class: "number" }, String(row.number)), row.method.name,
@@ -107,7 +115,7 @@ function needles() {
   for (const row of ran.filter((one) => one.method.needle)) body.append(line(methodHeader(row), row.method.needle));
   const head = el("thead", {},
     el("tr", {}, el("th", { scope: "col" }, "Length"),
-      ...lengths.map((length) => el("th", { scope: "colgroup", class: "group", colspan: cells.filter((cell) => cell.length === length).length }, `${whole(length)} bytes`)),
+      ...lengths.map((length) => el("th", { scope: "colgroup", class: "group", colspan: cells.filter((cell) => cell.length === length).length }, `${whole(length)} ${lengthUnit}`)),
       el("th", { scope: "col", rowspan: 2 }, "All")),
     el("tr", {}, el("th", { scope: "col" }, "Depth"), ...cells.map((cell) => el("th", { scope: "col" }, String(cell.depth)))));
   byId("needles").append(head, body);
@@ -121,10 +129,10 @@ function csv() {
     const text = value === null || value === undefined ? "" : String(value);
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  const keys = ["density", "allowed_density", "recall", "output_error", "bits_per_byte", "max_extra_bits", "plan_ms", "attend_ms", "total_ms",
+  const keys = ["density", "allowed_density", "recall", "output_error", "bits_per_byte", "bits_per_token", "max_extra_bits", "plan_ms", "attend_ms", "total_ms",
     "dense_attend_ms", "model_ms", "speedup", "peak_bytes"];
   const lines = [["name", "label", ...keys, "needles_correct", "needles_of", "is_baseline", "refused"]];
-  const dense = { density: 1, allowed_density: 1, recall: 1, output_error: 0, max_extra_bits: hasModel ? 0 : null, speedup: 1, ...data.dense,
+  const dense = { density: 1, allowed_density: 1, recall: 1, output_error: 0, max_extra_bits: hasBits ? 0 : null, speedup: 1, ...data.dense,
     total_ms: data.dense.attend_ms, dense_attend_ms: data.dense.attend_ms, name: "dense", label: "dense", is_baseline: false, refused: null };
   for (const row of [dense, ...data.methods]) {
     lines.push([row.name, row.label, ...keys.map((key) => row[key]), row.needle ? row.needle.correct : "", row.needle ? row.needle.of : "", row.is_baseline, row.refused]);

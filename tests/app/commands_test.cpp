@@ -44,7 +44,37 @@ TEST(Commands, CompareWritesTableJsonAndReport) {
     EXPECT_DOUBLE_EQ(row.at("total_ms").get<double>(), row.at("plan_ms").get<double>() + row.at("attend_ms").get<double>());
   }
   EXPECT_NE(document.at("command").get<std::string>().find("'" + folder.file("text one") + "'"), std::string::npos);
-  EXPECT_NE(TemporaryFolder::read(folder.file("report.html")).find("</html>"), std::string::npos);
+  const std::string page = TemporaryFolder::read(folder.file("report.html"));
+  EXPECT_NE(page.find("</html>"), std::string::npos);
+
+  // The saved figures give the same page and the same table.
+  const Ended again = run_program({"report", folder.file("out.json"), "--out", folder.file("again.html")});
+  ASSERT_EQ(again.code, 0) << again.err;
+  EXPECT_EQ(TemporaryFolder::read(folder.file("again.html")), page);
+  EXPECT_EQ(again.out.substr(0, again.out.find("report: ")), ended.out.substr(0, ended.out.find("report: ")));
+  EXPECT_EQ(run_program({"report", folder.file("out.json")}).code, 0);
+  EXPECT_EQ(TemporaryFolder::read(folder.file("out.html")), page) << "beside the figures where --out is left away";
+}
+
+TEST(Commands, ReportRefusesWhatItCannotRead) {
+  TemporaryFolder folder;
+  TemporaryFolder::write(folder.file("broken.json"), R"({"schema": 1, "version": "0.1.0", "input": {)");
+  TemporaryFolder::write(folder.file("page.html"), "old");
+  const std::pair<std::vector<std::string>, const char*> calls[] = {
+      {{"report"}, "file is required"},
+      {{"report", folder.file("nothing.json")}, "nothing.json"},
+      {{"report", folder.path()}, folder.path().c_str()},
+      {{"report", folder.file("broken.json"), "--out", folder.file("page.html")}, "broken.json is not JSON"},
+      {{"report", folder.file("page.html")}, "would write over the file that is read"},
+      {{"report", "tests/study/golden_compare.json", "--out", folder.file("no/where.html")}, "no/where.html"}};
+  for (const auto& [arguments, text] : calls) {
+    const Ended ended = run_program(arguments);
+    EXPECT_GT(ended.code, 0);
+    EXPECT_TRUE(ended.has_one_error_line()) << ended.err;
+    EXPECT_NE(ended.err.find(text), std::string::npos) << ended.err;
+  }
+  EXPECT_EQ(folder.count(), 2);
+  EXPECT_EQ(TemporaryFolder::read(folder.file("page.html")), "old");
 }
 
 TEST(Commands, CompareReadsTensorsAndSavesTheirPlans) {

@@ -40,7 +40,7 @@ void write_plans(const std::string& folder) {
 }
 
 void run(const std::string& root) {
-  for (const char* target : {"plan_reader", "validator", "safetensors", "config", "recipe"}) std::filesystem::create_directories(root + "/" + target);
+  for (const char* target : {"plan_reader", "validator", "safetensors", "config", "recipe", "comparison"}) std::filesystem::create_directories(root + "/" + target);
   write_plans(root + "/plan_reader");
   for (const auto& entry : std::filesystem::directory_iterator("tests/plan")) {
     if (entry.path().extension() == ".safetensors") std::filesystem::copy(entry.path(), root + "/plan_reader/" + entry.path().filename().string());
@@ -49,6 +49,7 @@ void run(const std::string& root) {
     std::filesystem::copy(entry.path(), root + "/safetensors/" + entry.path().filename().string());
   std::filesystem::copy("tests/infer/golden_recipe.json", root + "/recipe/golden");
   write_file(root + "/recipe/small", R"({"schema":1,"model":{"layers":1,"heads_q":1,"heads_kv":1,"head_dim":8},"default":{"method":"dense"}})");
+  std::filesystem::copy("tests/study/golden_compare.json", root + "/comparison/golden");
   std::filesystem::copy("models/reference-lm/config.json", root + "/config/reference");
   const std::string sizes =
       R"("hidden_act":"silu","vocab_size":50,"hidden_size":24,"intermediate_size":40,"num_hidden_layers":2,"num_attention_heads":6,"num_key_value_heads":2,)"

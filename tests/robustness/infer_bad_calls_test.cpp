@@ -300,6 +300,9 @@ std::vector<BadCall> of_study() {
        Kind::value,
        {"profile_threshold", "2"},
        [] { profile_threshold(std::vector<float>(4), std::vector<float>(4), 2, 2); }},
+      {"read_comparison: missing", Kind::io, {"/nowhere"}, [] { read_comparison("/nowhere"); }},
+      {"parse_comparison: not JSON", Kind::io, {"out.json", "is not JSON"}, [] { parse_comparison("{", "out.json"); }},
+      {"parse_comparison: schema", Kind::io, {"out.json", "schema 7", "reads 1"}, [] { parse_comparison(R"({"schema": 7})", "out.json"); }},
       {"load_needles: no folder", Kind::io, {"/nowhere"}, [] { load_needles("/nowhere", 100); }},
       {"load_needles: length", Kind::value, {"123"}, [] { load_needles("models/reference-lm", 123); }},
       qkv("missing", Kind::io, {missing}, missing),
@@ -317,7 +320,7 @@ std::vector<BadCall> of_study() {
 TEST(BadCalls, EachOfInferAndStudyNamesWhatIsWrong) {
   expect_bad_calls({{"models", of_model()}, {"generation", of_generate()}, {"recipes", of_recipes()}, {"study", of_study()}}, {"infer", "study"},
                    {"dense_attention", "demo_rows", "released_mass_candidates", "released_output_candidates", "paper_candidates",  // lists
-                    "verdict_of", "to_json", "stepped_threshold"},  // of any figures
+                    "verdict_of", "to_json", "unit", "stepped_threshold"},  // of any figures
                    100);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Damaged config.json and recipe.json: refused with the path, or read as something that holds together.
+// Damaged config.json, recipe.json and documents of compare --json: refused with the path, or read as something that holds together.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -10,6 +10,7 @@
 #include "tilewise/base/file.h"
 #include "tilewise/infer/config.h"
 #include "tilewise/infer/recipe.h"
+#include "tilewise/study/comparison.h"
 
 namespace tilewise::testing {
 namespace {
@@ -43,6 +44,24 @@ TEST(DamagedFiles, RecipesAreRefusedOrComeBack) {
     try {
       const Recipe recipe = read_recipe(path);
       EXPECT_EQ(parse_recipe(format_recipe(recipe), path), recipe);
+    } catch (const Error& error) {
+      EXPECT_TRUE(error.kind() == Error::Kind::io || error.kind() == Error::Kind::value) << error.what();
+      EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
+    }
+  }
+}
+
+TEST(DamagedFiles, ComparisonsAreRefusedOrComeBack) {
+  const std::string good = read_file("tests/study/golden_compare.json", 1 << 20);
+  const TemporaryFolder folder;
+  const std::string path = folder.file("out.json");
+  for (int i = 0; i < mutations(1000); ++i) {
+    std::mt19937_64 rng(static_cast<uint64_t>(i) + 900000);
+    SCOPED_TRACE("seed " + std::to_string(i));
+    TemporaryFolder::write(path, mutated(good, rng));
+    try {
+      const std::string text = to_json(read_comparison(path));
+      EXPECT_EQ(to_json(parse_comparison(text, path)), text);
     } catch (const Error& error) {
       EXPECT_TRUE(error.kind() == Error::Kind::io || error.kind() == Error::Kind::value) << error.what();
       EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();

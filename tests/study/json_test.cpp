@@ -23,7 +23,7 @@ TEST(CompareJson, HasEveryKeyOfTheSchema) {
   for (const char* key : {"attend_ms", "model_ms", "bits_per_byte", "needle"}) EXPECT_FALSE(document.at("dense").at(key).is_null()) << key;
   ASSERT_EQ(document.at("methods").size(), comparison.methods.size());
   for (const json& row : document.at("methods")) {
-    EXPECT_EQ(row.size(), 24u);
+    EXPECT_EQ(row.size(), 25u);
     for (const char* key : {"density", "recall", "output_error", "bits_per_byte", "plan_ms", "attend_ms", "total_ms", "model_ms", "speedup",
                             "peak_bytes", "needle", "backend"}) {
       EXPECT_EQ(row.at(key).is_null(), !row.at("refused").is_null()) << key;

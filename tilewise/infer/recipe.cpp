@@ -3,95 +3,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "tilewise/base/error.h"
 #include "tilewise/base/file.h"
+#include "tilewise/infer/strict_json.h"
 #include "tilewise/methods/registry.h"
 
 namespace tilewise::infer {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr size_t kMaxRecipeBytes = size_t{64} << 20;  // 1,024 layers of 1,024 heads with options of their own stay below it
-
-std::string shown(const Json& value) {
-  const std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
-}
-
-/// Parses with the refusal of a key that comes twice: one of the two would be lost without a word.
-Json parse_strict(std::string_view text, const std::string& where) {
-  std::vector<std::set<std::string>> seen;
-  std::string twice;
-  const auto watch = [&](int, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) seen.emplace_back();
-    if (event == Json::parse_event_t::object_end) seen.pop_back();
-    if (event == Json::parse_event_t::key && !seen.back().insert(parsed.get<std::string>()).second && twice.empty())
-      twice = parsed.get<std::string>();
-    return true;
-  };
-  Json result;
-  try {
-    result = Json::parse(text, watch);
-  } catch (const Json::exception& error) {
-    fail(Error::Kind::io, where, " is not JSON: ", error.what());
-  }
-  check(twice.empty(), Error::Kind::io, where, ": key \"", twice, "\" comes twice");
-  return result;
-}
-
-/// An object of which every field must be asked for: what is left over is refused, since it would be silently without effect.
-class Object {
- public:
-  Object(const Json& json, std::string where) : json_(json), where_(std::move(where)) {
-    check(json.is_object(), Error::Kind::io, where_, " is ", shown(json), "; takes an object");
-  }
-  const Json* find(const char* name) {
-    asked_.insert(name);
-    const auto found = json_.find(name);
-    return found == json_.end() ? nullptr : &*found;
-  }
-  const Json& get(const char* name) {
-    const Json* found = find(name);
-    check(found != nullptr, Error::Kind::io, where_, ": ", name, " is missing");
-    return *found;
-  }
-  int integer(const char* name, int low, int high) {
-    const Json& value = get(name);
-    return integer_of(value, where_ + ": " + name, low, high);
-  }
-  static int integer_of(const Json& value, const std::string& what, int low, int high) {
-    check(value.is_number_integer(), Error::Kind::io, what, " is ", shown(value), "; takes a whole number");
-    const bool is_inside = value.is_number_unsigned() ? value.get<uint64_t>() >= static_cast<uint64_t>(std::max(low, 0)) &&
-                                                            value.get<uint64_t>() <= static_cast<uint64_t>(high)
-                                                      : value.get<int64_t>() >= low && value.get<int64_t>() <= high;
-    check(is_inside, Error::Kind::value, what, " is ", shown(value), "; takes ", low, " to ", high);
-    return value.get<int>();
-  }
-  std::string string(const char* name) {
-    const Json& value = get(name);
-    check(value.is_string(), Error::Kind::io, where_, ": ", name, " is ", shown(value), "; takes a string");
-    return value.get<std::string>();
-  }
-  const Json& array(const char* name) {
-    const Json& value = get(name);
-    check(value.is_array(), Error::Kind::io, where_, ": ", name, " is ", shown(value), "; takes a list");
-    return value;
-  }
-  void finish() const {
-    for (const auto& [key, value] : json_.items()) check(asked_.contains(key), Error::Kind::io, where_, ": unknown key \"", key, "\"");
-  }
-  const std::string& where() const { return where_; }
-
- private:
-  const Json& json_;
-  std::string where_;
-  std::set<std::string, std::less<>> asked_;
-};
 
 RecipeMethod parse_method(Object& object) {
   RecipeMethod use;
@@ -105,19 +28,7 @@ RecipeMethod parse_method(Object& object) {
   if (const Json* options = object.find("options")) {
     check(options->is_object(), Error::Kind::io, object.where(), ": options is ", shown(*options), "; takes an object");
     for (const auto& [name, value] : options->items()) {
-      if (value.is_boolean()) {
-        use.options[name] = value.get<bool>();
-      } else if (value.is_number_integer()) {
-        check(!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX), Error::Kind::value, object.where(),
-              ": option ", name, " is ", shown(value), ", above 2^63 - 1");
-        use.options[name] = value.get<int64_t>();
-      } else if (value.is_number()) {
-        use.options[name] = value.get<double>();
-      } else {
-        check(value.is_string(), Error::Kind::io, object.where(), ": option ", name, " is ", shown(value),
-              "; takes a number, a string, true or false");
-        use.options[name] = value.get<std::string>();
-      }
+      use.options[name] = option_of(value, object.where() + ": option " + name);
       // JSON does not tell 1 from 1.0, and writers print a whole float without its point.
       for (const OptionInfo& option : info->options) {
         if (option.name != name || !std::holds_alternative<double>(option.default_value)) continue;
@@ -137,7 +48,7 @@ Recipe::Heads parse_heads(const Json& json, const std::string& where, int heads_
   Object object(json, where);
   Recipe::Heads result;
   for (const Json& head : object.array("heads")) {
-    const int number = Object::integer_of(head, where + ": heads", 0, heads_q - 1);
+    const int number = static_cast<int>(Object::whole_of(head, where + ": heads", 0, heads_q - 1));
     check(taken.insert(number).second, Error::Kind::value, where, ": head ", number, " is named twice in this layer");
     result.heads.push_back(number);
   }

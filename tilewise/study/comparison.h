@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tilewise/methods/method.h"
@@ -59,18 +60,20 @@ struct NeedleFigures {
   std::vector<NeedleCell> cells;  // by length, then depth
 };
 
-/// What one text cost under one method.
+/// What one text cost under one method. Which of the bits there are: InputFigures::Reads.
 struct TextFigures {
   std::string name;
   double bits_per_byte = kNoFigure, dense_bits_per_byte = kNoFigure;
+  double bits_per_token = kNoFigure, dense_bits_per_token = kNoFigure;
 };
 
 /// Dense attention in a run of its own. Times are per text: with several texts, their mean.
 struct DenseFigures {
   double attend_ms = 0, model_ms = kNoFigure, bits_per_byte = kNoFigure;  // tensors have neither a model nor bits
-  size_t peak_bytes = 0;
+  size_t peak_bytes = 0;  // 0: not taken
   std::string backend;  // "cpu/avx512"
   std::optional<NeedleFigures> needle;
+  double bits_per_token = kNoFigure;  // 2 to the power of it is the perplexity
 };
 
 /// One method with one set of options. Where `refused` is set every figure is missing.
@@ -80,13 +83,13 @@ struct MethodFigures {
   std::string label;  // "xattention stride=16,threshold=0.97"
   double density = kNoFigure, allowed_density = kNoFigure, recall = kNoFigure;
   double output_error = kNoFigure;  // per layer over all its heads, then the mean of the layers
-  double bits_per_byte = kNoFigure;  // the mean of the texts
-  double max_extra_bits = kNoFigure;  // the largest difference from dense over the texts: what a budget must hold
+  double bits_per_byte = kNoFigure, bits_per_token = kNoFigure;  // the mean of the texts
+  double max_extra_bits = kNoFigure;  // the largest difference from dense over the texts, per byte or token: what a budget must hold
   double plan_ms = kNoFigure, attend_ms = kNoFigure, total_ms = kNoFigure;  // over all layers; total = plan + attend
   double dense_attend_ms = kNoFigure;  // dense attention timed inside this run, layer by layer beside the sparse one
   double speedup = kNoFigure;  // dense_attend_ms / total_ms
   double model_ms = kNoFigure;  // the whole forward, without the dense pass and the taking of figures
-  size_t peak_bytes = 0;  // of this run: cache, activations, plans and work space; neither weights nor the dense pass
+  size_t peak_bytes = 0;  // of this run: cache, activations, plans and work space; neither weights nor the dense pass; 0: not taken
   std::string backend;
   std::optional<NeedleFigures> needle;
   std::vector<HeadFigures> heads;  // by layer, then head
@@ -106,22 +109,34 @@ struct Environment {
 };
 
 struct InputFigures {
+  /// What a model's tokens are, and with that what its bits are per.
+  enum class Reads : uint8_t {
+    bytes,  // a token is a byte: bits per byte
+    text,  // a tokenizer made tokens of text: bits per byte of that text, and per token
+    tokens,  // tokens alone were given: bits per token
+    other,  // the model predicts no tokens: no bits, and the output error is what is bounded
+  };
+
   std::string model;
   struct Text {
     std::string path;
     int64_t bytes = 0;  // of the file
   };
   std::vector<Text> texts;
-  int64_t length = 0;  // tokens read of each; of tensors: Sq
+  int64_t length = 0;  // tokens read of each (of bytes: a token is a byte); of tensors: Sq
   std::vector<int64_t> needle_lengths;  // none: no needles
   int num_layers = 0, heads_q = 0, heads_kv = 0, head_dim = 0;
   int64_t length_k = 0, batch = 1;  // Sk (of texts: length) and B
   std::string qkv;  // file of tensors; empty: a model with texts
-  std::string mask = "causal";  // "causal", "full", "spans"
+  std::string mask = "causal";  // "causal", "full", "spans", "windows" (causal, some layers with a window), "mixed"
   bool is_mask_assumed = false;  // nothing said which
   std::string dtype = "f32";  // of q, k and v
+  Reads reads = Reads::bytes;
 
   bool has_model() const { return qkv.empty(); }
+  bool has_bits() const { return has_model() && reads != Reads::other; }
+  /// " bits per byte", " bits per token" or " output error": the unit of Comparison::excess(), behind a figure.
+  TILEWISE_API const char* unit() const;
 };
 
 /// One setting that --tune tried, alone, on the first text (or the tensors).
@@ -157,13 +172,13 @@ struct Comparison {
   double max_bits = .005;  // what a recommended method may add to dense bits per byte, on every text
   DenseFigures dense;
   std::vector<MethodFigures> methods;
-  double max_error = .05;  // of tensors: the output error that a recommended method may have
+  double max_error = .05;  // where there are no bits: the output error that a recommended method may have
   std::optional<TuneFigures> tune;
   std::optional<MapShape> map;  // of the heads' maps
 
   /// What the bound holds of a row (extra bits or output error), and the bound.
-  double excess(const MethodFigures& row) const { return input.has_model() ? row.max_extra_bits : row.output_error; }
-  double bound() const { return input.has_model() ? max_bits : max_error; }
+  double excess(const MethodFigures& row) const { return input.has_bits() ? row.max_extra_bits : row.output_error; }
+  double bound() const { return input.has_bits() ? max_bits : max_error; }
 };
 
 /// The one recommendation.
@@ -179,5 +194,11 @@ TILEWISE_API Verdict verdict_of(const Comparison& comparison);
 
 /// docs/formats/compare.md, schema 1, indented by one space, UTF-8 whatever the paths hold.
 TILEWISE_API std::string to_json(const Comparison& comparison);
+/// What to_json wrote, of any version of schema 1: keys that came later may be missing, unknown ones are left alone, the verdict is found anew.
+/// Errors: io (not JSON, cut off, another schema, a key missing or of another type), value (a figure out of range, maps of another size than `map` says);
+/// the message names `where` and the key.
+TILEWISE_API Comparison parse_comparison(std::string_view text, const std::string& where);
+/// The same of a file, of at most 256 MiB.
+TILEWISE_API Comparison read_comparison(const std::string& path);
 
 TILEWISE_END_PUBLIC

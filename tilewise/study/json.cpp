@@ -40,6 +40,13 @@ Json needle(const std::optional<NeedleFigures>& figures) {
   return {{"correct", figures->correct}, {"of", figures->of}, {"cells", std::move(cells)}};
 }
 
+Json peak(size_t bytes) { return bytes == 0 ? Json(nullptr) : Json(bytes); }
+
+Json reads(const InputFigures& input) {
+  if (!input.has_bits()) return nullptr;
+  return input.reads == InputFigures::Reads::bytes ? "bytes" : input.reads == InputFigures::Reads::text ? "text" : "tokens";
+}
+
 Json options(const OptionValues& values) {
   Json object = Json::object();
   for (const auto& [name, value] : values) std::visit([&, key = name](const auto& held) { object[key] = held; }, value);
@@ -59,7 +66,11 @@ Json method(const MethodFigures& row) {
   }
   Json texts = Json::array();
   for (const TextFigures& text : row.texts) {
-    texts.push_back({{"name", text.name}, {"bits_per_byte", number(text.bits_per_byte)}, {"dense_bits_per_byte", number(text.dense_bits_per_byte)}});
+    texts.push_back({{"name", text.name},
+                     {"bits_per_byte", number(text.bits_per_byte)},
+                     {"dense_bits_per_byte", number(text.dense_bits_per_byte)},
+                     {"bits_per_token", number(text.bits_per_token)},
+                     {"dense_bits_per_token", number(text.dense_bits_per_token)}});
   }
   Json worst = Json::array();
   for (const WorstTile& tile : row.worst_tiles) {
@@ -78,6 +89,7 @@ Json method(const MethodFigures& row) {
           {"recall", number(row.recall)},
           {"output_error", number(row.output_error)},
           {"bits_per_byte", number(row.bits_per_byte)},
+          {"bits_per_token", number(row.bits_per_token)},
           {"max_extra_bits", number(row.max_extra_bits)},
           {"plan_ms", number(row.plan_ms)},
           {"attend_ms", number(row.attend_ms)},
@@ -85,7 +97,7 @@ Json method(const MethodFigures& row) {
           {"dense_attend_ms", number(row.dense_attend_ms)},
           {"model_ms", number(row.model_ms)},
           {"speedup", number(row.speedup)},
-          {"peak_bytes", is_refused ? Json(nullptr) : Json(row.peak_bytes)},
+          {"peak_bytes", is_refused ? Json(nullptr) : peak(row.peak_bytes)},
           {"needle", needle(row.needle)},
           {"is_baseline", row.is_baseline},
           {"refused", is_refused ? Json(row.refused) : Json(nullptr)},
@@ -170,6 +182,7 @@ std::string to_json(const Comparison& comparison) {
                            {"mask", in.mask},
                            {"is_mask_assumed", in.is_mask_assumed},
                            {"dtype", in.dtype},
+                           {"reads", study::reads(in)},
                            {"needle_length", in.needle_lengths.empty() ? Json(nullptr) : Json(in.needle_lengths.front())},
                            {"needle_lengths", in.needle_lengths},
                            {"num_layers", in.num_layers},
@@ -180,13 +193,14 @@ std::string to_json(const Comparison& comparison) {
                           {{"text", verdict.text},
                            {"best", verdict.best ? Json(*verdict.best) : Json(nullptr)},
                            {"max_bits", study::number(comparison.max_bits)},
-                           {"max_error", in.has_model() ? Json(nullptr) : study::number(comparison.max_error)}}},
+                           {"max_error", in.has_bits() ? Json(nullptr) : study::number(comparison.max_error)}}},
                          {"dense",
                           {{"attend_ms", study::number(comparison.dense.attend_ms)},
                            {"model_ms", study::number(comparison.dense.model_ms)},
                            {"bits_per_byte", study::number(comparison.dense.bits_per_byte)},
+                           {"bits_per_token", study::number(comparison.dense.bits_per_token)},
                            {"needle", study::needle(comparison.dense.needle)},
-                           {"peak_bytes", comparison.dense.peak_bytes},
+                           {"peak_bytes", study::peak(comparison.dense.peak_bytes)},
                            {"backend", comparison.dense.backend}}},
                          {"methods", std::move(rows)},
                          {"tune", study::tune(comparison)},

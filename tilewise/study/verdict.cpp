@@ -22,11 +22,8 @@ bool has_needles(const MethodFigures& row, const Comparison& comparison) {
 
 bool is_within(const MethodFigures& row, const Comparison& comparison) { return comparison.excess(row) <= comparison.bound(); }  // false for NaN
 
-/// " bits per byte" or " output error", behind a figure.
-const char* unit_of(const Comparison& comparison) { return comparison.input.has_model() ? " bits per byte" : " output error"; }
-
 std::string excess_text(const Comparison& comparison, double excess) {
-  return number(comparison.input.has_model() ? "%+.4f" : "%.4f", excess) + unit_of(comparison);
+  return number(comparison.input.has_bits() ? "%+.4f" : "%.4f", excess) + comparison.input.unit();
 }
 
 std::string needles_text(const MethodFigures& row) {
@@ -36,7 +33,7 @@ std::string needles_text(const MethodFigures& row) {
 
 /// Where nothing is good enough: how near the nearest came.
 std::string none_text(const Comparison& comparison) {
-  const std::string bound = number("%.3g", comparison.bound()) + unit_of(comparison);
+  const std::string bound = number("%.3g", comparison.bound()) + comparison.input.unit();
   const std::string needles = comparison.dense.needle ? " with its needles" : "";
   const MethodFigures* nearest = nullptr;
   const MethodFigures* slow = nullptr;  // holds both bounds, is not faster
@@ -64,13 +61,18 @@ std::string none_text(const Comparison& comparison) {
          excess_text(comparison, comparison.excess(*nearest)) + needles_text(*nearest) + ". Stay with dense.";
 }
 
+double extra_bits(const InputFigures& input, const TextFigures& text) {
+  return input.reads == InputFigures::Reads::tokens ? text.bits_per_token - text.dense_bits_per_token : text.bits_per_byte - text.dense_bits_per_byte;
+}
+
 /// What is said of the winner: its figures on all texts, or after --tune on those that did not choose it.
 std::string quality_text(const Comparison& comparison, const MethodFigures& row) {
   const std::string bound = " (bound " + number("%.3g", comparison.bound()) + ")";
   if (!comparison.tune) return excess_text(comparison, comparison.excess(row)) + bound;
-  if (row.texts.size() < 2) return excess_text(comparison, comparison.excess(row)) + bound + " on what it was tuned on";
+  if (row.texts.size() < 2 || !comparison.input.has_bits())
+    return excess_text(comparison, comparison.excess(row)) + bound + " on what it was tuned on";
   double excess = -INFINITY;
-  for (size_t i = 1; i < row.texts.size(); ++i) excess = std::max(excess, row.texts[i].bits_per_byte - row.texts[i].dense_bits_per_byte);
+  for (size_t i = 1; i < row.texts.size(); ++i) excess = std::max(excess, extra_bits(comparison.input, row.texts[i]));
   return excess_text(comparison, excess) + bound + (row.texts.size() == 2 ? " on the text" : " on the worst of the texts") +
          " that did not choose it";
 }
@@ -79,6 +81,11 @@ std::string quality_text(const Comparison& comparison, const MethodFigures& row)
 }  // namespace tilewise::study
 
 TILEWISE_BEGIN_PUBLIC
+
+const char* InputFigures::unit() const {
+  if (!has_bits()) return " output error";
+  return reads == Reads::tokens ? " bits per token" : " bits per byte";
+}
 
 Verdict verdict_of(const Comparison& comparison) {
   Verdict verdict;
