@@ -68,6 +68,8 @@ def capture(model: PreTrainedModel, inputs: Union[Tensor, Mapping[str, Any]], fo
     def save(call: huggingface.Call) -> None:
         if call.layer not in wanted:
             return
+        if call.sequences:
+            raise NotImplementedError("capture: a batch whose padding has holes is computed sequence by sequence; give it padding at one end, or none")
         if call.softcap:
             raise NotImplementedError("capture: tilewise compare --qkv has no softcap, which this model uses")
         tensors = {"q": call.q, "k": call.k, "v": call.v}
@@ -231,7 +233,7 @@ def compare(model: PreTrainedModel, inputs: Union[Tensor, Mapping[str, Any]], me
                 nonlocal reads, dense_reads, squares, errors, plan_ms, attend_ms, dense_ms, tokens
                 if call.plan is None or call.mask is None:
                     return
-                tokens = call.q.shape[2]
+                tokens = max(tokens, call.q.shape[2])
                 dense = make_plan(call.q, call.k, "dense", call.mask)
                 results = {}
                 # One after the other, and which goes first alternates, so that a slow moment hits both alike.

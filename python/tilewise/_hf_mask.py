@@ -13,6 +13,7 @@ from transformers import masking_utils
 
 from ._mask import Mask
 from ._plan import Plan
+from ._sequences import Tokens
 
 _ROWS = 128  # queries whose mask is evaluated together where it is not one of the known ones
 
@@ -21,26 +22,47 @@ _ROWS = 128  # queries whose mask is evaluated together where it is not one of t
 class VisibleKeys:
     """What an attention layer gets for a mask: which keys each query sees, and how many of the keys are written at all."""
 
-    mask: Mask
+    mask: Optional[Mask]  # None: only `sequences` can say it
     num_keys: int  # the first so many of the keys; the queries are the last of them, or nothing depends on where they stand
     is_band: bool  # the same for every sequence: decode takes it without a plan
     left: Optional[int]
+    sequences: tuple[Tokens, ...] = ()  # of a padded or packed batch: each obeys `band` among its own tokens. Empty: the mask is not of that kind
+    band: Optional[Mask] = None
     plans: dict[Any, Plan] = dataclasses.field(default_factory=dict)  # that depend on lengths alone
     ndim: int = 4  # with a static cache, generate() hands it to the model as a mask, and the model back to tilewise_mask
 
 
-def _band(mask_function: Callable[..., Any]) -> Optional[tuple[Optional[int], Optional[int]]]:
+Band = tuple[Optional[int], Optional[int]]
+
+
+def _closure(function: Callable[..., Any], maker: str) -> Optional[dict[str, Any]]:
+    """What a mask function of transformers holds, by name; None unless `maker` made it."""
+    if not getattr(function, "__qualname__", "").startswith(f"{maker}.<locals>"):
+        return None
+    return dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ())))
+
+
+def _band(mask_function: Callable[..., Any]) -> Optional[Band]:
     """(left, right) of a mask function that is one of transformers' own bands."""
     if mask_function is masking_utils.causal_mask_function:
         return None, 0
     if mask_function is masking_utils.bidirectional_mask_function:
         return None, None
-    if getattr(mask_function, "__qualname__", "") != "and_masks.<locals>.and_mask":
+    both = _closure(mask_function, "and_masks")
+    if both is None or len(both["mask_functions"]) != 2 or both["mask_functions"][1] is not masking_utils.causal_mask_function:
         return None
-    parts = mask_function.__closure__[0].cell_contents  # type: ignore[index]
-    if len(parts) != 2 or getattr(parts[0], "__qualname__", "") != "sliding_window_overlay.<locals>.inner_mask" or parts[1] is not masking_utils.causal_mask_function:
+    window = _closure(both["mask_functions"][0], "sliding_window_overlay")
+    return None if window is None else (window["sliding_window"] - 1, 0)
+
+
+def _packed(mask_function: Callable[..., Any]) -> Optional[tuple[Band, Tensor]]:
+    """The band and the number of each token's sequence, int [B, S], where `mask_function` is that of a packed batch."""
+    both = _closure(mask_function, "and_masks")
+    if both is None or len(both["mask_functions"]) != 2:
         return None
-    return parts[0].__closure__[0].cell_contents - 1, 0
+    inner, packed = _closure(both["mask_functions"][0], "remap_positions_for_packed_sequence"), _closure(both["mask_functions"][1], "packed_sequence_mask_function")
+    band = None if inner is None or packed is None else _band(inner["mask_function"])
+    return None if band is None or packed is None else (band, packed["packed_sequence_mask"])
 
 
 def tilewise_mask(
@@ -74,29 +96,66 @@ def tilewise_mask(
     if band is not None and aligned and padding is None:
         return VisibleKeys(Mask.band(*band), num_keys, True, band[0])
     if band is not None and padding is not None:
-        spans = _padded_band(band, first, q_length, padding)
-        if spans is not None:
-            return VisibleKeys(Mask.spans(spans), num_keys, False, None)
+        sequences = _padded_sequences(band, first, q_length, padding)
+        spans = _spans_of_padding(band, first, q_length, padding)
+        if spans is None and not sequences:
+            spans = _evaluated(batch_size, q_length, num_keys, int(q_offset), kv_offset, mask_function, attention_mask, use_vmap, device)
+        return VisibleKeys(None if spans is None else Mask.spans(spans), num_keys, False, None, sequences, Mask.band(*band))
+    packed = _packed(mask_function) if padding is None else None
+    if packed is not None and first == 0 and packed[1].shape == (batch_size, num_keys) and q_length == num_keys:
+        return _packed_batch(*packed)
     spans = _evaluated(batch_size, q_length, num_keys, int(q_offset), kv_offset, mask_function, attention_mask, use_vmap, device)
     return VisibleKeys(Mask.spans(spans), num_keys, False, None)
 
 
-def _padded_band(band: tuple[Optional[int], Optional[int]], first: int, q_length: int, padding: Tensor) -> Optional[Tensor]:
+def _padded_sequences(band: Band, first: int, q_length: int, padding: Tensor) -> tuple[Tokens, ...]:
+    """The real tokens of each entry; none where leaving padding out would widen a window."""
+    sequences = []
+    for entry, real in enumerate(padding.cpu()):
+        keys = real.nonzero()[:, 0]
+        if band[0] is not None and keys.numel() and int(keys[-1] - keys[0]) + 1 != keys.numel():
+            return ()
+        if band[1] is None and q_length != real.numel():  # cross-attention: the padding is that of other tokens than the queries
+            sequences.append(Tokens(entry, torch.arange(q_length), keys))
+            continue
+        queries = real[first : first + q_length].nonzero()[:, 0]
+        sequences.append(Tokens(entry, queries, keys))
+        if band[1] is None:
+            sequences.append(Tokens(entry, (~real).nonzero()[:, 0], keys, is_padding=True))
+    return tuple(sequences)
+
+
+def _spans_of_padding(band: Band, first: int, q_length: int, padding: Tensor) -> Optional[Tensor]:
     """Spans where each sequence's tokens are neighbours (left or right padding); None where they are not."""
-    keys = padding.shape[1]
-    count = padding.sum(1)
-    start = padding.int().argmax(1)
+    count = padding.sum(1, keepdim=True)
+    start = padding.int().argmax(1, keepdim=True)
     stop = start + count
-    place = torch.arange(keys, device=padding.device)
-    if not torch.equal(padding, (place >= start[:, None]) & (place < stop[:, None])):
+    place = torch.arange(padding.shape[1], device=padding.device)
+    if not torch.equal(padding, (place >= start) & (place < stop)):
         return None
+    return _spans_of_band(band, first + torch.arange(q_length, device=padding.device), start.expand(-1, q_length), stop.expand(-1, q_length))
+
+
+def _packed_batch(band: Band, number: Tensor) -> VisibleKeys:
+    sequences, starts, stops = [], torch.zeros_like(number), torch.zeros_like(number)
+    for entry, row in enumerate(number.cpu()):
+        start = 0
+        for length in torch.unique_consecutive(row, return_counts=True)[1].tolist():
+            tokens = torch.arange(start, start + length)
+            sequences.append(Tokens(entry, tokens, tokens))
+            starts[entry, start : start + length], stops[entry, start : start + length] = start, start + length
+            start += length
+    spans = _spans_of_band(band, torch.arange(number.shape[1], device=number.device), starts, stops)
+    return VisibleKeys(Mask.spans(spans), number.shape[1], False, None, tuple(sequences), Mask.band(*band))
+
+
+def _spans_of_band(band: Band, token: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """int32 [1, B, Sq, 4]: what a band lets query `token` [Sq] see of the keys [start, stop), both [B, Sq]."""
     left, right = band
-    token = first + torch.arange(q_length, device=padding.device)
-    low = start[:, None].expand(-1, q_length) if left is None else torch.maximum(start[:, None], token - left)
-    high = stop[:, None].expand(-1, q_length) if right is None else torch.minimum(stop[:, None], token + right + 1)
-    high = torch.maximum(low, high)
-    spans = torch.zeros(1, padding.shape[0], q_length, 4, dtype=torch.int32)
+    low = start if left is None else torch.maximum(start, token - left)
+    high = stop if right is None else torch.minimum(stop, token + right + 1)
     seen = high > low
+    spans = torch.zeros(1, *start.shape, 4, dtype=torch.int32)
     spans[0, :, :, 0], spans[0, :, :, 1] = torch.where(seen, low, 0), torch.where(seen, high, 0)
     return spans
 

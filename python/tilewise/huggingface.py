@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -26,6 +27,7 @@ from ._hf_mask import VisibleKeys, mask_of_4d, tilewise_mask
 from ._mask import Mask
 from ._plan import OptionValue, Plan, check_method, combine_heads, plan_of_bits
 from ._plan import plan as make_plan
+from ._sequences import Tokens, attend_each
 
 NAME = "tilewise"
 _ATTRIBUTE = "tilewise_layer"
@@ -51,10 +53,16 @@ class Layer:
     decode: Literal["dense", "same"] = "dense"
     observer: Optional[Callable[[Call], None]] = None
 
+    @property
+    def has_method(self) -> bool:
+        """Whether anything but dense attention is asked for."""
+        return self.default.method != "dense" or bool(self.heads)
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What an attention layer did, for :func:`observe`. The tensors are those of the model: [B, H, S, D]."""
+    """What an attention layer did, for :func:`observe`. The tensors are those of the model, [B, H, S, D]; of a padded or packed batch, a method's are those of
+    the sequences of one length, each on its own tokens: `sequences` says which, one for each entry of q."""
 
     layer: int
     q: Tensor
@@ -67,6 +75,7 @@ class Call:
     scale: float
     softcap: float
     sink_logit: Optional[Tensor]
+    sequences: tuple[Tokens, ...] = ()
 
 
 def _use(method: str, options: Mapping[str, OptionValue]) -> Use:
@@ -204,14 +213,14 @@ def observe(model: torch.nn.Module, observer: Callable[[Call], None]) -> Iterato
             setattr(module, _ATTRIBUTE, layer)
 
 
-def _plan_of(layer: Layer, visible: VisibleKeys, q: Tensor, k: Tensor, v: Tensor, scale: Optional[float], softcap: float) -> Plan:
+def _plan_of(layer: Layer, mask: Mask, plans_of_lengths: dict[Any, Plan], q: Tensor, k: Tensor, v: Tensor, scale: Optional[float], softcap: float) -> Plan:
     def of(use: Use) -> Plan:
-        key = (use, tuple(q.shape), tuple(k.shape), q.device)
-        if use.method in _FROM_LENGTHS_ALONE and key in visible.plans:
-            return visible.plans[key]
-        made = make_plan(q.cpu(), k.cpu(), use.method, visible.mask, v=v.cpu(), scale=scale, softcap=softcap, layer=layer.layer, **dict(use.options)).to(q.device)  # type: ignore[arg-type]
+        key = (use, mask, tuple(q.shape), tuple(k.shape), q.device)
+        if use.method in _FROM_LENGTHS_ALONE and key in plans_of_lengths:
+            return plans_of_lengths[key]
+        made = make_plan(q.cpu(), k.cpu(), use.method, mask, v=v.cpu(), scale=scale, softcap=softcap, layer=layer.layer, **dict(use.options)).to(q.device)  # type: ignore[arg-type]
         if use.method in _FROM_LENGTHS_ALONE:
-            visible.plans[key] = made
+            plans_of_lengths[key] = made
         return made
 
     if not layer.heads:
@@ -257,37 +266,50 @@ def attention_forward(
     s_aux = None if s_aux is None else s_aux.float()
     scale = 1 / query.shape[-1] ** 0.5 if scaling is None else float(scaling)
     cap = float(softcap) if softcap else 0.0
-    plan: Optional[Plan] = None
-    mask: Optional[Mask] = None
-    plan_ms = 0.0
+
+    def seen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, plan: Optional[Plan], mask: Optional[Mask], plan_ms: float, sequences: tuple[Tokens, ...] = ()) -> None:
+        if layer.observer is not None:
+            layer.observer(Call(layer.layer, q, k, v, out, plan, mask, plan_ms, scale, cap, s_aux, sequences))
+
     if isinstance(attention_mask, Tensor):
         keys = key.shape[2]
         if attention_mask.shape[-1] != keys:  # a static cache is longer than a mask that was made without it
             keys = attention_mask.shape[-1]
             key, value = key[:, :, :keys], value[:, :, :keys]
         allowed = mask_of_4d(attention_mask)
-        if layer.default.method != "dense" or layer.heads:
+        if layer.has_method:
             _refuse("a ready-made 4-D mask goes with dense attention alone", "give the 2-D padding mask, or configure this layer as dense")
         plan = plan_of_bits(allowed, batch=query.shape[0], heads_q=query.shape[1]).to(query.device)
         out = attend(query, key, value, plan, scale, cap, s_aux)
+        seen(query, key, value, out, plan, None, 0.0)
+        return out.transpose(1, 2), None
+
+    visible: VisibleKeys = attention_mask
+    if visible.num_keys < key.shape[2]:  # what a static cache has not written yet
+        key, value = key[:, :, : visible.num_keys], value[:, :, : visible.num_keys]
+    needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    is_new = query.shape[2] <= _MOST_NEW_TOKENS and query.shape[2] < key.shape[2]
+    chosen = Layer(layer.layer) if is_new and layer.decode == "dense" else layer
+    if chosen is not layer and visible.is_band and not needs_grad:  # a band alone needs no plan
+        out = decode(query, key, value, mask=visible.mask, scale=scale, softcap=cap, sink_logit=s_aux)  # type: ignore[assignment]
+        seen(query, key, value, out, None, visible.mask, 0.0)
+        return out.transpose(1, 2), None
+
+    def run(mask: Mask, q: Tensor, k: Tensor, v: Tensor, sequences: tuple[Tokens, ...] = ()) -> Tensor:
+        is_padding = bool(sequences) and sequences[0].is_padding
+        start = time.perf_counter() if layer.observer is not None else 0.0
+        plan = _plan_of(Layer(layer.layer) if is_padding else chosen, mask, visible.plans, q, k, v, scale, cap)
+        plan_ms = 1e3 * (time.perf_counter() - start) if layer.observer is not None else 0.0
+        out = attend(q, k, v, plan, scale, cap, s_aux)
+        if not is_padding:
+            seen(q, k, v, out, plan, mask, plan_ms, sequences)
+        return out
+
+    if visible.band is not None and visible.sequences and (chosen.has_method or visible.mask is None):
+        out = attend_each(query, key, value, visible.sequences, functools.partial(run, visible.band))
     else:
-        visible: VisibleKeys = attention_mask
-        mask = visible.mask
-        if visible.num_keys < key.shape[2]:  # what a static cache has not written yet
-            key, value = key[:, :, : visible.num_keys], value[:, :, : visible.num_keys]
-        needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-        is_new = query.shape[2] <= _MOST_NEW_TOKENS and query.shape[2] < key.shape[2]
-        reads_all = layer.decode == "dense" if is_new else False
-        if is_new and reads_all and visible.is_band and not needs_grad:
-            out = decode(query, key, value, mask=visible.mask, scale=scale, softcap=cap, sink_logit=s_aux)  # type: ignore[assignment]
-        else:
-            chosen = Layer(layer.layer) if is_new and reads_all else layer
-            start = time.perf_counter() if layer.observer is not None else 0.0
-            plan = _plan_of(chosen, visible, query, key, value, scale, cap)
-            plan_ms = 1e3 * (time.perf_counter() - start) if layer.observer is not None else 0.0
-            out = attend(query, key, value, plan, scale, cap, s_aux)
-    if layer.observer is not None:
-        layer.observer(Call(layer.layer, query, key, value, out, plan, mask, plan_ms, scale, cap, s_aux))
+        assert visible.mask is not None
+        out = run(visible.mask, query, key, value)
     return out.transpose(1, 2), None
 
 

@@ -60,11 +60,17 @@ def test_compare():
 
 
 def test_a_refusal_is_a_row():
-    mask = torch.ones(2, 60, dtype=torch.long)
-    mask[1, :20] = 0
-    found = tilewise.compare(model_of("llama"), {"input_ids": tokens(2, 60), "attention_mask": mask}, ["xattention"])
+    config = transformers.BertConfig(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+    found = tilewise.compare(transformers.BertModel(config), tokens(2, 60), ["minference"])  # takes causal masks alone
     assert found.rows[0].refused is None and found.rows[1].refused and "refused" in str(found) and "refused" in found._repr_html_()
     assert found.best() is None
+
+
+def test_a_padded_batch_is_compared_sequence_by_sequence():
+    mask = torch.ones(2, 60, dtype=torch.long)
+    mask[1, :20] = 0
+    found = tilewise.compare(model_of("llama"), {"input_ids": tokens(2, 60), "attention_mask": mask}, [("mean_pool", {"density": 0.5, "tile": 16})])
+    assert found.tokens == 60 and 0.4 < found.rows[1].density < 0.9 and found.rows[1].loss is not None
 
 
 def test_the_command_tokenizes(tmp_path):

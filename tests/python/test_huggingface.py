@@ -118,13 +118,13 @@ def test_packed_sequences_and_ready_made_masks():
     model = model_of("llama")
     ids = tokens(1, 48)
     positions = torch.cat([torch.arange(20), torch.arange(28)])[None]
-    expected = model(ids, position_ids=positions).logits
+    expected = model(ids, position_ids=positions, use_cache=False).logits  # with a cache, transformers sees one sequence
     allowed = torch.rand(1, 1, 48, 48) < 0.5
     allowed |= torch.eye(48, dtype=torch.bool)
     additive = torch.zeros(1, 1, 48, 48).masked_fill(~allowed, torch.finfo(torch.float32).min)
     by_bits = model(ids, attention_mask=allowed).logits
     with_tilewise(model)
-    assert torch.allclose(model(ids, position_ids=positions).logits, expected, atol=2e-4, rtol=1e-4)
+    assert torch.allclose(model(ids, position_ids=positions, use_cache=False).logits, expected, atol=2e-4, rtol=1e-4)
     assert torch.allclose(model(ids, attention_mask=allowed).logits, by_bits, atol=2e-4, rtol=1e-4)
     assert torch.allclose(model(ids, attention_mask=additive).logits, by_bits, atol=2e-4, rtol=1e-4)
     with pytest.raises(NotImplementedError, match="a bias is not computed"):
@@ -227,10 +227,15 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="layer 7, the model has 0 to 2"):
         huggingface.configure(model, layers={7: "dense"})
     huggingface.configure(model, "xattention")
+    ready_made = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
+    with pytest.raises(NotImplementedError, match="4-D mask goes with dense attention alone"):  # never dense in its place
+        model(ids, attention_mask=ready_made)
+    mistral = model_of("mistral")
+    huggingface.configure(mistral, sliding="xattention")
     mask = torch.ones_like(ids)
-    mask[1, :20] = 0
-    with pytest.raises(NotImplementedError):  # never dense in its place
-        model(ids, attention_mask=mask)
+    mask[1, 20:25] = 0
+    with pytest.raises(NotImplementedError):  # without the hole a window of tokens would be another one
+        mistral(ids, attention_mask=mask)
     model.config.attention_dropout = 0.1
     for _, module in huggingface.attention_layers(model):
         module.attention_dropout = 0.1
