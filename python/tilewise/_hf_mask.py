@@ -110,7 +110,7 @@ def tilewise_mask(
 
 def _padded_sequences(band: Band, first: int, q_length: int, padding: Tensor) -> tuple[Tokens, ...]:
     """The real tokens of each entry; none where leaving padding out would widen a window."""
-    sequences = []
+    sequences, computed_padding = [], []
     for entry, real in enumerate(padding.cpu()):
         keys = real.nonzero()[:, 0]
         if band[0] is not None and keys.numel() and int(keys[-1] - keys[0]) + 1 != keys.numel():
@@ -121,8 +121,8 @@ def _padded_sequences(band: Band, first: int, q_length: int, padding: Tensor) ->
         queries = real[first : first + q_length].nonzero()[:, 0]
         sequences.append(Tokens(entry, queries, keys))
         if band[1] is None:
-            sequences.append(Tokens(entry, (~real).nonzero()[:, 0], keys, is_padding=True))
-    return tuple(sequences)
+            computed_padding.append(Tokens(entry, (~real).nonzero()[:, 0], keys, is_padding=True))
+    return (*sequences, *computed_padding)
 
 
 def _spans_of_padding(band: Band, first: int, q_length: int, padding: Tensor) -> Optional[Tensor]:
@@ -194,14 +194,3 @@ def spans_of_rows(allowed: Tensor) -> Tensor:
         start = torch.where(length > 0, part.int().argmax(-1), 0)
         spans[..., 2 * i - 2], spans[..., 2 * i - 1] = start, start + length
     return spans
-
-
-def mask_of_4d(mask: Tensor) -> Tensor:
-    """bool of a ready-made 4-D mask: bool, or 0 and a huge negative number to be added. Errors: NotImplementedError (a mask that adds anything else)."""
-    if mask.dtype == torch.bool:
-        return mask
-    allowed = mask == 0
-    hidden = mask <= torch.finfo(mask.dtype).min / 2
-    if not (allowed | hidden).all():
-        raise NotImplementedError('attn_implementation="tilewise": the 4-D mask adds numbers other than 0 and -inf, and a bias is not computed')
-    return allowed

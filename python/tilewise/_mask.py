@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Optional
 
+import torch
 from torch import Tensor
 
 _ALL = 2**63 - 1
@@ -79,6 +80,16 @@ class Mask:
 
     def __repr__(self) -> str:
         return self._text
+
+
+def allowed_of(mask: Tensor, who: str) -> Tensor:
+    """bool of a mask that is bool, or 0 and a huge negative number (-inf to -10,000 are in use) to be added. Errors: NotImplementedError (it adds anything else)."""
+    if mask.dtype == torch.bool:
+        return mask
+    allowed = mask == 0
+    if not (allowed | (mask <= -9000)).all():
+        raise NotImplementedError(f"{who}: the mask adds numbers other than 0 and -inf, and a bias is not computed")
+    return allowed
 
 
 def _band_text(left: Optional[int], right: Optional[int], sink: int) -> str:

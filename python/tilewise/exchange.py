@@ -236,12 +236,15 @@ def plan_of_block_lists(lists: BlockLists, mask_mod: Optional[MaskMod] = None, *
             of_mask = _mod_of_bands(mask.numbers, heads_q, lists.seqlen_k - lists.seqlen_q)(b[:, None, None], h[:, None, None], q[:, :, None], k[:, None])
             if torch.equal(of_mask & (q < lists.seqlen_q)[:, :, None] & (k < lists.seqlen_k)[:, None], pairs):
                 pairs = None
-    return _plan_of_bsr(read, pairs, lists.seqlen_q, lists.seqlen_k, block_q, block_k, mask, batch, heads_q, tile)
+    return plan_of_blocks(read, lists.seqlen_q, lists.seqlen_k, block_q, block_k, pairs=pairs, mask=mask, batch=batch, heads_q=heads_q, tile=tile)
 
 
-def _plan_of_bsr(
-    read: Tensor, pairs: Optional[Tensor], seqlen_q: int, seqlen_k: int, block_q: int, block_k: int, mask: Optional[Mask], batch: int, heads_q: int, tile: int
-) -> Plan:
+def plan_of_blocks(
+    read: Tensor, seqlen_q: int, seqlen_k: int, block_q: int, block_k: int, *,
+    pairs: Optional[Tensor] = None, mask: Optional[Mask] = None, batch: int = 1, heads_q: int = 1, tile: int = 0,
+) -> Plan:  # fmt: skip
+    """The plan that reads the blocks that are true in bool [B or 1, H or 1, Tq, Tk]; with `pairs`, bool [blocks that are true, block_q, block_k], those of their pairs. The others as
+    in :func:`plan_of_block_lists`; `Plan.tiles` is the way back."""
     mask = Mask.full() if mask is None else mask
     counts = read.sum(-1)
     total = torch.cumsum(counts.flatten(), 0).view_as(counts)
@@ -339,7 +342,7 @@ def from_sparge(mask_id: Tensor, seqlen_q: int, seqlen_k: int, *, is_causal: boo
             raise ValueError(f"from_sparge: a causal mask over {seqlen_q} queries and {seqlen_k} keys; takes equal lengths")
         read = read & (torch.arange(columns) * _SPARGE_K < (torch.arange(rows)[:, None] + 1) * _SPARGE_Q)
     mask = Mask.causal() if is_causal else Mask.full()
-    return _plan_of_bsr(read, None, seqlen_q, seqlen_k, _SPARGE_Q, _SPARGE_K, mask, batch, heads, 0)
+    return plan_of_blocks(read, seqlen_q, seqlen_k, _SPARGE_Q, _SPARGE_K, mask=mask, batch=batch, heads_q=heads)
 
 
 # scipy.

@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ._attention import attend, decode
-from ._hf_mask import VisibleKeys, mask_of_4d, tilewise_mask
-from ._mask import Mask
+from ._call import Call as Call
+from ._hf_mask import VisibleKeys, tilewise_mask
+from ._mask import Mask, allowed_of
 from ._plan import OptionValue, Plan, check_method, combine_heads, plan_of_bits
 from ._plan import plan as make_plan
 from ._sequences import Tokens, attend_each
@@ -57,25 +58,6 @@ class Layer:
     def has_method(self) -> bool:
         """Whether anything but dense attention is asked for."""
         return self.default.method != "dense" or bool(self.heads)
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """What an attention layer did, for :func:`observe`. The tensors are those of the model, [B, H, S, D]; of a padded or packed batch, a method's are those of
-    the sequences of one length, each on its own tokens: `sequences` says which, one for each entry of q."""
-
-    layer: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    out: Tensor
-    plan: Optional[Plan]  # None: dense decode, or a ready-made mask
-    mask: Optional[Mask]  # the model's own; None: a ready-made one
-    plan_ms: float
-    scale: float
-    softcap: float
-    sink_logit: Optional[Tensor]
-    sequences: tuple[Tokens, ...] = ()
 
 
 def _use(method: str, options: Mapping[str, OptionValue]) -> Use:
@@ -276,7 +258,7 @@ def attention_forward(
         if attention_mask.shape[-1] != keys:  # a static cache is longer than a mask that was made without it
             keys = attention_mask.shape[-1]
             key, value = key[:, :, :keys], value[:, :, :keys]
-        allowed = mask_of_4d(attention_mask)
+        allowed = allowed_of(attention_mask, 'attn_implementation="tilewise"')
         if layer.has_method:
             _refuse("a ready-made 4-D mask goes with dense attention alone", "give the 2-D padding mask, or configure this layer as dense")
         plan = plan_of_bits(allowed, batch=query.shape[0], heads_q=query.shape[1]).to(query.device)
