@@ -11,40 +11,9 @@
 namespace tilewise::plan {
 namespace {
 
-int64_t floor_to(int64_t value, int64_t step) { return (value >= 0 ? value / step : -((-value + step - 1) / step)) * step; }
-int64_t ceil_to(int64_t value, int64_t step) { return -floor_to(-value, step); }
-
-/// Adds [first, last) cut to [0, end) to an ascending list, joined with what it touches or overlaps.
-void append(std::vector<Interval>& list, int64_t first, int64_t last, int64_t end) {
-  first = std::max<int64_t>(first, 0);
-  last = std::min(last, end);
-  if (first >= last) return;
-  if (!list.empty() && first <= list.back().last) {
-    list.back().first = std::min(list.back().first, first);
-    list.back().last = std::max(list.back().last, last);
-  } else {
-    list.push_back({first, last});
-  }
-}
-
 struct Cover {
   std::vector<Interval> all, some;  // seen by every query of the row, by at least one; ascending
 };
-
-Cover cover_of_band(const Mask::Band& band, int64_t first_token, int64_t last_token, int64_t seqlen_k) {
-  // One past the largest key that each of the two outermost queries sees; an unlimited side is as good as Sk.
-  const auto past = [&](int64_t token) { return band.right >= seqlen_k - token ? seqlen_k : token + band.right + 1; };
-  const auto from = [&](int64_t token) { return band.left == Mask::kAll ? int64_t{0} : token - band.left; };
-  const bool has_window = band.left == Mask::kAll || band.right == Mask::kAll || band.left + band.right >= 0;
-  Cover cover;
-  append(cover.all, 0, std::min(band.sink, past(first_token)), seqlen_k);
-  append(cover.some, 0, std::min(band.sink, past(last_token)), seqlen_k);
-  if (has_window) {
-    append(cover.all, from(last_token), past(first_token), seqlen_k);
-    append(cover.some, from(first_token), past(last_token), seqlen_k);
-  }
-  return cover;
-}
 
 Cover cover_of_spans(const TensorView& spans, int head_class, int64_t batch, int64_t q_first, int64_t q_last, int64_t seqlen_k) {
   std::map<int64_t, int64_t> change;  // key -> how many queries begin minus end to see it there
@@ -71,22 +40,6 @@ Cover cover_of_spans(const TensorView& spans, int head_class, int64_t batch, int
     if (seen_by == q_last - q_first) append(cover.all, it->first, next->first, seqlen_k);
   }
   return cover;
-}
-
-/// `from` without `parts`; both ascending.
-std::vector<Interval> without(const std::vector<Interval>& from, const std::vector<Interval>& parts) {
-  std::vector<Interval> rest;
-  size_t next = 0;
-  for (const Interval& interval : from) {
-    int64_t at = interval.first;
-    while (next < parts.size() && parts[next].last <= interval.first) ++next;
-    for (size_t i = next; i < parts.size() && parts[i].first < interval.last; ++i) {
-      if (parts[i].first > at) rest.push_back({at, parts[i].first});
-      at = std::max(at, parts[i].last);
-    }
-    if (at < interval.last) rest.push_back({at, interval.last});
-  }
-  return rest;
 }
 
 }  // namespace
@@ -191,15 +144,17 @@ Visible visible_keys(const Mask& mask, int head, int64_t batch, const RowGrid& g
     return visible;
   }
   const int index = head_class(mask, head);
-  const Cover cover = mask.spans.has_value()
-                          ? cover_of_spans(mask.spans, index, batch, q_first, q_last, end)
-                          : cover_of_band(mask.bands[static_cast<size_t>(index)], q_first + grid.offset(), q_last - 1 + grid.offset(), end);
-  for (const Interval& interval : cover.all) {
-    const int64_t first = ceil_to(interval.first, align);
-    const int64_t last = interval.last == end ? end : floor_to(interval.last, align);
-    append(visible.whole, first, last, end);
+  if (!mask.spans.has_value()) {
+    const BandSight sight = band_sight(mask.bands[static_cast<size_t>(index)], q_first + grid.offset(), q_last - 1 + grid.offset(), end, align);
+    visible.whole.assign(sight.whole.begin(), sight.whole.end());
+    visible.masked.assign(sight.masked.begin(), sight.masked.end());
+    return visible;
   }
-  visible.masked = without(cover.some, visible.whole);
+  const Cover cover = cover_of_spans(mask.spans, index, batch, q_first, q_last, end);
+  for (const Interval& interval : cover.all) {
+    append(visible.whole, ceil_to(interval.first, align), interval.last == end ? end : floor_to(interval.last, align), end);
+  }
+  append_without(visible.masked, cover.some, visible.whole);
   return visible;
 }
 

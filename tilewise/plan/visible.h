@@ -3,17 +3,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "tilewise/plan/intervals.h"
 #include "tilewise/plan/plan.h"
 
 // What a mask lets a row of queries see, as intervals of key tokens: the one place where plans are made from a mask.
 namespace tilewise::plan {
-
-/// Keys [first, last).
-struct Interval {
-  int64_t first = 0, last = 0;
-  int64_t length() const { return last - first; }
-  bool operator==(const Interval&) const = default;
-};
 
 /// Disjoint, ascending. `whole`: every query of the row sees the keys; `masked`: some query may.
 struct TILEWISE_API Visible {

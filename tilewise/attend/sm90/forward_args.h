@@ -7,19 +7,11 @@
 #include <cstdint>
 
 #include "tilewise/machine/sm90/tensor_map.h"
+#include "tilewise/plan/cuda/run_list_view.h"
 
 namespace tilewise::attend::sm90 {
 
-/// Runs of keys that rows read, device pointers. Row (b, h, t) reads runs [begin, begin + count) of start / stop.
-struct RunListView {
-  const int64_t* begin = nullptr;  // [begin_batch, begin_heads, T]; null: no row has a run here
-  const int32_t* count = nullptr;  // [count_batch, count_heads, T]
-  const int32_t* start = nullptr;
-  const int32_t* stop = nullptr;   // null: start + grain, cut at the end of the keys
-  const uint64_t* rows = nullptr;  // [capacity, words]; null: every query of the row reads the run
-  int begin_batch = 1, begin_heads = 1, count_batch = 1, count_heads = 1;  // 1 or B; a divisor of Hq
-  int grain = 1, words = 0;
-};
+using plan::cuda::RunListView;
 
 /// Query i is token t = i + Sk - Sq. It sees [t - left, t + right] and [0, sink), nothing past t + right.
 struct Band {

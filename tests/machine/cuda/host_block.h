@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "tilewise/machine/cuda/block.h"
+
+// Kernels written over a block of threads (machine/cuda/block.h), run on the CPU.
+namespace tilewise::testing {
+
+/// Runs each step for one thread after another, in an order that changes from step to step: a step in which one thread reads what another
+/// writes gives other results then. Shared memory begins as garbage and is exactly as long as the launch says, for the address sanitizer.
+class HostBlock {
+ public:
+  HostBlock(int threads, long index, unsigned char* shared, std::mt19937& engine) : index_(index), shared_(shared), engine_(engine) {
+    order_.resize(static_cast<size_t>(threads));
+    std::iota(order_.begin(), order_.end(), 0);
+  }
+  int threads() const { return static_cast<int>(order_.size()); }
+  long index() const { return index_; }
+  unsigned char* shared() const { return shared_; }
+
+  template <class Step>
+  void each(Step&& step) {
+    switch (engine_() % 3) {
+      case 0: std::sort(order_.begin(), order_.end()); break;
+      case 1: std::sort(order_.rbegin(), order_.rend()); break;
+      default: std::shuffle(order_.begin(), order_.end(), engine_);
+    }
+    for (const int thread : order_) step(thread);
+  }
+  template <class T>
+  T get(const T& word) {
+    return word;
+  }
+  void match(const int* keys, machine::cuda::Match* out) {
+    for (int thread = 0; thread < threads(); ++thread) {
+      machine::cuda::Match match{0, 0};
+      const int first = thread / 32 * 32;
+      for (int other = first; other < first + 32; ++other) {
+        if (keys[other] != keys[thread]) continue;
+        ++match.count;
+        match.rank += other < thread ? 1 : 0;
+      }
+      out[thread] = match;
+    }
+  }
+  template <class T>
+  void add(T* to, T value) {
+    *to += value;
+  }
+  template <class T>
+  void min(T* to, T value) {
+    *to = std::min(*to, value);
+  }
+  template <class T>
+  void max(T* to, T value) {
+    *to = std::max(*to, value);
+  }
+
+ private:
+  long index_;
+  unsigned char* shared_;
+  std::mt19937& engine_;
+  std::vector<int> order_;
+};
+
+/// kernel(block) for every block of a grid, the blocks in an order of their own.
+template <class Kernel>
+void launch_on_host(long blocks, int threads, size_t shared_bytes, unsigned seed, Kernel&& kernel) {
+  std::mt19937 engine(seed);
+  std::vector<long> indices(static_cast<size_t>(blocks));
+  std::iota(indices.begin(), indices.end(), 0L);
+  std::shuffle(indices.begin(), indices.end(), engine);
+  const std::unique_ptr<uint64_t[]> words(new uint64_t[(shared_bytes + 7) / 8]);
+  auto* const shared = reinterpret_cast<unsigned char*>(words.get());
+  for (const long index : indices) {
+    std::memset(shared, 0xa5, shared_bytes);
+    HostBlock block(threads, index, shared, engine);
+    kernel(block);
+  }
+}
+
+}  // namespace tilewise::testing

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The block of threads that runs on a GPU (see block.h).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "tilewise/machine/cuda/block.h"
+
+namespace tilewise::machine::cuda {
+
+class DeviceBlock {
+ public:
+  explicit __device__ DeviceBlock(unsigned char* shared) : shared_(shared) {}
+
+  __device__ int threads() const { return static_cast<int>(blockDim.x); }
+  __device__ long index() const { return blockIdx.x; }
+  __device__ unsigned char* shared() const { return shared_; }
+
+  template <class Step>
+  __device__ void each(Step&& step) {
+    step(static_cast<int>(threadIdx.x));
+    __syncthreads();
+  }
+  template <class T>
+  __device__ T get(const T& word) {
+    const T value = word;
+    __syncthreads();
+    return value;
+  }
+  __device__ void match(const int* keys, Match* out) {
+    const unsigned alike = __match_any_sync(0xFFFFFFFFu, keys[threadIdx.x]);
+    out[threadIdx.x] = {__popc(alike & ((1u << (threadIdx.x % 32)) - 1)), __popc(alike)};
+    __syncthreads();
+  }
+  template <class T>
+  __device__ void add(T* to, T value) {
+    atomicAdd(to, value);
+  }
+  template <class T>
+  __device__ void min(T* to, T value) {
+    atomicMin(to, value);
+  }
+  template <class T>
+  __device__ void max(T* to, T value) {
+    atomicMax(to, value);
+  }
+
+ private:
+  unsigned char* shared_;
+};
+
+}  // namespace tilewise::machine::cuda
