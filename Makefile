@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make demo | test | python-test | slow | bench | tune | format | clean. Each sets up what it needs (tools/setup.sh) and builds in build/cpu.
+# make demo | test | python-test | wheel | slow | bench | tune | format | clean. Each sets up what it needs (tools/setup.sh) and builds in build/cpu.
 BUILD := build/cpu
 JOBS ?= $(shell nproc)
 CMAKE_ARGS ?=
@@ -7,11 +7,12 @@ MODEL := models/reference-lm
 # The cache of an earlier `make test` stays valid: both use one folder, and the demo only leaves the tests out.
 CONFIGURE = cmake --preset cpu $(CMAKE_ARGS)
 
-.PHONY: help demo test python-test slow bench tune format clean
+.PHONY: help demo test python-test wheel slow bench tune format clean
 help:
 	@echo 'make demo    install what is missing, build, compare methods on a real document: writes report.html and out.json'
 	@echo 'make test    install what is missing, build everything, run the tests (all but those labelled slow)'
 	@echo 'make python-test   build the Python package, check its types, run its tests (fetches torch from PyPI into build/python-venv)'
+	@echo 'make wheel   make a wheel of the Python package that other machines can use, and the sdist, in build/wheel'
 	@echo 'make slow    as test, then the slow tests: quality on both documents at 16,384 bytes'
 	@echo 'make bench   time the kernels against the peak of this machine, on an otherwise idle one; writes bench/results and docs/performance.md'
 	@echo 'make tune    every method with the fastest setting that holds quality, tuned on one document and quoted on the other (about 5 minutes on 2 idle'
@@ -37,6 +38,12 @@ python-test:
 	tools/setup.sh python
 	$(CONFIGURE)
 	tools/python_test.sh $(BUILD)
+
+wheel:
+	tools/setup.sh python
+	$(CONFIGURE)
+	tools/wheel.sh $(BUILD)
+	@ls build/wheel/tilewise-*
 
 slow: test
 	ctest --preset slow --parallel 1

@@ -10,6 +10,10 @@ Models of Hugging Face: `tilewise.configure`, `tilewise.compare`, `tilewise.capt
 
 from typing import TYPE_CHECKING
 
+from . import _library
+
+_library.load()  # before any other module of the package imports torch
+
 from ._attention import Measured, Operand, Paged, Quantised, attend, attention, decode, measure
 from ._mask import Axis, Mask
 from ._operators import ops as _ops

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators `torch.ops.tilewise.*`: loaded here, and given what torch wants to know about them (shapes, gradients, autocast, vmap).
+"""The operators `torch.ops.tilewise.*` (loaded by _library.py) are given what torch wants to know about them (shapes, gradients, autocast, vmap).
 
 Their kernels and schemas are in tilewise_torch/ops. A plan is two tensors: its memory (uint8) and its layout (int64, on the CPU).
 """
@@ -7,7 +7,6 @@ Their kernels and schemas are in tilewise_torch/ops. A plan is two tensors: its 
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Optional
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from ._errors import call
 
-torch.ops.load_library(str(pathlib.Path(__file__).parent / "_ops.so"))
 ops = torch.ops.tilewise
 
 
