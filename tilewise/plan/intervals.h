@@ -71,6 +71,14 @@ struct BandSight {
   IntervalList<4> masked;
 };
 
+/// Whether any of the keys [first, last) is seen.
+TILEWISE_HOST_DEVICE inline bool meets(const BandSight& sight, int64_t first, int64_t last) {
+  bool meets = false;
+  for (const Interval& part : sight.whole) meets = meets || (first < part.last && last > part.first);
+  for (const Interval& part : sight.masked) meets = meets || (first < part.last && last > part.first);
+  return meets;
+}
+
 /// What queries that count as the tokens [first_token, last_token] see of [0, seqlen_k). Whole intervals begin and end at multiples of `align` or at the end.
 TILEWISE_HOST_DEVICE inline BandSight band_sight(const Mask::Band& band, int64_t first_token, int64_t last_token, int64_t seqlen_k, int align) {
   // One past the largest key that each of the two outermost queries sees; an unlimited side is as good as Sk.

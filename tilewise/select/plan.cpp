@@ -46,15 +46,6 @@ void check_numbers(const char* name, const std::vector<T>& values, int heads, Bu
   }
 }
 
-void check_budget(const Budget& budget, int heads) {
-  check_numbers("mass", budget.mass, heads, budget.scope, 1.0f);
-  check_numbers("share", budget.share, heads, budget.scope, 1.0f);
-  check_numbers<int64_t>("count", budget.count, heads, budget.scope, INT32_MAX);
-  check_numbers("at_least", budget.at_least, heads, budget.scope, 3.0e38f);
-  check(budget.floor >= 0 && budget.sink >= 0 && budget.diagonal >= 0, Error::Kind::value, "select::plan: budget.floor ", budget.floor, ", sink ",
-        budget.sink, " and diagonal ", budget.diagonal, " must be at least 0");
-}
-
 /// One row while its tiles are chosen.
 struct Row {
   int64_t b = 0, index = 0;
@@ -180,6 +171,15 @@ RowRuns runs_of(const Row& row, int tile_k, int64_t slots_k) {
 }
 
 }  // namespace
+
+void check_budget(const Budget& budget, int heads) {
+  check_numbers("mass", budget.mass, heads, budget.scope, 1.0f);
+  check_numbers("share", budget.share, heads, budget.scope, 1.0f);
+  check_numbers<int64_t>("count", budget.count, heads, budget.scope, INT32_MAX);
+  check_numbers("at_least", budget.at_least, heads, budget.scope, 3.0e38f);
+  check(budget.floor >= 0 && budget.sink >= 0 && budget.diagonal >= 0, Error::Kind::value, "select::plan: budget.floor ", budget.floor, ", sink ",
+        budget.sink, " and diagonal ", budget.diagonal, " must be at least 0");
+}
 
 Plan plan(const Scores& scores, const Budget& budget, Context& context) {
   check_budget(budget, scores.heads);

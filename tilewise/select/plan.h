@@ -18,6 +18,9 @@ TILEWISE_API Plan plan(const Scores& scores, const Budget& budget, Context& cont
 /// Lists are shared by heads and batch entries that see the same. Under the grid's orders rows and runs are slots, the mask is asked on the tokens in them.
 TILEWISE_API Plan plan_of_mask(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, Context& context);
 
+/// Errors: value (a number outside its range, or neither one nor one per head).
+void check_budget(const Budget& budget, int heads);
+
 /// A plan without lists: lengths, heads, dense_reads and copies of mask and orders that own their arrays. What every builder begins with.
 PlanData begin_plan(const Mask& read, const Mask& model, const RowGrid& grid, int64_t batch, int heads, const Context& context);
 

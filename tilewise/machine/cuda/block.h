@@ -57,6 +57,25 @@ TILEWISE_DEVICE int exclusive_sums(Block& block, int* values, int* sums) {
   return block.get(sums[groups]);
 }
 
+/// fold(fold(values[0], values[1]), ...) of shared memory, in a fixed order; the values are lost. `threads` is a multiple of 8.
+template <class T, class Block, class Fold>
+TILEWISE_DEVICE T folded(Block& block, T* values, const Fold& fold) {
+  const int groups = block.threads() / 8;
+  block.each([&](int thread) {
+    if (thread >= groups) return;
+    T sum = values[8 * thread];
+    for (int i = 8 * thread + 1; i < 8 * thread + 8; ++i) sum = fold(sum, values[i]);
+    values[8 * thread] = sum;
+  });
+  block.each([&](int thread) {
+    if (thread != 0) return;
+    T sum = values[0];
+    for (int i = 1; i < groups; ++i) sum = fold(sum, values[8 * i]);
+    values[0] = sum;
+  });
+  return block.get(values[0]);
+}
+
 /// Parts of a block's shared memory, taken one after another; with a null base it only counts.
 class SharedParts {
  public:

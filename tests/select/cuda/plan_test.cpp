@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of select::plan() on a GPU, run on the CPU line by line, against the host's select::plan().
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "tests/machine/cuda/host_block.h"
+#include "tests/plan/cuda/device_plan_testing.h"
+#include "tilewise/plan/validate.h"
+#include "tilewise/select/cuda/plan_args.h"
+
+namespace tilewise::select::cuda {
+namespace {
+
+using testing::difference;
+using testing::Guarded;
+using testing::launch_on_host;
+
+void run(const PlanLaunch& launch, unsigned seed) {
+  const int threads = choose_threads(launch.args.tiles);
+  launch_on_host(launch.blocks, threads, choose_shared_bytes(launch.args.tiles), seed, [&](auto& block) { choose_kernel(block, launch.args); });
+  launch_on_host(1, plan::cuda::kPlaceRowsThreads, plan::cuda::place_rows_shared_bytes(), seed,
+                 [&](auto& block) { plan::cuda::place_rows_kernel(block, launch.place); });
+  launch_on_host(launch.blocks, threads, write_shared_bytes(launch.args.tiles), seed, [&](auto& block) { write_runs_kernel(block, launch.args); });
+}
+
+/// A plan in guarded memory.
+struct Made {
+  Guarded memory, workspace;
+  Plan plan;
+
+  Made(const Scores& scores, const Budget& budget, const PlanRoom& room, unsigned seed)
+      : memory(plan::cuda::bytes_of(plan_space(scores, room))), workspace(sizes(scores)) {
+    Context context;
+    PlanData data = begin_plan(scores.mask, scores.mask, scores.grid, scores.batch, scores.heads, context);
+    plan::cuda::MemoryParts parts(memory.data());
+    data.by_query = plan::cuda::place_lists(plan_space(scores, room), parts, {});
+    run(plan_launch(scores, budget, data, workspace.data()), seed);
+    plan = std::make_shared<const PlanData>(std::move(data));
+  }
+  static size_t sizes(const Scores& scores) {
+    ChooseArgs args;
+    plan::cuda::PlaceRowsArgs place;
+    return plan_workspace(scores, nullptr, args, place);
+  }
+  int status(int i) const { return plan->by_query.status.at<int32_t>(i); }
+  bool is_intact() const { return memory.is_intact() && workspace.is_intact(); }
+};
+
+struct Random {
+  std::mt19937_64 engine;
+  explicit Random(uint64_t seed) : engine(seed) {}
+  int64_t operator()(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
+  bool chance(double share) { return std::uniform_real_distribution<double>(0, 1)(engine) < share; }
+};
+
+Mask random_mask(Random& random, int64_t seqlen_k, int heads) {
+  Mask mask;
+  const auto band = [&] {
+    switch (random(0, 4)) {
+      case 0: return Mask::Band{};
+      case 1: return Mask::Band{Mask::kAll, 0, 0};
+      case 2: return Mask::Band{random(0, seqlen_k), random(0, seqlen_k / 2), 0};
+      case 3: return Mask::Band{random(-3, seqlen_k / 2), random(-3, 5), random(0, seqlen_k)};
+      default: return Mask::Band{random(0, seqlen_k / 2), 0, random(0, seqlen_k)};
+    }
+  };
+  mask.bands = {band()};
+  if (!random.chance(0.3)) return mask;
+  mask.bands.push_back(band());
+  mask.bands.push_back(band());
+  for (int head = 0; head < heads; ++head) mask.head_class.push_back(static_cast<uint8_t>(random(0, 2)));
+  return mask;
+}
+
+Scores random_scores(Random& random, int64_t most_tokens) {
+  Scores scores;
+  const int64_t tiles[] = {1, 3, 16, 64};
+  scores.tile_k = static_cast<int>(tiles[random(0, 3)]);
+  scores.batch = random(1, 2);
+  scores.heads = static_cast<int>(random(1, 3));
+  const int64_t seqlen_q = random(1, most_tokens), seqlen_k = random(1, most_tokens);
+  scores.mask = random_mask(random, seqlen_k, scores.heads);
+  const int tile_q = static_cast<int>(std::max<int64_t>(16, scores.tile_k));
+  scores.grid = random.chance(0.5) ? RowGrid::on_key_tiles(seqlen_q, seqlen_k, tile_q) : RowGrid::plain(seqlen_q, seqlen_k, tile_q);
+  scores.grid.heads = scores.heads;
+  scores.values = Tensor(host_memory(), Dtype::f32, {scores.batch, scores.heads, scores.grid.rows(), scores.key_tiles()});
+  const int form = static_cast<int>(random(0, 4));
+  auto* const values = static_cast<float*>(scores.values.view.raw());
+  for (int64_t i = 0; i < scores.values.view.numel(); ++i) {
+    const double uniform = std::uniform_real_distribution<double>(0, 1)(random.engine);
+    switch (form) {
+      case 0: values[i] = static_cast<float>(uniform); break;
+      case 1: values[i] = static_cast<float>(random(0, 4)) / 4; break;                // ties and zeros
+      case 2: values[i] = static_cast<float>(std::exp(-60 * uniform)); break;         // sums that round
+      case 3: values[i] = static_cast<float>(std::exp(-200 * uniform)) * 1e-6f; break;  // down to denormals
+      default: values[i] = 1.0f / 3;
+    }
+    if (form == 0 && random.chance(0.002)) values[i] = random.chance(0.5) ? std::nanf("") : std::numeric_limits<float>::infinity();
+  }
+  return scores;
+}
+
+Budget random_budget(Random& random, const Scores& scores) {
+  Budget budget;
+  const auto numbers = [&](auto one) {
+    std::vector<decltype(one())> list;
+    const int64_t count = random.chance(0.7) ? 1 : scores.heads;
+    for (int64_t i = 0; i < count; ++i) list.push_back(one());
+    return list;
+  };
+  const auto share = [&] { return random.chance(0.1) ? 1.0f : static_cast<float>(random(0, 100)) / 100; };
+  if (random.chance(0.6)) budget.mass = numbers(share);
+  if (random.chance(0.3)) budget.share = numbers(share);
+  if (random.chance(0.3)) budget.count = numbers([&] { return random(0, scores.key_tiles() + 1); });
+  if (random.chance(0.2)) budget.at_least = numbers([&] { return static_cast<float>(random(0, 10)) / 10; });
+  if (random.chance(0.3)) budget.floor = random(0, 4);
+  if (random.chance(0.5)) budget.sink = random(0, 3);
+  if (random.chance(0.5)) budget.diagonal = random(0, 3);
+  budget.forced = random.chance(0.5) ? Budget::Forced::counted : Budget::Forced::beside;
+  return budget;
+}
+
+TEST(DevicePlan, ChoosesWhatTheHostChooses) {
+  Context context;
+  for (unsigned seed = 0; seed < 400; ++seed) {
+    Random random(seed);
+    const Scores scores = random_scores(random, seed % 10 == 0 ? 900 : 120);
+    const Budget budget = random_budget(random, scores);
+    ASSERT_EQ(refusal_of(scores, budget), std::nullopt);
+    const Plan want = select::plan(scores, budget, context);
+    const Made made(scores, budget, most_runs_of(scores, budget), seed);
+    ASSERT_EQ(difference(*made.plan, *want, false), "") << "seed " << seed;
+    ASSERT_TRUE(made.is_intact()) << seed;
+    ASSERT_EQ(made.status(0), 0) << "seed " << seed;
+    ASSERT_EQ(made.status(1), 0);
+    ASSERT_EQ(find_fault(made.plan), std::nullopt) << seed;
+  }
+}
+
+TEST(DevicePlan, TakesRowsOfManyTiles) {
+  Context context;
+  for (const int64_t tiles : {1023, 1024, 1025, 8192}) {
+    Random random(static_cast<uint64_t>(tiles));
+    Scores scores;
+    scores.tile_k = 16;
+    scores.batch = scores.heads = 1;
+    scores.mask = tiles % 2 == 0 ? Mask::causal() : Mask::full();
+    scores.grid = RowGrid::on_key_tiles(32, tiles * 16 - 3, 16);
+    scores.values = Tensor(host_memory(), Dtype::f32, {1, 1, scores.grid.rows(), tiles});
+    for (int64_t i = 0; i < scores.values.view.numel(); ++i)
+      static_cast<float*>(scores.values.view.raw())[i] =
+          static_cast<float>(std::exp(-30 * std::uniform_real_distribution<double>(0, 1)(random.engine)));
+    for (const Budget& budget : {Budget{.mass = {.9f}, .sink = 1, .diagonal = 1}, Budget{.count = {tiles / 3}}, Budget{.share = {.1f}, .floor = 5}}) {
+      const Plan want = select::plan(scores, budget, context);
+      const Made made(scores, budget, most_runs_of(scores, budget), 3);
+      EXPECT_EQ(difference(*made.plan, *want, false), "") << tiles;
+      EXPECT_TRUE(made.is_intact());
+    }
+  }
+}
+
+TEST(DevicePlan, ReadsMoreWhereTheRoomEnds) {
+  Context context;
+  int64_t merged = 0;
+  for (unsigned seed = 0; seed < 120; ++seed) {
+    Random random(7000 + seed);
+    const Scores scores = random_scores(random, 200);
+    const Budget budget = random_budget(random, scores);
+    const Plan want = select::plan(scores, budget, context);
+    const auto runs = testing::runs_in(*want, want->by_query);
+    const int64_t rows = scores.batch * scores.heads * scores.grid.rows();
+    const PlanRoom room = {random(0, runs[0]), std::max(rows, random(0, runs[1]))};
+    const Made made(scores, budget, room, seed);
+    ASSERT_TRUE(made.is_intact()) << seed;
+    ASSERT_EQ(made.status(1), 0);
+    ASSERT_EQ(find_fault(made.plan), std::nullopt) << seed;
+    merged += made.status(0);
+    bool is_merging = false;
+    int64_t rows_merged = 0;
+    for (int64_t b = 0; b < scores.batch; ++b) {
+      for (int head = 0; head < scores.heads; ++head) {
+        for (int64_t row = 0; row < scores.grid.rows(); ++row) {
+          std::vector<testing::FlatRun> wanted, got;
+          for (const bool is_masked : {false, true}) {
+            const auto add = [&](std::vector<testing::FlatRun>& to, const PlanData& plan) {
+              const Lists& lists = plan.by_query;
+              const auto of = testing::flat_runs(plan, lists, is_masked ? lists.masked : lists.whole, false, b, head, row);
+              to.insert(to.end(), of.begin(), of.end());
+            };
+            add(wanted, *want);
+            add(got, *made.plan);
+          }
+          if (wanted == got && !is_merging) continue;
+          is_merging = true;  // from here on every row is merged
+          if (wanted.empty()) {
+            ASSERT_TRUE(got.empty());
+            continue;
+          }
+          ++rows_merged;
+          ASSERT_EQ(got.size(), 1U);
+          int64_t first = INT64_MAX, last = 0;
+          for (const auto& run : wanted) {
+            first = std::min(first, run.start);
+            last = std::max(last, run.stop);
+          }
+          ASSERT_EQ(got[0].start, first) << seed;
+          ASSERT_EQ(got[0].stop, last) << seed;
+        }
+      }
+    }
+    ASSERT_LE(rows_merged, made.status(0)) << seed;  // a row of one masked run merges into itself
+  }
+  EXPECT_GT(merged, 100);
+}
+
+TEST(DevicePlan, RefusesWhatItDoesNotTake) {
+  Random random(1);
+  Scores scores = random_scores(random, 50);
+  EXPECT_EQ(refusal_of(scores, {}), std::nullopt);
+  EXPECT_NE(refusal_of(scores, {.scope = Budget::Scope::head}), std::nullopt);
+  Scores odd;
+  odd.tile_k = 16;
+  odd.heads = 1;
+  odd.batch = 1;
+  odd.mask = Mask::causal();
+  odd.grid = RowGrid::plain(64, 64, 16);
+  odd.grid.edge = {0, 10, 20, 64};
+  EXPECT_NE(refusal_of(odd, {}), std::nullopt);
+  odd.grid = RowGrid::plain(64, 16 * 8193, 16);
+  EXPECT_NE(refusal_of(odd, {}), std::nullopt);
+  odd.grid = RowGrid::plain(64, 64, 16);
+  odd.mask.bands.clear();
+  EXPECT_NE(refusal_of(odd, {}), std::nullopt);
+}
+
+}  // namespace
+}  // namespace tilewise::select::cuda

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "tilewise/select/cuda/mean_pool_kernel.h"
+#include "tilewise/select/cuda/plan_args.h"
+
+// The kernels of this folder, as its host code launches them.
+namespace tilewise::select::cuda {
+
+cudaError_t launch_plan(const PlanLaunch& launch, cudaStream_t stream);
+cudaError_t launch_mean_pool(const MeanPoolLaunch& launch, cudaStream_t stream);
+
+}  // namespace tilewise::select::cuda
