@@ -27,6 +27,7 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/forward.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/schedule.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/complete.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/validate.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mean_pool.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/plan.cpp"
   $<TARGET_OBJECTS:tilewise_sm90>)
@@ -39,7 +40,8 @@ set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" 
 add_executable(tilewise_sm90_test EXCLUDE_FROM_ALL tests/attend/sm90/forward_test.cpp)
 add_executable(tilewise_sm90_decode_test EXCLUDE_FROM_ALL tests/attend/sm90/decode_test.cpp)
 add_executable(tilewise_sm90_backward_test EXCLUDE_FROM_ALL tests/attend/sm90/backward_test.cpp)
-foreach(test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test)
+add_executable(tilewise_sm90_plan_test EXCLUDE_FROM_ALL tests/attend/sm90/plan_test.cpp)
+foreach(test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test)
   target_link_libraries(${test} PRIVATE tilewise_core tilewise_flags CUDA::cudart_static)
   target_include_directories(${test} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(${test} PRIVATE -static-libgcc -static-libstdc++)

@@ -127,7 +127,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
-    parser.add_argument("--built", help="folder that holds tilewise_sm90_test, tilewise_sm90_decode_test and libtilewise_sm90_bench.so")
+    parser.add_argument("--built", help="folder that holds the tilewise_sm90_*_test programs and libtilewise_sm90_bench.so")
     parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES]))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
@@ -152,7 +152,7 @@ def main():
         table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
         if code: sys.exit(text[-3000:])
     tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test"),
-             "backward": str(built / "tilewise_sm90_backward_test")}
+             "backward": str(built / "tilewise_sm90_backward_test"), "plan": str(built / "tilewise_sm90_plan_test")}
     for stage in options.stages.split(","):
         left = end - time.time()
         if stage == "tests":

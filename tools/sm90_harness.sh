@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test, tilewise_sm90_decode_test and tilewise_sm90_backward_test (attend_forward, attend_decode and
-# attend_backward against what they are defined as) and libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake
+# attend_backward against what they are defined as), tilewise_sm90_plan_test (plans made on the device against the host's) and libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake
 # and Ninja, no GPU.
 # usage: tools/sm90_harness.sh DIR
 set -eu
@@ -42,9 +42,19 @@ faults += [f"backward spills {spill} bytes: head_dim {dim} {dtype}" for dim, dty
 print(f"{len(kernels)} backward kernels, bytes spilt by those with softcap: {[int(k[3]) for k in kernels if k[2] == '1']}")
 sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
+# Of what makes plans, no kernel may spill.
+for room in plan select; do
+  $nvcc -Xptxas -v -cubin "tilewise/$room/cuda/kernels.cu" -o "$dir/$room.cubin" > "$dir/$room.ptxas" 2>&1 || { cat "$dir/$room.ptxas"; exit 1; }
+done
+python3 - "$dir/plan.ptxas" "$dir/select.ptxas" <<'PYTHON'
+import re, sys
+kernels = [spill for name in sys.argv[1:] for spill in re.findall(r"Compiling entry function.*?(\d+) bytes spill stores", open(name).read(), re.S)]
+print(f"{len(kernels)} kernels that make plans, bytes spilt: {sum(map(int, kernels))}")
+sys.exit(1 if not kernels or any(spill != "0" for spill in kernels) else 0)
+PYTHON
 if command -v cuobjdump > /dev/null; then
   count=$(cuobjdump -sass "$dir/forward.cubin" | grep -c HGMMA)
   test "$count" -gt 0 || { echo "no HGMMA in the kernels"; exit 1; }
   echo "$count HGMMA"
 fi
-cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
+cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }

@@ -42,7 +42,17 @@ __global__ void __launch_bounds__(kSortThreads) longest_first(const __grid_const
   longest_first_kernel(block, args);
 }
 
+__global__ void __launch_bounds__(kValidateThreads) validate_rows(const __grid_constant__ ValidateArgs args) {
+  DeviceBlock block(shared_memory);
+  validate_kernel(block, args);
+}
+
 }  // namespace
+
+cudaError_t launch_validate(const ValidateLaunch& launch, cudaStream_t stream) {
+  if (launch.blocks > 0) validate_rows<<<static_cast<unsigned>(launch.blocks), kValidateThreads, 0, stream>>>(launch.args);
+  return cudaGetLastError();
+}
 
 cudaError_t launch_place_rows(const PlaceRowsArgs& args, cudaStream_t stream) {
   place_rows<<<1, kPlaceRowsThreads, place_rows_shared_bytes(), stream>>>(args);
