@@ -1,23 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/study/compare.h"
-#include "tilewise/base/version.h"
 
-#include <chrono>
 #include <cmath>
-#include <ctime>
 #include <filesystem>
 #include <iostream>
 #include <limits>
 #include <memory>
 
 #include "app/command.h"
+#include "app/environment.h"
 #include "app/interrupt.h"
 #include "app/method_list.h"
 #include "app/report/report.h"
 #include "app/table.h"
 #include "app/terminal.h"
 #include "tilewise/base/file.h"
-#include "tilewise/machine/cpu/target.h"
 #include "tilewise/plan/file.h"
 
 namespace tilewise::app {
@@ -34,15 +31,6 @@ struct CompareOptions {
   bool has_density = false, has_tune = false;
   bool has_length = false, has_max_bits = false, has_max_error = false;  // was given
 };
-
-std::string utc_now() {
-  const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
 
 /// The first `length` bytes of a file as tokens.
 CompareText read_text(const std::string& path, int64_t length, InputFigures& input) {
@@ -201,12 +189,7 @@ void run_compare(const CompareOptions& options) {
   line.clear();
   context.check_cancel();
 
-  comparison.environment.version = version();
-  comparison.environment.commit = commit();
-  comparison.environment.threads = context.concurrency();
-  comparison.environment.device = "cpu " + std::string(machine::cpu::name(machine::cpu::current_target())) + ", " + machine::cpu::processor_name();
-  comparison.environment.command = command_line();
-  comparison.environment.created = utc_now();
+  comparison.environment = environment_of(context, command_line());
 
   std::cout << comparison_text(comparison) << std::flush;
   if (!options.json.empty()) write_whole(options.json, to_json(comparison));

@@ -21,8 +21,8 @@ from ._plan import Method, Option, Plan, combine_heads, load_plan, methods, plan
 
 
 if TYPE_CHECKING:
+    from ._capture import capture as capture
     from ._compare import Comparison as Comparison
-    from ._compare import capture as capture
     from ._compare import compare as compare
     from .huggingface import configure as configure
 
@@ -33,7 +33,11 @@ def __getattr__(name: str) -> object:
         from .huggingface import configure
 
         return configure
-    if name in ("capture", "compare", "Comparison"):
+    if name == "capture":
+        from ._capture import capture
+
+        return capture
+    if name in ("compare", "Comparison"):
         from . import _compare
 
         return getattr(_compare, name)

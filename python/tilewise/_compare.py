@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's attention costs and loses under each method: capture and compare."""
+"""What a model's attention costs and loses under each method: the comparison of the program `tilewise`, of any model of transformers.
+
+What is run, measured, tuned and recommended is decided in C++ (tilewise/study), for the program and for Python alike. Here a model reads a text when it is
+asked to, and hands each layer's attention over.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import functools
 import html
+import inspect
 import json
+import math
 import os
 import pathlib
-import time
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional, Union
 
@@ -17,253 +26,324 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import huggingface
-from ._attention import attend
+from ._capture import configured
+from ._errors import call
 from ._mask import Mask
-from ._plan import OptionValue
-from ._plan import plan as make_plan
+from ._needles import Needle, make_needles
+from ._operators import ops
+from ._plan import OptionValue, options_text
+from ._text import Encoded, encode
 
 Choice = Union[str, tuple[str, Mapping[str, OptionValue]]]
+Input = Union[Tensor, Mapping[str, Any], str, bytes]
 
 
-def _run(model: PreTrainedModel, inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs)
-
-
-def _norm_or_projection(module: torch.nn.Module, which: str) -> Optional[torch.nn.Module]:
-    """Where a layer's q or k comes from before rotary positions: its norm of heads, else its projection."""
-    for name in (f"{which}_norm", f"{which}_proj"):
-        found = getattr(module, name, None)
-        if isinstance(found, torch.nn.Module):
-            return found
-    return None
-
-
-@torch.no_grad()
-def capture(model: PreTrainedModel, inputs: Union[Tensor, Mapping[str, Any]], folder: Union[str, os.PathLike[str]], layers: Optional[Sequence[int]] = None) -> list[pathlib.Path]:
-    """Runs a model once, densely, and saves q, k and v of its layers for `tilewise compare --qkv` (docs/formats/qkv.md): folder/layer0.safetensors, ...
-
-    inputs  token ids [B, S], or the model's keyword arguments. layers: their numbers; default all.
-    Beside q, k, v (after rotary positions) stand q_pre_rotary and k_pre_rotary, where the layer has a q_proj or q_norm to take them from.
-    """
-    from safetensors.torch import save_file
-
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    modules = dict(huggingface.attention_layers(model))
-    wanted = sorted(modules) if layers is None else list(layers)
-    for layer in wanted:
-        if layer not in modules:
-            raise ValueError(f"capture: layers names layer {layer}, the model has {sorted(modules)}")
-    before: dict[tuple[int, str], Tensor] = {}
-    hooks = []
-    for layer in wanted:
-        for which in ("q", "k"):
-            source = _norm_or_projection(modules[layer], which)
-            if source is not None:
-                hooks.append(source.register_forward_hook(lambda module, args, out, key=(layer, which): before.__setitem__(key, out)))
-    paths: list[pathlib.Path] = []
-
-    def save(call: huggingface.Call) -> None:
-        if call.layer not in wanted:
-            return
-        if call.sequences:
-            raise NotImplementedError("capture: a batch whose padding has holes is computed sequence by sequence; give it padding at one end, or none")
-        if call.softcap:
-            raise NotImplementedError("capture: tilewise compare --qkv has no softcap, which this model uses")
-        tensors = {"q": call.q, "k": call.k, "v": call.v}
-        metadata = {"softmax_scale": repr(call.scale)}
-        mask = Mask.causal() if call.plan is None else call.plan.mask
-        if mask.numbers in (Mask.causal().numbers, Mask.full().numbers):
-            metadata["is_causal"] = "true" if mask.numbers == Mask.causal().numbers else "false"
-        elif call.plan is not None:
-            tensors["mask"] = call.plan.to_bits()[:, :1]
-        for which, shaped in (("q", call.q), ("k", call.k)):
-            raw = before.pop((call.layer, which), None)
-            if raw is not None and raw.numel() == shaped.numel():  # [B, S, H * D] of a projection, [B, S, H, D] or [B, H, S, D] of a norm
-                batch, heads, tokens, channels = shaped.shape
-                tensors[f"{which}_pre_rotary"] = raw if raw.shape == shaped.shape else raw.reshape(batch, tokens, heads, channels).transpose(1, 2)
-        path = folder / f"layer{call.layer}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-        paths.append(path)
-
-    try:
-        with _configured(model, "dense", {}), huggingface.observe(model, save):
-            _run(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return paths
-
-
-class _configured:
-    """A model configured for a while: what it ran before comes back."""
-
-    def __init__(self, model: PreTrainedModel, method: str, options: Mapping[str, Any]) -> None:
-        self.model, self.call = model, lambda: huggingface.configure(model, method, **options)
-
-    def __enter__(self) -> None:
-        self.implementation = self.model.config._attn_implementation
-        self.layers = [(module, getattr(module, huggingface._ATTRIBUTE, None)) for _, module in huggingface.attention_layers(self.model)]
-        self.call()
-
-    def __exit__(self, *_: Any) -> None:
-        for module, layer in self.layers:
-            if layer is None:
-                delattr(module, huggingface._ATTRIBUTE)
-            else:
-                setattr(module, huggingface._ATTRIBUTE, layer)
-        self.model.set_attn_implementation(self.implementation)
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Row:
-    """One method over all layers. Error and recall are taken in the method's own run, on the q, k and v of each layer."""
+    """One method over all layers, in its own run. What was not taken, or has no meaning, is None. `heads`: the same figures of each head, by layer."""
 
-    method: str
+    name: str
+    label: str  # with the options that are not at their default
     options: dict[str, OptionValue]
-    density: Optional[float] = None  # pairs read / pairs that dense attention reads
-    recall: Optional[float] = None  # mean over rows of the probability that dense attention puts on what was read
-    output_error: Optional[float] = None  # ||sparse - dense|| / ||dense|| of the attention outputs
-    loss: Optional[float] = None  # mean negative log-likelihood of the next token, in nats; where the inputs are token ids
-    plan_ms: Optional[float] = None
-    attend_ms: Optional[float] = None
-    dense_ms: Optional[float] = None  # dense attention on the same tensors, one after the other
-    refused: Optional[str] = None  # why the method does not take this model or input
+    density: Optional[float]  # pairs read / pairs that dense attention reads
+    allowed_density: Optional[float]  # the same of the pairs that the mask allows
+    recall: Optional[float]  # mean over rows of the probability that dense attention puts on what was read
+    output_error: Optional[float]  # ||sparse - dense|| / ||dense|| of the attention outputs, mean of the layers
+    bits_per_byte: Optional[float]
+    bits_per_token: Optional[float]
+    extra_bits: Optional[float]  # above dense, per byte where bytes are known, else per token; the largest of the texts
+    plan_ms: Optional[float]
+    attend_ms: Optional[float]
+    dense_ms: Optional[float]  # dense attention beside it, layer by layer
+    model_ms: Optional[float]
+    speedup: Optional[float]  # dense_ms / (plan_ms + attend_ms)
+    needles: Optional[tuple[int, int]]  # right answers, of how many
+    refused: Optional[str]  # why the method does not take this model or input
+    heads: list[dict[str, Any]] = dataclasses.field(default_factory=list, repr=False)
 
     @property
-    def speedup(self) -> Optional[float]:
-        """Dense attention / (plan + attend)."""
-        if self.plan_ms is None or self.attend_ms is None or self.dense_ms is None:
-            return None
-        return self.dense_ms / (self.plan_ms + self.attend_ms)
+    def perplexity(self) -> Optional[float]:
+        return None if self.bits_per_token is None else 2**self.bits_per_token
 
     @property
-    def label(self) -> str:
-        return " ".join([self.method, *(f"{name}={value}" for name, value in self.options.items())])
+    def loss(self) -> Optional[float]:
+        """Nats per token, as transformers has it."""
+        return None if self.bits_per_token is None else self.bits_per_token * math.log(2)
 
 
-@dataclasses.dataclass
+def _row(method: Mapping[str, Any]) -> Row:
+    needle = method["needle"]
+    renamed = {"extra_bits": method["max_extra_bits"], "dense_ms": method["dense_attend_ms"], "needles": None if needle is None else (needle["correct"], needle["of"])}
+    return Row(**{field.name: renamed[field.name] if field.name in renamed else method[field.name] for field in dataclasses.fields(Row)})
+
+
 class Comparison:
-    """What :func:`compare` found: a table in a terminal, a table with bars in a notebook, figures in `rows`."""
+    """What :func:`compare` found: the document of docs/formats/compare.md, a table in a terminal, the report in a notebook, figures in `rows`."""
 
-    rows: list[Row]
-    tokens: int
-    model: str
+    def __init__(self, document: str, where: str = "Comparison") -> None:
+        """Of a document as `to_json` and `tilewise compare --json` write it. Errors: ValueError, OSError (what is missing or wrong, by name)."""
+        self._table = _study("study_table", document, where)  # which checks it
+        self._json = document
+        self.document: dict[str, Any] = json.loads(document)
 
-    def best(self, max_error: float = 0.05) -> Optional[Row]:
-        """The fastest row whose output error is at most `max_error`, if one is faster than dense."""
-        fit = [row for row in self.rows[1:] if row.output_error is not None and row.output_error <= max_error and row.speedup is not None and row.speedup > 1]
-        return max(fit, key=lambda row: row.speedup or 0, default=None)
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> Comparison:
+        """Of a file that :meth:`save` or `tilewise compare --json` wrote."""
+        return cls(pathlib.Path(path).read_text(encoding="utf-8"), os.fspath(path))
+
+    @property
+    def verdict(self) -> str:
+        """The recommendation, in one line."""
+        return str(self.document["verdict"]["text"])
+
+    @property
+    def dense(self) -> Row:
+        """Dense attention in a run of its own."""
+        figures = self.document["dense"]
+        same = {"density": 1.0, "allowed_density": 1.0, "recall": 1.0, "output_error": 0.0, "plan_ms": 0.0, "speedup": 1.0, "dense_attend_ms": figures["attend_ms"]}
+        return _row({"name": "dense", "label": "dense", "options": {}, "max_extra_bits": None, "refused": None, "heads": [], **same, **figures})
+
+    @property
+    def rows(self) -> list[Row]:
+        """One for each method, in the order asked."""
+        return [_row(method) for method in self.document["methods"]]
+
+    @property
+    def best(self) -> Optional[Row]:
+        """What the verdict recommends, if anything."""
+        best = self.document["verdict"]["best"]
+        return None if best is None else self.rows[best]
 
     def to_json(self) -> str:
-        rows = [dataclasses.asdict(row) | {"speedup": row.speedup} for row in self.rows]
-        return json.dumps({"schema": 1, "model": self.model, "tokens": self.tokens, "methods": rows}, indent=1)
+        return self._json
 
-    _COLUMNS = (
-        ("density", "density", "{:.3f}"), ("recall", "recall", "{:.4f}"), ("output_error", "error", "{:.4f}"), ("loss", "loss", "{:.4f}"),
-        ("plan_ms", "plan ms", "{:.1f}"), ("attend_ms", "attend ms", "{:.1f}"), ("speedup", "speedup", "{:.2f}x"),
-    )  # fmt: skip
+    def to_html(self) -> str:
+        """The report of `tilewise compare --report`: one page that needs no network."""
+        return _study("study_report", self._json, "Comparison")
 
-    def _cells(self, row: Row) -> list[str]:
-        return ["" if getattr(row, name) is None else form.format(getattr(row, name)) for name, _, form in self._COLUMNS]
+    def save(self, path: Union[str, os.PathLike[str]]) -> None:
+        """Writes the report (a path that ends in .html) or the document (.json), beside its target and then renamed."""
+        path = pathlib.Path(path)
+        if path.suffix.lower() not in (".html", ".htm", ".json"):
+            raise ValueError(f"save: {path} ends in neither .html (the report) nor .json (the figures)")
+        write_whole(path, self.to_json() if path.suffix.lower() == ".json" else self.to_html())
 
     def __str__(self) -> str:
-        table = [["method", *(title for _, title, _ in self._COLUMNS)]]
-        table += [[row.label, *self._cells(row)] if row.refused is None else [row.label, "refused: " + row.refused.splitlines()[0]] for row in self.rows]
-        widths = [max(len(line[i]) for line in table if len(line) > 2) for i in range(len(table[0]))]
-        return "\n".join("  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]).rstrip() for line in table)
+        return re.sub("\033\\[[0-9;]*m", "", self._table).rstrip("\n")
+
+    def __repr__(self) -> str:
+        return f"<tilewise.Comparison: {self.verdict}>"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{title}</th>" for _, title, _ in self._COLUMNS)
-        body = []
-        for row in self.rows:
-            name = f"<td style='text-align:left'><code>{html.escape(row.label)}</code></td>"
-            if row.refused is not None:
-                body.append(f"<tr>{name}<td colspan='{len(self._COLUMNS)}' style='text-align:left'>refused: {html.escape(row.refused)}</td></tr>")
-                continue
-            share = 100 * min(1.0, row.density or 0)
-            bar = f"background:linear-gradient(90deg,#9ecae1 {share:.0f}%,transparent {share:.0f}%)"
-            cells = [f"<td style='{bar if i == 0 else ''}'>{cell}</td>" for i, cell in enumerate(self._cells(row))]
-            body.append(f"<tr>{name}{''.join(cells)}</tr>")
-        best = self.best()
-        verdict = f"<code>{html.escape(best.label)}</code> is {best.speedup:.2f}x as fast as dense attention, with an output error of {best.output_error:.4f}." if best else (
-            "No method is both faster than dense attention and within an output error of 0.05 here."
-        )
-        title = f"<caption>{html.escape(self.model)}, {self.tokens} tokens. {verdict}</caption>"
-        return f"<table>{title}<thead><tr><th>method</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        # A frame of its own: the page's style and script neither touch the notebook nor are touched by it. Attributes in ' leave the JSON's " as they are.
+        page = self.to_html().replace("&", "&amp;").replace("'", "&#39;")
+        title = html.escape(f"Tilewise: {self.verdict}", quote=True).replace("'", "&#39;")
+        return f"<iframe title='{title}' srcdoc='{page}' sandbox='allow-scripts allow-downloads' style='width:100%;height:900px;border:1px solid #ccc'></iframe>"
 
 
-def _loss(logits: Optional[Tensor], inputs: Any) -> Optional[float]:
-    ids = inputs if isinstance(inputs, Tensor) else inputs.get("input_ids")
-    if logits is None or ids is None or ids.shape[1] < 2:
-        return None
-    mask = None if isinstance(inputs, Tensor) else inputs.get("attention_mask")
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
-    if mask is None or mask.dim() != 2:
-        return losses.mean().item()
-    real = (mask[:, 1:] * mask[:, :-1]).bool()
-    return losses[real].mean().item()
-
-
-def _choices(methods: Iterable[Choice]) -> Iterator[tuple[str, dict[str, OptionValue]]]:
-    for choice in methods:
-        yield (choice, {}) if isinstance(choice, str) else (choice[0], dict(choice[1]))
-
-
-@torch.no_grad()
-def compare(model: PreTrainedModel, inputs: Union[Tensor, Mapping[str, Any]], methods: Sequence[Choice] = ("a_shape", "xattention", "minference", "flexprefill", "mean_pool")) -> Comparison:
-    """Runs a model once with dense attention and once with each method, in all its layers, and says what each read, missed and took.
-
-    inputs   token ids [B, S], or the model's keyword arguments, on the CPU.
-    methods  names, or (name, options): ("xattention", {"threshold": 0.95}).
-    A method that does not take the model becomes a row that says why. The model is left as it was.
-    """
-    modes = model.training
-    model.eval()
-    rows, tokens = [], 0
+def write_whole(path: Union[str, os.PathLike[str]], text: str) -> None:
+    """Writes a whole file beside its target and renames it."""
+    path = pathlib.Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        for method, options in [("dense", {}), *_choices(methods)]:
-            row = Row(method, options)
-            reads = dense_reads = 0.0
-            squares, errors, recalls, plan_ms, attend_ms, dense_ms = 0.0, 0.0, [], 0.0, 0.0, 0.0
-
-            def look(call: huggingface.Call) -> None:
-                nonlocal reads, dense_reads, squares, errors, plan_ms, attend_ms, dense_ms, tokens
-                if call.plan is None or call.mask is None:
-                    return
-                tokens = max(tokens, call.q.shape[2])
-                dense = make_plan(call.q, call.k, "dense", call.mask)
-                results = {}
-                # One after the other, and which goes first alternates, so that a slow moment hits both alike.
-                for plan in (call.plan, dense) if call.layer % 2 else (dense, call.plan):
-                    start = time.perf_counter()
-                    results[id(plan)] = attend(call.q, call.k, call.v, plan, call.scale, call.softcap, call.sink_logit, return_lse=True)
-                    took = 1e3 * (time.perf_counter() - start)
-                    if plan is dense:
-                        dense_ms += took
-                    else:
-                        attend_ms += took
-                (out, lse), (exact, exact_lse) = results[id(call.plan)], results[id(dense)]
-                plan_ms += call.plan_ms
-                reads += call.plan.reads()
-                dense_reads += call.plan.dense_reads
-                squares += exact.double().square().sum().item()
-                errors += (out.double() - exact.double()).square().sum().item()
-                recalls.append(torch.exp(lse - exact_lse)[torch.isfinite(exact_lse)].mean().item())
-
-            try:
-                with _configured(model, method, options), huggingface.observe(model, look):
-                    output = _run(model, inputs)
-                row.loss = _loss(getattr(output, "logits", None), inputs)
-                row.density = reads / dense_reads if dense_reads else None
-                row.recall = sum(recalls) / len(recalls) if recalls else None
-                row.output_error = (errors / squares) ** 0.5 if squares else None
-                row.plan_ms, row.attend_ms, row.dense_ms = plan_ms, attend_ms, dense_ms
-            except NotImplementedError as error:
-                row.refused = str(error)
-            rows.append(row)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
     finally:
-        model.train(modes)
-    return Comparison(rows, tokens, type(model).__name__)
+        beside.unlink(missing_ok=True)
+
+
+def _study(name: str, *args: Any) -> Any:
+    if not hasattr(ops, name):
+        raise NotImplementedError(
+            "tilewise.compare: this package was built without the program, which has the comparison; install oneDNN, nlohmann-json and CLI11 "
+            "(Debian: apt-get install libdnnl-dev nlohmann-json3-dev libcli11-dev ocl-icd-opencl-dev) and build the package again"
+        )
+    return call(getattr(ops, name).default, *args)
+
+
+def compare(
+    model: PreTrainedModel,
+    inputs: Union[Input, Sequence[Input]],
+    methods: Optional[Iterable[Choice]] = None,
+    *,
+    tokenizer: Any = None,
+    length: Optional[int] = None,
+    density: Optional[float] = None,
+    tune: bool = False,
+    max_bits: float = 0.005,
+    max_error: float = 0.05,
+    recipe: Union[str, os.PathLike[str], Mapping[str, Any], None] = None,
+    needles: Union[int, Sequence[int]] = (),
+    maps: bool = True,
+    seed: int = 0,
+    progress: bool = False,
+    names: Sequence[str] = (),
+    command: Optional[str] = None,
+) -> Comparison:
+    """Runs a model with dense attention and with each method, in all its layers, and says what each read, missed and took.
+
+    inputs     one or several (the bound must hold on every one), of one length: token ids [B, S]; the model's keyword arguments; or text, which `tokenizer` (of
+               tokenizers or transformers) encodes, cut to `length` tokens. A model of 256 tokens without a tokenizer reads bytes. On the CPU.
+    methods    names, or (name, options): ("xattention", {"threshold": 0.95}); "all". By default the rows of the demo, and all methods where `tune` is set.
+    density    sets the budget of every method that has the option `density`.
+    tune       run each method with the cheapest of its settings that holds the bound on the first input.
+    max_bits   what a recommended method may add to dense attention's bits: per byte of text, where the text is known, else per token.
+    max_error  the same of the attention output, for models that do not predict tokens.
+    recipe     one more row: a recipe.json (docs/formats/recipe.md), or what is in one.
+    needles    also ask for notes hidden in so many tokens of the first text.
+    maps       attention maps of every head, for the report; takes about one more dense pass a row.
+    names      what the inputs are called; `command` stands in the report.
+    A method that does not take the model becomes a row that says why; nothing runs densely in its place. Layers with a sliding window read it densely. Within a
+    row every layer computes dense and sparse attention of its own q, k and v, and the sparse one goes on. The model is left as it was.
+    Errors     ValueError (inputs of several lengths, too short, an unknown method or option), NotImplementedError (a model whose attention is not computed).
+    """
+    run = _Run(model, _encoded(model, inputs, tokenizer, length, names))
+    lengths = [needles] if isinstance(needles, int) else list(needles)
+    if lengths:
+        first = run.inputs[0]
+        if first.text is None or first.tokenizer is None:
+            raise ValueError("compare: needles are hidden in text, and the inputs are token ids; give text, and a tokenizer where tokens are not bytes")
+        for asked in lengths:
+            run.needles += make_needles(first.text, first.tokenizer, asked, seed)
+    name, recipe_text = _recipe(recipe)
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    first = run.inputs[0]
+    request = {
+        "model": model.config._name_or_path or type(model).__name__,
+        "num_layers": 1 + max(layer for layer, _ in huggingface.attention_layers(model)),
+        "heads_q": heads,
+        "heads_kv": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "batch": first.batch,
+        "length": first.length,
+        "reads": first.reads,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "texts": [{"name": one.name, "bytes": one.file_bytes} for one in run.inputs],
+        "methods": [choice if isinstance(choice, str) else choice[0] + ":" * bool(choice[1]) + options_text(dict(choice[1])) for choice in methods or ()],
+        "recipe": recipe_text,
+        "recipe_name": name,
+        "density": density,
+        "has_tune": tune,
+        "max_bits": max_bits,
+        "max_error": max_error,
+        "has_maps": maps,
+        "seed": seed,
+        "needles": [{"length": one.length, "depth": one.depth} for one in run.needles],
+        "has_progress": progress,
+        "command": command if command is not None else f"tilewise.compare({type(model).__name__}, {first.name}, ...)",
+    }
+    return Comparison(run(json.dumps(request)))
+
+
+def _recipe(recipe: Union[str, os.PathLike[str], Mapping[str, Any], None]) -> tuple[str, Optional[str]]:
+    if recipe is None:
+        return "", None
+    if isinstance(recipe, Mapping):
+        return "", json.dumps(recipe)
+    return os.fspath(recipe), pathlib.Path(recipe).read_text(encoding="utf-8")
+
+
+def _encoded(model: PreTrainedModel, inputs: Union[Input, Sequence[Input]], tokenizer: Any, length: Optional[int], names: Sequence[str]) -> list[Encoded]:
+    several = list(inputs) if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes)) else [inputs]
+    if not several:
+        raise ValueError("compare: there is no input; give at least one")
+    if names and len(names) != len(several):
+        raise ValueError(f"compare: {len(names)} names are given for {len(several)} inputs")
+    found = [encode(model, one, tokenizer, names[i] if names else f"input {i + 1}") for i, one in enumerate(several)]
+    most = min(one.length for one in found)
+    if length is not None:
+        for one in found:
+            if one.length < length:
+                raise ValueError(f"compare: {one.name} has {one.length} tokens, which is less than the length of {length}; give a longer text or a length of {one.length}")
+        most = length
+    if any(one.length != most for one in found):
+        if any(one.text is None for one in found):
+            raise ValueError(f"compare: the inputs differ in length, {[one.length for one in found]} tokens; give them one length")
+        found = [one.cut(most) for one in found]
+    if most < 2 and found[0].reads != "other":
+        raise ValueError(f"compare: {found[0].name} has {most} token; a prediction needs two")
+    if len({one.batch for one in found}) > 1 or len({one.reads for one in found}) > 1:
+        raise ValueError("compare: the inputs are of several kinds or batch sizes; give them alike")
+    return found
+
+
+class _Run:
+    """A model that reads and answers when C++ asks it to (tilewise_torch/ops/study_ops.cpp)."""
+
+    def __init__(self, model: PreTrainedModel, inputs: list[Encoded]) -> None:
+        self.model, self.inputs = model, inputs
+        self.needles: list[Needle] = []
+        self.raised: Optional[BaseException] = None
+
+    def __call__(self, request: str) -> str:
+        answer = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(ctypes.c_double))(self._answer)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), _attending(self.model):
+                return str(_study("study_compare", request, ctypes.cast(answer, ctypes.c_void_p).value))
+        except BaseException:
+            if self.raised is not None:
+                raise self.raised from None
+            raise
+        finally:
+            self.model.train(training)
+
+    def _answer(self, what: int, index: int, numbers: Any) -> int:
+        try:
+            if what == 0:
+                numbers[0], numbers[1], numbers[2] = self._read(self.inputs[index])
+            else:
+                numbers[0] = float(self._finds(self.needles[index]))
+            return 0
+        except BaseException as error:  # must not pass through C++
+            self.raised = error
+            return 1
+
+    def _read(self, one: Encoded) -> tuple[float, float, float]:
+        """Bits, predictions, and the bytes that these stand for."""
+        predicts = one.reads != "other"
+        output = self.model(**one.kwargs, **({"use_cache": False} if predicts and "use_cache" not in one.kwargs else {}))
+        if not predicts:
+            return 0.0, 0.0, 0.0
+        ids, real = one.kwargs["input_ids"], one.kwargs.get("attention_mask")
+        bits = predictions = 0.0
+        for row in range(ids.shape[0]):
+            for first in range(0, ids.shape[1] - 1, 1024):  # logits are large: a copy in f32 of a piece at a time
+                last = min(first + 1024, ids.shape[1] - 1)
+                lost = torch.nn.functional.cross_entropy(output.logits[row, first:last].float(), ids[row, first + 1 : last + 1], reduction="none").double()
+                if real is not None and real.dim() == 2:
+                    lost = lost[(real[row, first + 1 : last + 1] * real[row, first:last]).bool()]
+                bits += lost.sum().item() / math.log(2)
+                predictions += lost.numel()
+        return bits, predictions, predictions if one.reads == "bytes" else float(one.predicted_bytes)
+
+    def _finds(self, needle: Needle) -> bool:
+        """The prompt by the row's method, then the answer's tokens over the kept keys and values, which are read densely, a few at a time."""
+        takes = inspect.signature(self.model.forward).parameters
+        last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        cache = "cache" if "cache" in takes else "past_key_values"  # its name since transformers 5.24, and before
+        output = self.model(torch.tensor([needle.prompt]), use_cache=True, **last)
+        if output.logits[0, -1].argmax().item() != needle.answer[0]:
+            return False
+        for first in range(0, len(needle.answer) - 1, huggingface._MOST_NEW_TOKENS):
+            given = needle.answer[first : min(first + huggingface._MOST_NEW_TOKENS, len(needle.answer) - 1)]
+            output = self.model(torch.tensor([given]), **{cache: output.past_key_values}, use_cache=True)
+            if output.logits[0].argmax(-1).tolist() != needle.answer[first + 1 : first + 1 + len(given)]:
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def _attending(model: PreTrainedModel) -> Iterator[None]:
+    """The model's layers hand their attention to the comparison that runs; what they ran before comes back."""
+
+    def run(layer: int, is_dense: bool, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: float, sink_logit: Optional[Tensor]) -> Tensor:
+        return call(ops.study_attend.default, q, k, v, layer, mask.numbers, mask.spans_tensor, scale, softcap, sink_logit, is_dense)
+
+    with configured(model):
+        for layer, module in huggingface.attention_layers(model):
+            runner = functools.partial(run, layer, huggingface._window_of(module) is not None)
+            setattr(module, huggingface._ATTRIBUTE, huggingface.Layer(layer, runner=runner))
+        yield

@@ -53,11 +53,15 @@ class Layer:
     heads: tuple[tuple[tuple[int, ...], Use], ...] = ()  # query heads with a method of their own
     decode: Literal["dense", "same"] = "dense"
     observer: Optional[Callable[[Call], None]] = None
+    runner: Optional[Runner] = None  # plans and attends in place of this module: a comparison, which measures as it does
 
     @property
     def has_method(self) -> bool:
         """Whether anything but dense attention is asked for."""
-        return self.default.method != "dense" or bool(self.heads)
+        return self.default.method != "dense" or bool(self.heads) or self.runner is not None
+
+
+Runner = Callable[[Tensor, Tensor, Tensor, Mask, float, float, Optional[Tensor]], Tensor]  # q, k, v, mask, scale, softcap, sink_logit -> out
 
 
 def _use(method: str, options: Mapping[str, OptionValue]) -> Use:
@@ -279,6 +283,8 @@ def attention_forward(
 
     def run(mask: Mask, q: Tensor, k: Tensor, v: Tensor, sequences: tuple[Tokens, ...] = ()) -> Tensor:
         is_padding = bool(sequences) and sequences[0].is_padding
+        if chosen.runner is not None and not is_padding:
+            return chosen.runner(q, k, v, mask, scale, cap, s_aux)
         start = time.perf_counter() if layer.observer is not None else 0.0
         plan = _plan_of(Layer(layer.layer) if is_padding else chosen, mask, visible.plans, q, k, v, scale, cap)
         plan_ms = 1e3 * (time.perf_counter() - start) if layer.observer is not None else 0.0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tilewise/study/compare.h"
+#include "tilewise/study/comparer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,6 @@
 #include "tilewise/methods/registry.h"
 #include "tilewise/study/head_maps.h"
 #include "tilewise/study/model_source.h"
-#include "tilewise/study/qkv_source.h"
 #include "tilewise/study/tune.h"
 
 namespace tilewise::study {
@@ -37,20 +36,20 @@ class Comparer {
     check_request();
     comparison_.max_bits = request_.max_bits;
     comparison_.max_error = request_.max_error;
-    comparison_.input = source_.input();
+    plan_stages();
+    progress_.begin(dense_stage_, "dense");
+    source_.run_dense(comparison_.dense);
+    comparison_.input = source_.input();  // a model may show its masks only as it runs
     if (request_.has_maps) {
       const int64_t rows = static_cast<int64_t>(rows_.size()) + (request_.recipe ? 1 : 0);
       comparison_.map = choose_map_shape(comparison_.input, rows * comparison_.input.num_layers * comparison_.input.heads_q);
       if (comparison_.map) source_.set_map_shape(*comparison_.map);
     }
-    plan_stages();
-    progress_.begin(dense_stage_, "dense");
-    source_.run_dense(comparison_.dense);
     if (!request_.needles.empty()) {
       progress_.begin(dense_stage_ + 1, "dense");
       comparison_.dense.needle = source_.ask_needles(planner_of("dense", {}));
     }
-    if (request_.has_tune) comparison_.tune.emplace().text = request_.texts.empty() ? comparison_.input.qkv : request_.texts.front().name;
+    if (request_.has_tune) comparison_.tune.emplace().text = source_.tune_text();
     for (const MethodChoice& choice : rows_) run_row(choice);
     if (request_.recipe) run_recipe();
     if (request_.has_tune && !request_.needles.empty()) ask_two_best();
@@ -265,20 +264,15 @@ class Comparer {
 };
 
 }  // namespace
+
+Comparison run_comparison(Source& source, const CompareRequest& request, ProgressMeter& progress) {
+  return Comparer(source, request, progress).run();
+}
+
+Comparison compare_model(StudiedModel& model, const CompareRequest& request, Context& context) {
+  ProgressMeter progress(request.progress);
+  ModelSource source(model, request, progress, context);
+  return run_comparison(source, request, progress);
+}
+
 }  // namespace tilewise::study
-
-TILEWISE_BEGIN_PUBLIC
-
-Comparison compare(const Model& model, const CompareRequest& request, Context& context) {
-  study::ProgressMeter progress(request.progress);
-  study::ModelSource source(model, request, progress, context);
-  return study::Comparer(source, request, progress).run();
-}
-
-Comparison compare(const QkvTensors& tensors, const CompareRequest& request, Context& context) {
-  study::ProgressMeter progress(request.progress);
-  study::QkvSource source(tensors, request, progress, context);
-  return study::Comparer(source, request, progress).run();
-}
-
-TILEWISE_END_PUBLIC

@@ -37,7 +37,7 @@ std::optional<MapShape> choose_map_shape(const InputFigures& input, int64_t num_
     shape.cell_k = cell_of(input.length_k, side);
     shape.side_q = static_cast<int>(ceil_div(input.length, shape.cell_q));
     shape.side_k = static_cast<int>(ceil_div(input.length_k, shape.cell_k));
-    shape.is_triangle = input.mask == "causal" && input.length == input.length_k;
+    shape.is_triangle = (input.mask == "causal" || input.mask == "windows") && input.length == input.length_k;
     if (static_cast<double>(num_maps) * static_cast<double>(shape.cells()) * 3 * 4 / 3 <= kMostBytes) return shape;
   }
   return {};
@@ -56,8 +56,9 @@ HeadMaps::HeadMaps(const MapShape& shape, const InputFigures& input)
       maps_(static_cast<size_t>(input.num_layers) * static_cast<size_t>(input.heads_q)) {}
 
 void HeadMaps::add(const Problem& problem, const Plan& dense, const Plan& plan, const TensorView& dense_lse, Context& context) {
-  // Tiles are of slots: under an order or with pools they are not places in the text.
-  if (plan->order_q.token.has_value() || plan->order_k.token.has_value() || !plan->pools.empty()) {
+  // Tiles are of slots: under an order or with pools they are not places in the text. Sequences of a padded batch that come apart are not, either.
+  const bool is_whole = problem.q.dim(0) == batch_ && problem.q.dim(2) == seqlen_q_ && problem.k.dim(2) == seqlen_k_;
+  if (!is_whole || plan->order_q.token.has_value() || plan->order_k.token.has_value() || !plan->pools.empty()) {
     has_left_out_ = true;
     return;
   }
@@ -149,7 +150,7 @@ void HeadMaps::find_worst(int layer, const Sums& dense, const Sums& sparse) {
 void HeadMaps::write(MethodFigures& row) const {
   for (HeadFigures& head : row.heads) head.map = maps_[static_cast<size_t>(head.layer * heads_ + head.head)];
   row.worst_tiles = worst_;
-  if (has_left_out_) row.notes.push_back("no attention maps of layers that reorder or pool tokens");
+  if (has_left_out_) row.notes.push_back("no attention maps of layers that reorder or pool tokens, or of sequences that were read apart");
 }
 
 }  // namespace tilewise::study

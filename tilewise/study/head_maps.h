@@ -16,7 +16,7 @@ class HeadMaps {
   HeadMaps(const MapShape& shape, const InputFigures& input);
 
   /// One layer, once. `dense_lse` [B, Hq, Sq] is that of `dense`, the dense plan of the problem. A plan whose slots are not tokens is left out, and
-  /// write() says so. Memory: 4 * B * Hq * Sq * 256 bytes over the tile of the plan.
+  /// so is a call of other sizes than the input's (a part of a batch); write() says so. Memory: 4 * B * Hq * Sq * 256 bytes over the tile of the plan.
   void add(const Problem& problem, const Plan& dense, const Plan& plan, const TensorView& dense_lse, Context& context);
 
   /// Fills the heads' maps and the worst tiles. row.heads has been filled.

@@ -59,6 +59,7 @@ void LayerSums::add_plan(int layer, const Plan& plan, const Plan& dense) {
 }
 
 void LayerSums::add_plans(int layer, const std::vector<Plan>& head_plans, const Plan& dense) {
+  has_run_[static_cast<size_t>(layer)] = true;
   for (int head = 0; head < heads_; ++head) {
     const Plan& plan = head_plans[static_cast<size_t>(head)];
     HeadSums sums;
@@ -82,12 +83,14 @@ void LayerSums::add_outputs(int layer, const TensorView& out, const TensorView& 
 void LayerSums::write(MethodFigures& row) const {
   HeadSums all;
   double layer_errors = 0;
-  const int num_layers = static_cast<int>(sums_.size()) / heads_;
+  int num_layers = 0;
   row.heads.clear();
-  for (int layer = 0; layer < num_layers; ++layer) {
+  for (int layer = 0; layer < static_cast<int>(sums_.size()) / heads_; ++layer) {
+    if (!has_run_[static_cast<size_t>(layer)]) continue;  // a layer of a model that has no attention
+    ++num_layers;
     HeadSums of_layer;
     for (int head = 0; head < heads_; ++head) {
-      const HeadSums& sums = sums_[static_cast<size_t>(int64_t{layer} * heads_ + head)];
+      const HeadSums& sums = at(layer, head);
       of_layer += sums;
       row.heads.push_back(figures(sums));
       row.heads.back().layer = layer;

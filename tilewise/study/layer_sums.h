@@ -21,7 +21,8 @@ struct HeadSums {
 /// Figures of the heads of all layers.
 class LayerSums {
  public:
-  LayerSums(int num_layers, int heads) : heads_(heads), sums_(static_cast<size_t>(num_layers) * static_cast<size_t>(heads)) {}
+  LayerSums(int num_layers, int heads)
+      : heads_(heads), sums_(static_cast<size_t>(num_layers) * static_cast<size_t>(heads)), has_run_(static_cast<size_t>(num_layers)) {}
 
   /// Adds the pairs that `plan` reads. `dense` is the dense plan of the same mask and lengths (at any tile).
   void add_plan(int layer, const Plan& plan, const Plan& dense);
@@ -35,10 +36,14 @@ class LayerSums {
   void write(MethodFigures& row) const;
 
  private:
+  const HeadSums& at(int layer, int head) const {
+    return sums_[static_cast<size_t>(layer) * static_cast<size_t>(heads_) + static_cast<size_t>(head)];
+  }
   HeadSums& at(int layer, int head) { return sums_[static_cast<size_t>(layer) * static_cast<size_t>(heads_) + static_cast<size_t>(head)]; }
 
   int heads_;
   std::vector<HeadSums> sums_;
+  std::vector<bool> has_run_;  // of each layer
 };
 
 }  // namespace tilewise::study

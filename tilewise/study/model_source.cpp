@@ -4,22 +4,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tilewise/cache/contiguous.h"
 #include "tilewise/study/row_meter.h"
 #include "tilewise/study/trial.h"
 
 namespace tilewise::study {
 namespace {
 
-int argmax(const TensorView& logits, int64_t row) {
-  const float* values = &logits.at<const float>(row, 0);
-  return static_cast<int>(std::max_element(values, values + logits.dim(1)) - values);
-}
-
-std::vector<int32_t> bytes_of(const std::string& text) {
-  std::vector<int32_t> tokens;
-  for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
-  return tokens;
+const Planner& dense_planner() {
+  static const Planner planner = planner_of("dense", {});
+  return planner;
 }
 
 /// Leaves a forward pass that has taken too long.
@@ -27,26 +20,8 @@ struct TooSlow {};
 
 }  // namespace
 
-void ModelSource::check(const CompareRequest& request) const {
-  using tilewise::check;
-  const auto& texts = request.texts;
-  check(!texts.empty(), Error::Kind::value, "compare: there is no text; give at least one");
-  for (const CompareText& text : texts) {
-    check(text.tokens.size() >= 2, Error::Kind::value, "compare: ", text.name, " has ", text.tokens.size(),
-          " tokens; bits per byte need at least 2, a first token and one to predict");
-    check(text.tokens.size() == texts.front().tokens.size(), Error::Kind::value, "compare: texts differ in length: ", texts.front().name, " has ",
-          texts.front().tokens.size(), " tokens, ", text.name, " ", text.tokens.size(), "; cut them to one length");
-  }
-  if (request.recipe) check_recipe(*request.recipe, config_);
-}
-
 InputFigures ModelSource::input() const {
-  InputFigures input;
-  input.num_layers = config_.num_layers;
-  input.heads_q = config_.heads_q;
-  input.heads_kv = config_.heads_kv;
-  input.head_dim = config_.head_dim;
-  input.length = input.length_k = static_cast<int64_t>(request_.texts.front().tokens.size());
+  InputFigures input = model_.input();
   for (const NeedlePrompt& needle : request_.needles) {
     if (std::find(input.needle_lengths.begin(), input.needle_lengths.end(), needle.length) == input.needle_lengths.end())
       input.needle_lengths.push_back(needle.length);
@@ -55,12 +30,10 @@ InputFigures ModelSource::input() const {
 }
 
 double ModelSource::work(Step step, const std::string& name) const {
-  const double weights = static_cast<double>(config_.num_layers) *
-                         (static_cast<double>(config_.hidden_size) * config_.head_dim * (2 * config_.heads_q + 2 * config_.heads_kv) +
-                          3.0 * config_.hidden_size * config_.intermediate_size);
-  const auto linear = [&](double length) { return 2 * weights * length; };
-  const auto attention = [&](double length) { return 2.0 * config_.num_layers * config_.heads_q * config_.head_dim * length * length; };
-  const double length = static_cast<double>(request_.texts.front().tokens.size()), texts = static_cast<double>(request_.texts.size());
+  const InputFigures input = model_.input();
+  const auto linear = [&](double length) { return model_.linear_work(length); };
+  const auto attention = [&](double length) { return 2.0 * num_layers_ * input.heads_q * input.head_dim * length * length; };
+  const double length = static_cast<double>(input.length), texts = static_cast<double>(model_.num_texts());
   const bool is_dense = name == "dense";
   const double extra = is_dense ? 1 : extra_share(name);
   switch (step) {
@@ -78,9 +51,19 @@ double ModelSource::work(Step step, const std::string& name) const {
 }
 
 void ModelSource::tell_text(size_t text, size_t of, int layer) {
-  progress_.part("text " + std::to_string(text + 1) + "/" + std::to_string(of) + ", layer " + std::to_string(layer + 1) + "/" +
-                     std::to_string(config_.num_layers),
-                 (static_cast<double>(text) + static_cast<double>(layer) / std::max(1, config_.num_layers)) / static_cast<double>(of));
+  progress_.part(
+      "text " + std::to_string(text + 1) + "/" + std::to_string(of) + ", layer " + std::to_string(layer + 1) + "/" + std::to_string(num_layers_),
+      (static_cast<double>(text) + static_cast<double>(layer) / std::max(1, num_layers_)) / static_cast<double>(of));
+}
+
+StudiedLayer ModelSource::seeded(const StudiedLayer& layer) const {
+  StudiedLayer result = layer;
+  result.problem.seed = request_.seed;
+  return result;
+}
+
+double ModelSource::bits_of(double bits_per_byte, double bits_per_token) const {
+  return model_.input().reads == InputFigures::Reads::tokens ? bits_per_token : bits_per_byte;
 }
 
 void ModelSource::run_dense(DenseFigures& dense) {
@@ -88,92 +71,119 @@ void ModelSource::run_dense(DenseFigures& dense) {
   Context own = outer_;
   own.memory = counting;
   DensePlans plans;
-  double attend_ms = 0, model_ms = 0, bits_per_byte = 0;
-  for (size_t i = 0; i < request_.texts.size(); ++i) {
-    const auto attention = [&](const LayerAttention& layer, Context& context) {
-      tell_text(i, request_.texts.size(), layer.layer);
-      Problem problem = infer::problem_of(layer, 0);
-      problem.layer = 0;
-      const Plan& plan = plans.of(problem, context);
-      if (request_.has_tune && i == 0 && layer.layer == 0) {
-        const Stopwatch apart;
-        rates_ = measure_rates(problem, outer_);
-        dense_cost_ms_ = config_.num_layers * rates_.ms(attend_work(plan));
-        model_ms -= apart.ms();
+  double attend_ms = 0, model_ms = 0, bits_per_byte = 0, bits_per_token = 0;
+  const size_t count = model_.num_texts();
+  for (size_t i = 0; i < count; ++i) {
+    bool has_rates = !request_.has_tune || i > 0;
+    const auto attention = [&](const StudiedLayer& layer, Context& context) {
+      tell_text(i, count, layer.problem.layer);
+      const Stopwatch apart;
+      const Plan plan = plans.of(layer.problem, context);
+      if (request_.has_tune && i == 0) {
+        if (!has_rates) rates_ = measure_rates(layer.problem, outer_);
+        has_rates = true;
+        dense_cost_ms_ += rates_.ms(attend_work(plan));
       }
+      model_ms -= apart.ms();
       const Stopwatch watch;
-      dense.backend = backend_name(attend(problem, plan, layer.out, {}, context));
+      dense.backend = backend_name(attend(layer.problem, plan, layer.out, {}, context, layer.sink_logit));
       attend_ms += watch.ms();
     };
-    const Pass pass = read_text(request_.texts[i], attention, own);
+    const StudiedPass pass = model_.read(i, attention, own);
     model_ms += pass.total_ms;
     bits_per_byte += pass.bits_per_byte;
-    dense_bits_.push_back(pass.bits_per_byte);
+    bits_per_token += pass.bits_per_token;
+    dense_.push_back(pass);
   }
-  const double texts = static_cast<double>(request_.texts.size());
+  const double texts = static_cast<double>(count);
   dense.attend_ms = attend_ms / texts;
   dense.model_ms = model_ms / texts;
   dense.bits_per_byte = bits_per_byte / texts;
-  dense.peak_bytes = counting->peak_bytes();
+  dense.bits_per_token = bits_per_token / texts;
+  dense.peak_bytes = model_.counts_memory() ? counting->peak_bytes() : 0;
 }
 
 void ModelSource::fill_row(MethodFigures& row, size_t number, const Planner& planner) {
   const auto counting = std::make_shared<CountingMemory>(outer_.memory);
   Context own = outer_;
   own.memory = counting;
-  RowMeter meter(planner, config_.num_layers, config_.heads_q, outer_);
+  const InputFigures figures = input();
+  RowMeter meter(num_layers_, figures.heads_q, outer_);
   std::optional<HeadMaps> maps;
-  if (map_shape_) maps.emplace(*map_shape_, input());
+  if (map_shape_) maps.emplace(*map_shape_, figures);
   double model_ms = 0;
-  row.bits_per_byte = 0;
-  row.max_extra_bits = -INFINITY;
-  for (size_t i = 0; i < request_.texts.size(); ++i) {
-    const auto beside_dense = [&](const LayerAttention& layer, Context& context) {
-      tell_text(i, request_.texts.size(), layer.layer);
-      const Plan plan = meter.run(infer::problem_of(layer, request_.seed), layer.out, context, 1, i == 0 && maps ? &*maps : nullptr);
+  row.bits_per_byte = row.bits_per_token = 0;
+  row.max_extra_bits = figures.has_bits() ? -INFINITY : kNoFigure;
+  bool has_dense_layers = false;
+  const size_t count = model_.num_texts();
+  for (size_t i = 0; i < count; ++i) {
+    const auto beside_dense = [&](const StudiedLayer& layer, Context& context) {
+      const int number_of_layer = layer.problem.layer;
+      tell_text(i, count, number_of_layer);
+      has_dense_layers = has_dense_layers || layer.is_dense;
+      const Plan plan = meter.run(seeded(layer), layer.is_dense ? dense_planner() : planner, context, 1, i == 0 && maps ? &*maps : nullptr);
       const Stopwatch watch;
-      if (request_.on_plan) request_.on_plan(number, row.name, i, layer.layer, plan);
+      if (request_.on_plan) request_.on_plan(number, row.name, i, number_of_layer, plan);
       meter.add_apart(watch.ms());
     };
-    const Pass pass = read_text(request_.texts[i], beside_dense, own);
+    const StudiedPass pass = model_.read(i, beside_dense, own);
     model_ms += pass.total_ms;
     row.bits_per_byte += pass.bits_per_byte;
-    row.max_extra_bits = std::max(row.max_extra_bits, pass.bits_per_byte - dense_bits_[i]);
-    row.texts.push_back({request_.texts[i].name, pass.bits_per_byte, dense_bits_[i]});
+    row.bits_per_token += pass.bits_per_token;
+    const double extra = bits_of(pass.bits_per_byte, pass.bits_per_token) - bits_of(dense_[i].bits_per_byte, dense_[i].bits_per_token);
+    if (figures.has_bits()) row.max_extra_bits = std::max(row.max_extra_bits, extra);
+    row.texts.push_back({model_.text_name(i), pass.bits_per_byte, dense_[i].bits_per_byte, pass.bits_per_token, dense_[i].bits_per_token});
   }
-  const double texts = static_cast<double>(request_.texts.size());
+  const double texts = static_cast<double>(count);
   row.bits_per_byte /= texts;
+  row.bits_per_token /= texts;
   row.model_ms = (model_ms - meter.apart_ms()) / texts;
-  row.peak_bytes = counting->peak_bytes();
+  row.peak_bytes = model_.counts_memory() ? counting->peak_bytes() : 0;
   meter.write(row, texts);
+  if (has_dense_layers) row.notes.push_back("layers with a sliding window read their window densely");
   if (maps) maps->write(row);
 }
 
 Attempt ModelSource::attempt(const Planner& planner, double most_ms) {
   Context own = outer_;
   Trial trial(rates_, most_ms);
-  const auto attention = [&](const LayerAttention& layer, Context& context) {
-    tell_text(0, 1, layer.layer);
-    if (!trial.run(planner, infer::problem_of(layer, request_.seed), layer.out, {}, context)) throw TooSlow();
+  const InputFigures figures = input();
+  LayerSums sums(num_layers_, figures.heads_q);
+  DensePlans plans;
+  const auto attention = [&](const StudiedLayer& layer, Context& context) {
+    tell_text(0, 1, layer.problem.layer);
+    const StudiedLayer here = seeded(layer);
+    const Planner& chosen = layer.is_dense ? dense_planner() : planner;
+    if (figures.has_bits()) {
+      if (!trial.run(chosen, here, {}, context)) throw TooSlow();
+      return;
+    }
+    // Without bits the bound holds the output error, so dense attention is computed, too: cost is counted, not timed.
+    const Problem& problem = here.problem;
+    const Shape rows{problem.q.dim(0), problem.q.dim(1), problem.q.dim(2)};
+    const Tensor lse(outer_.memory, Dtype::f32, rows), dense_lse(outer_.memory, Dtype::f32, rows),
+        dense_out(outer_.memory, layer.out.dtype(), layer.out.shape());
+    if (!trial.run(chosen, here, lse.view, context)) throw TooSlow();
+    const Plan dense = plans.of(problem, outer_);
+    attend(problem, dense, dense_out.view, dense_lse.view, outer_, layer.sink_logit);
+    sums.add_plan(problem.layer, trial.plan(), dense);
+    sums.add_outputs(problem.layer, layer.out, lse.view, dense_out.view, dense_lse.view, outer_);
   };
   Attempt result;
   try {
-    result.excess = read_text(request_.texts.front(), attention, own).bits_per_byte - dense_bits_.front();
+    const StudiedPass pass = model_.read(0, attention, own);
+    if (figures.has_bits()) {
+      result.excess = bits_of(pass.bits_per_byte, pass.bits_per_token) - bits_of(dense_.front().bits_per_byte, dense_.front().bits_per_token);
+    } else {
+      MethodFigures of_layers;
+      sums.write(of_layers);
+      result.excess = of_layers.output_error;
+    }
   } catch (const TooSlow&) {
     result.excess = kNoFigure;  // not known before the last layer
   }
   trial.write(result);
   return result;
-}
-
-ModelSource::Pass ModelSource::read_text(const CompareText& text, const AttentionFunction& attention, Context& context) const {
-  const auto cache = model_.make_cache(static_cast<int64_t>(text.tokens.size()), context);
-  ForwardOptions options;
-  options.attention = attention;
-  options.has_bits = true;
-  const Stopwatch watch;
-  const ForwardResult result = model_.forward(text.tokens, *cache, options, context);
-  return {watch.ms(), result.bits / static_cast<double>(result.predictions)};
 }
 
 NeedleFigures ModelSource::ask_needles(const Planner& planner) {
@@ -182,14 +192,15 @@ NeedleFigures ModelSource::ask_needles(const Planner& planner) {
   const size_t count = request_.needles.size();
   for (size_t i = 0; i < count; ++i) {
     const NeedlePrompt& needle = request_.needles[i];
-    const auto attention = [&](const LayerAttention& layer, Context& context) {
-      progress_.part("needle " + std::to_string(i + 1) + "/" + std::to_string(count) + ", layer " + std::to_string(layer.layer + 1) + "/" +
-                         std::to_string(config_.num_layers),
-                     (static_cast<double>(i) + static_cast<double>(layer.layer) / std::max(1, config_.num_layers)) / static_cast<double>(count));
-      const Problem problem = infer::problem_of(layer, request_.seed);
-      attend(problem, planner(problem, context).plan, layer.out, {}, context);
+    const auto attention = [&](const StudiedLayer& layer, Context& context) {
+      progress_.part("needle " + std::to_string(i + 1) + "/" + std::to_string(count) + ", layer " + std::to_string(layer.problem.layer + 1) + "/" +
+                         std::to_string(num_layers_),
+                     (static_cast<double>(i) + static_cast<double>(layer.problem.layer) / std::max(1, num_layers_)) / static_cast<double>(count));
+      const Problem problem = seeded(layer).problem;
+      const Plan plan = (layer.is_dense ? dense_planner() : planner)(problem, context).plan;
+      attend(problem, plan, layer.out, {}, context, layer.sink_logit);
     };
-    const bool is_right = answers(needle, attention, own);
+    const bool is_right = model_.answers(i, attention, own);
     const auto same = [&](const NeedleCell& cell) { return cell.length == needle.length && cell.depth == needle.depth; };
     auto cell = std::find_if(figures.cells.begin(), figures.cells.end(), same);
     if (cell == figures.cells.end()) cell = figures.cells.insert(cell, {needle.length, needle.depth, 0, 0});
@@ -201,24 +212,6 @@ NeedleFigures ModelSource::ask_needles(const Planner& planner) {
   std::sort(figures.cells.begin(), figures.cells.end(),
             [](const NeedleCell& a, const NeedleCell& b) { return a.length != b.length ? a.length < b.length : a.depth < b.depth; });
   return figures;
-}
-
-bool ModelSource::answers(const NeedlePrompt& needle, const AttentionFunction& attention, Context& context) const {
-  const std::vector<int32_t> prompt = bytes_of(needle.prompt), answer = bytes_of(needle.answer);
-  const int64_t more = static_cast<int64_t>(answer.size()) - 1;
-  const auto cache = model_.make_cache(static_cast<int64_t>(prompt.size()) + more, context);
-  ForwardOptions options;
-  options.attention = attention;
-  const ForwardResult first = model_.forward(prompt, *cache, options, context);
-  if (argmax(first.logits.view, first.logits.view.dim(0) - 1) != answer.front()) return false;
-  if (more == 0) return true;
-  ForwardOptions dense;
-  dense.logits_rows = more;
-  const ForwardResult rest = model_.forward(std::span(answer).first(static_cast<size_t>(more)), *cache, dense, context);
-  for (int64_t i = 0; i < more; ++i) {
-    if (argmax(rest.logits.view, i) != answer[static_cast<size_t>(i) + 1]) return false;
-  }
-  return true;
 }
 
 }  // namespace tilewise::study

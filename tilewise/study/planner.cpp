@@ -5,6 +5,11 @@
 #include "tilewise/methods/registry.h"
 
 namespace tilewise::study {
+namespace {
+
+constexpr size_t kMostPlans = 8;  // a model's layers have a mask or two; needles add lengths
+
+}  // namespace
 
 Planner planner_of(std::string name, OptionValues options) {
   return [name = std::move(name), options = std::move(options)](const Problem& problem, Context& context) {
@@ -12,13 +17,25 @@ Planner planner_of(std::string name, OptionValues options) {
   };
 }
 
-const Plan& DensePlans::of(const Problem& problem, Context& context) {
-  const int64_t seqlen_q = problem.q.dim(2), seqlen_k = problem.k.dim(2);
-  if (plan_ == nullptr || plan_->seqlen_q != seqlen_q || plan_->seqlen_k != seqlen_k) plan_ = plan_with("dense", problem, {}, context).plan;
-  return plan_;
+Plan DensePlans::of(const Problem& problem, Context& context) {
+  Problem plain = problem;
+  plain.layer = 0;
+  const auto make = [&] { return plan_with("dense", plain, {}, context).plan; };
+  const Mask& mask = problem.mask;
+  if (mask.spans.has_value()) return make();
+  for (const Made& made : made_) {
+    const bool is_size = made.plan->seqlen_q == problem.q.dim(2) && made.plan->seqlen_k == problem.k.dim(2) && made.plan->batch == problem.q.dim(0) &&
+                         made.plan->heads_q == problem.q.dim(1);
+    if (is_size && made.mask.bands == mask.bands && made.mask.grids == mask.grids && made.mask.first == mask.first &&
+        made.mask.head_class == mask.head_class)
+      return made.plan;
+  }
+  if (made_.size() >= kMostPlans) made_.erase(made_.begin());
+  made_.push_back({mask, make()});
+  return made_.back().plan;
 }
 
-Ran attend(const Problem& problem, const Plan& plan, const TensorView& out, const TensorView& lse, Context& context) {
+Ran attend(const Problem& problem, const Plan& plan, const TensorView& out, const TensorView& lse, Context& context, const TensorView& sink_logit) {
   return attend_forward({.q = problem.q,
                          .k = problem.k,
                          .v = problem.v,
@@ -26,7 +43,8 @@ Ran attend(const Problem& problem, const Plan& plan, const TensorView& out, cons
                          .lse = lse,
                          .plan = plan,
                          .softmax_scale = problem.softmax_scale,
-                         .softcap = problem.softcap},
+                         .softcap = problem.softcap,
+                         .sink_logit = sink_logit},
                         context);
 }
 

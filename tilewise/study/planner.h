@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "tilewise/attend/params.h"
 #include "tilewise/infer/recipe.h"
@@ -14,17 +15,22 @@ using Planner = std::function<RecipePlan(const Problem& problem, Context& contex
 /// One method in every layer and head.
 Planner planner_of(std::string name, OptionValues options);
 
-/// Dense plans by lengths: of one source they depend on nothing else, so all layers of a run share one.
+/// Dense plans by sizes and mask: of one source they depend on nothing else, so the layers of a run share them. Those of spans are made anew each time.
 class DensePlans {
  public:
-  const Plan& of(const Problem& problem, Context& context);
+  Plan of(const Problem& problem, Context& context);
 
  private:
-  Plan plan_;
+  struct Made {
+    Mask mask;
+    Plan plan;
+  };
+  std::vector<Made> made_;
 };
 
-/// Attention of a problem over a plan. Absent `out` and `lse` are not written.
-Ran attend(const Problem& problem, const Plan& plan, const TensorView& out, const TensorView& lse, Context& context);
+/// Attention of a problem over a plan. Absent `out` and `lse` are not written; an absent `sink_logit` is none.
+Ran attend(const Problem& problem, const Plan& plan, const TensorView& out, const TensorView& lse, Context& context,
+           const TensorView& sink_logit = {});
 
 /// "cpu/avx512".
 std::string backend_name(const Ran& ran);

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "tilewise/study/comparer.h"
 #include "tilewise/study/row_meter.h"
 #include "tilewise/study/trial.h"
 
@@ -69,7 +70,7 @@ void QkvSource::run_dense(DenseFigures& dense) {
   const Problem here = problem();
   dense_out_ = make_out(outer_.memory);
   dense_lse_ = Tensor(outer_.memory, Dtype::f32, {here.q.dim(0), here.q.dim(1), here.q.dim(2)});
-  const Plan& plan = dense_plans_.of(here, own);
+  const Plan plan = dense_plans_.of(here, own);
   std::vector<double> times;
   for (int i = 0; i < kRepeats; ++i) {
     progress_.part("run " + std::to_string(i + 1) + "/" + std::to_string(kRepeats), static_cast<double>(i) / kRepeats);
@@ -90,12 +91,12 @@ void QkvSource::fill_row(MethodFigures& row, size_t number, const Planner& plann
   Context own = outer_;
   own.memory = counting;
   const Problem here = problem();
-  RowMeter meter(planner, 1, static_cast<int>(here.q.dim(1)), outer_);
+  RowMeter meter(1, static_cast<int>(here.q.dim(1)), outer_);
   const Tensor out = make_out(outer_.memory);
   std::optional<HeadMaps> maps;
   if (map_shape_) maps.emplace(*map_shape_, input());
   progress_.part("beside dense", 0);
-  const Plan plan = meter.run(here, out.view, own, kRepeats, maps ? &*maps : nullptr);
+  const Plan plan = meter.run({.problem = here, .out = out.view}, planner, own, kRepeats, maps ? &*maps : nullptr);
   if (request_.on_plan) request_.on_plan(number, row.name, 0, 0, plan);
   row.peak_bytes = counting->peak_bytes();
   meter.write(row, 1);
@@ -112,7 +113,7 @@ Attempt QkvSource::attempt(const Planner& planner, double most_ms) {
   progress_.part("alone", 0);
   Trial trial(rates_, most_ms);
   Attempt result;
-  if (trial.run(planner, here, out.view, lse.view, own)) {
+  if (trial.run(planner, {.problem = here, .out = out.view}, lse.view, own)) {
     LayerSums sums(1, static_cast<int>(here.q.dim(1)));
     sums.add_plan(0, trial.plan(), dense_plans_.of(here, own));
     sums.add_outputs(0, out.view, lse.view, dense_out_.view, dense_lse_.view, own);
@@ -125,3 +126,13 @@ Attempt QkvSource::attempt(const Planner& planner, double most_ms) {
 }
 
 }  // namespace tilewise::study
+
+TILEWISE_BEGIN_PUBLIC
+
+Comparison compare(const QkvTensors& tensors, const CompareRequest& request, Context& context) {
+  study::ProgressMeter progress(request.progress);
+  study::QkvSource source(tensors, request, progress, context);
+  return study::run_comparison(source, request, progress);
+}
+
+TILEWISE_END_PUBLIC

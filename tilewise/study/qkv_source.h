@@ -14,6 +14,7 @@ class QkvSource : public Source {
 
   void check(const CompareRequest& request) const override;
   InputFigures input() const override;
+  std::string tune_text() const override { return tensors_.name; }
   double work(Step step, const std::string& name) const override;
   void run_dense(DenseFigures& dense) override;
   double dense_cost_ms() const override { return dense_cost_ms_; }

@@ -6,8 +6,11 @@
 #include "tilewise/study/clock.h"
 
 namespace tilewise::study {
-Plan RowMeter::run(const Problem& problem, const TensorView& out, Context& own, int repeats, HeadMaps* maps) {
+
+Plan RowMeter::run(const StudiedLayer& layer, const Planner& planner, Context& own, int repeats, HeadMaps* maps) {
   const Stopwatch whole;
+  const Problem& problem = layer.problem;
+  const TensorView& out = layer.out;
   const Tensor dense_out(outer_.memory, out.dtype(), out.shape());
   const Shape rows{problem.q.dim(0), problem.q.dim(1), problem.q.dim(2)};
   const Tensor dense_lse(outer_.memory, Dtype::f32, rows), lse(outer_.memory, Dtype::f32, rows);
@@ -16,15 +19,15 @@ Plan RowMeter::run(const Problem& problem, const TensorView& out, Context& own, 
   RecipePlan planned;
   const auto run_dense = [&] {
     const Stopwatch watch;
-    attend(problem, dense_plan, dense_out.view, dense_lse.view, outer_);
+    attend(problem, dense_plan, dense_out.view, dense_lse.view, outer_, layer.sink_logit);
     dense_ms.push_back(watch.ms());
   };
   const auto run_sparse = [&] {
     const Stopwatch planning;
-    planned = planner_(problem, own);
+    planned = planner(problem, own);
     plan_ms.push_back(planning.ms());
     const Stopwatch attending;
-    backend_ = backend_name(attend(problem, planned.plan, out, lse.view, own));
+    backend_ = backend_name(attend(problem, planned.plan, out, lse.view, own, layer.sink_logit));
     attend_ms.push_back(attending.ms());
   };
   for (int i = 0; i < repeats; ++i) {

@@ -6,18 +6,18 @@
 #include "tilewise/study/head_maps.h"
 #include "tilewise/study/layer_sums.h"
 #include "tilewise/study/planner.h"
+#include "tilewise/study/studied_model.h"
 
 namespace tilewise::study {
 
 /// Measures one row: in each layer dense and sparse attention of the same q, k, v, one after the other, and what they have apart.
 class RowMeter {
  public:
-  RowMeter(Planner planner, int num_layers, int heads, const Context& outer)
-      : planner_(std::move(planner)), outer_(outer), sums_(num_layers, heads) {}
+  RowMeter(int num_layers, int heads, const Context& outer) : outer_(outer), sums_(num_layers, heads) {}
 
-  /// Writes sparse attention to `out` and returns its plan. `own` is the row's context, whose memory is counted; dense attention and the figures take
+  /// Writes sparse attention to layer.out and returns its plan. `own` is the row's context, whose memory is counted; dense attention and the figures take
   /// theirs past it. Dense and sparse run `repeats` times in turns and their medians count. `maps`, if given, takes this layer, too.
-  Plan run(const Problem& problem, const TensorView& out, Context& own, int repeats = 1, HeadMaps* maps = nullptr);
+  Plan run(const StudiedLayer& layer, const Planner& planner, Context& own, int repeats = 1, HeadMaps* maps = nullptr);
 
   /// Everything but what the source alone knows (bits, model time, memory); times are divided by `texts`.
   void write(MethodFigures& row, double texts) const;
@@ -27,7 +27,6 @@ class RowMeter {
   void add_apart(double time_ms) { apart_ms_ += time_ms; }
 
  private:
-  Planner planner_;
   Context outer_;
   LayerSums sums_;
   DensePlans dense_plans_;

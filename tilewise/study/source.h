@@ -26,7 +26,10 @@ class Source {
 
   /// Bad requests, before any work. Errors: value.
   virtual void check(const CompareRequest& request) const = 0;
+  /// After run_dense().
   virtual InputFigures input() const = 0;
+  /// What attempt() reads.
+  virtual std::string tune_text() const = 0;
   /// Rough and in any unit; `name` is a method's.
   virtual double work(Step step, const std::string& name) const = 0;
 

@@ -7,11 +7,11 @@
 
 namespace tilewise::study {
 
-bool Trial::run(const Planner& planner, const Problem& problem, const TensorView& out, const TensorView& lse, Context& context) {
+bool Trial::run(const Planner& planner, const StudiedLayer& layer, const TensorView& lse, Context& context) {
   {
     WorkClock work(context);
     const Stopwatch watch;
-    plan_ = planner(problem, work.context()).plan;
+    plan_ = planner(layer.problem, work.context()).plan;
     plan_ms_ += watch.ms();
     plan_costs_ms_.push_back(work.ms());
   }
@@ -21,7 +21,7 @@ bool Trial::run(const Planner& planner, const Problem& problem, const TensorView
   is_stopped_ = cost_ms() > most_ms_;
   if (is_stopped_) return false;
   const Stopwatch watch;
-  attend(problem, plan_, out, lse, context);
+  attend(layer.problem, plan_, layer.out, lse, context, layer.sink_logit);
   attend_ms_ += watch.ms();
   return true;
 }

@@ -4,6 +4,7 @@
 
 #include "tilewise/study/attend_cost.h"
 #include "tilewise/study/source.h"
+#include "tilewise/study/studied_model.h"
 
 namespace tilewise::study {
 
@@ -16,7 +17,7 @@ class Trial {
   Trial(const AttendRates& rates, double most_ms) : rates_(rates), most_ms_(most_ms) {}
 
   /// Plans a layer and attends over the plan; false, and nothing is written, where the plan shows that the setting costs more than it may.
-  bool run(const Planner& planner, const Problem& problem, const TensorView& out, const TensorView& lse, Context& context);
+  bool run(const Planner& planner, const StudiedLayer& layer, const TensorView& lse, Context& context);
   /// The plan of the last layer.
   const Plan& plan() const { return plan_; }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operators that make plans, change them and tell about them. Each works on the CPU; a plan for a GPU is made here and moved (Plan.to).
-#include <limits>
 #include <sstream>
 #include <string_view>
 #include <vector>
@@ -26,42 +25,6 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 using PlanTensors = std::tuple<TorchTensor, TorchTensor>;
-
-int as_int(std::string_view name, int64_t value) {
-  check(value >= std::numeric_limits<int>::min() && value <= std::numeric_limits<int>::max(), Error::Kind::value, name, " is ", value,
-        ", takes an int");
-  return static_cast<int>(value);
-}
-
-/// A mask as Python writes it (python/tilewise/mask.py): form (0 bands, 1 spans, 2 neighbourhoods), first token of a grid, classes, axes, length of head_class;
-/// then the numbers of each band (3) or axis (5), then head_class.
-Mask mask_of(const Ints& numbers, const MaybeTensor& spans) {
-  constexpr size_t kHeader = 5;
-  const auto require = [](bool holds) { check(holds, Error::Kind::value, "tilewise: a mask cannot be read; make it with tilewise.Mask"); };
-  require(numbers.size() >= kHeader);
-  const int64_t form = numbers[0], classes = numbers[2], axes = numbers[3], heads = numbers[4];
-  const int64_t each = form == 0 ? 3 : form == 2 ? axes * 5 : 0;
-  require(form >= 0 && form <= 2 && classes >= 0 && classes <= 16 && axes >= 0 && axes <= 16 && heads >= 0);
-  require(static_cast<int64_t>(numbers.size()) == static_cast<int64_t>(kHeader) + classes * each + heads && spans.has_value() == (form == 1));
-  Mask mask;
-  mask.first = numbers[1];
-  size_t at = kHeader;
-  for (int64_t c = 0; c < (each == 0 ? 0 : classes); ++c) {
-    if (form == 0) {
-      mask.bands.push_back({numbers[at], numbers[at + 1], numbers[at + 2]});
-      at += 3;
-      continue;
-    }
-    mask.grids.emplace_back();
-    for (int64_t axis = 0; axis < axes; ++axis, at += 5) {
-      const auto value = [&](size_t i) { return as_int("Mask: an axis", numbers[at + i]); };
-      mask.grids.back().push_back({value(0), value(1), value(2), value(3), value(4) != 0});
-    }
-  }
-  mask.spans = view_of(spans);
-  for (; at < numbers.size(); ++at) mask.head_class.push_back(static_cast<uint8_t>(numbers[at]));
-  return mask;
-}
 
 PlanTensors plan_with_method(const TorchTensor& q_in, const TorchTensor& k_in, const MaybeTensor& v_in, const Text& method, const Text& options,
                              const Ints& mask, const MaybeTensor& spans, const MaybeTensor& order_q, const MaybeTensor& order_k,

@@ -11,8 +11,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "tilewise/base/context.h"
 #include "tilewise/base/tensor.h"
@@ -48,6 +50,11 @@ TorchTensor empty_on_host(const Shape& shape, Dtype dtype);
 Context context_of(const TorchTensor& tensor);
 Context host_context();
 
+/// Errors: value, with the argument's name, where an int does not hold it.
+int as_int(std::string_view name, int64_t value);
+/// A mask as Python writes it (python/tilewise/_mask.py): form (0 bands, 1 spans, 2 neighbourhoods), first token of a grid, classes, axes, length of
+/// head_class; then the numbers of each band (3) or axis (5), then head_class. Errors: value.
+Mask mask_of(const std::vector<int64_t>& numbers, const MaybeTensor& spans);
 /// The plan in these two tensors, without a copy. Errors: value, dtype, device.
 Plan plan_of(const TorchTensor& memory, const TorchTensor& layout);
 /// A host plan as two tensors: memory and layout.
