@@ -9,10 +9,10 @@ from typing import Any, Literal, Optional, Union, overload
 import torch
 from torch import Tensor
 
-from . import _operators
+from . import _operators, _planned
 from ._errors import call, expect, natural
 from ._mask import Mask
-from ._plan import OptionValue, Plan
+from ._plan import OptionValue, Plan, options_text
 from ._plan import plan as make_plan
 
 _attend = _operators.attend
@@ -68,11 +68,17 @@ def attention(
     sink_logit: Optional[Tensor] = None,
     **options: Any,
 ) -> Tensor:
-    """Plans with a method, then attends: :func:`plan` and :func:`attend` in one call. `mask` in place of `is_causal` where the model has another one."""
+    """Plans with a method, then attends: :func:`plan` and :func:`attend` in one call. `mask` in place of `is_causal` where the model has another one.
+
+    Under torch.compile this is one operator that keeps its plan to itself, so graphs stay whole; its backward plans again.
+    """
     if mask is not None and is_causal:
         raise ValueError("attention: both mask and is_causal are given; give one")
     if mask is None:
         mask = Mask.causal() if is_causal else Mask.full()
+    if torch.compiler.is_compiling() and not {"order_q", "order_k"} & options.keys():
+        layer = options.pop("layer", 0)
+        return _planned.attention(q, k, v, method, options_text(options), mask.numbers, mask.spans_tensor, scale, softcap, sink_logit, layer)[0]
     made = make_plan(q, k, method, mask, v=v, scale=scale, softcap=softcap, **options)
     return attend(q, k, v, made, scale, softcap, sink_logit)
 

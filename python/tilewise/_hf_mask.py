@@ -28,6 +28,7 @@ class VisibleKeys:
     left: Optional[int]
     sequences: tuple[Tokens, ...] = ()  # of a padded or packed batch: each obeys `band` among its own tokens. Empty: the mask is not of that kind
     band: Optional[Mask] = None
+    is_traced: bool = False  # made by torch.compile, which cannot tell sequences apart
     plans: dict[Any, Plan] = dataclasses.field(default_factory=dict)  # that depend on lengths alone
     ndim: int = 4  # with a static cache, generate() hands it to the model as a mask, and the model back to tilewise_mask
 
@@ -48,6 +49,8 @@ def _band(mask_function: Callable[..., Any]) -> Optional[Band]:
         return None, 0
     if mask_function is masking_utils.bidirectional_mask_function:
         return None, None
+    if torch.compiler.is_compiling():  # which cannot look into a function
+        return None
     both = _closure(mask_function, "and_masks")
     if both is None or len(both["mask_functions"]) != 2 or both["mask_functions"][1] is not masking_utils.causal_mask_function:
         return None
@@ -80,6 +83,14 @@ def tilewise_mask(
     """The mask function that transformers calls once for each forward pass and kind of layer."""
     if isinstance(attention_mask, VisibleKeys):
         return attention_mask
+    if torch.compiler.is_compiling() and (attention_mask is not None or _band(mask_function) is None):
+        # Nothing may depend on what a tensor holds, so all rows of the mask are asked.
+        rows = masking_utils.sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset, mask_function=mask_function,  # type: ignore[arg-type]
+            attention_mask=attention_mask, allow_is_causal_skip=False, use_vmap=use_vmap, device=device,
+        )  # fmt: skip
+        assert rows is not None
+        return VisibleKeys(Mask.spans(_spans_op(rows.expand(batch_size, 1, q_length, kv_length)[:, 0])[None]), kv_length, False, None, is_traced=True)
     first = int(q_offset) - kv_offset  # of the keys, where the queries begin
     band = _band(mask_function)
     num_keys = kv_length
@@ -101,7 +112,7 @@ def tilewise_mask(
         if spans is None and not sequences:
             spans = _evaluated(batch_size, q_length, num_keys, int(q_offset), kv_offset, mask_function, attention_mask, use_vmap, device)
         return VisibleKeys(None if spans is None else Mask.spans(spans), num_keys, False, None, sequences, Mask.band(*band))
-    packed = _packed(mask_function) if padding is None else None
+    packed = _packed(mask_function) if padding is None and band is None else None
     if packed is not None and first == 0 and packed[1].shape == (batch_size, num_keys) and q_length == num_keys:
         return _packed_batch(*packed)
     spans = _evaluated(batch_size, q_length, num_keys, int(q_offset), kv_offset, mask_function, attention_mask, use_vmap, device)
@@ -194,3 +205,14 @@ def spans_of_rows(allowed: Tensor) -> Tensor:
         start = torch.where(length > 0, part.int().argmax(-1), 0)
         spans[..., 2 * i - 2], spans[..., 2 * i - 1] = start, start + length
     return spans
+
+
+@torch.library.custom_op("tilewise::spans_of_rows", mutates_args=())
+def _spans_op(allowed: Tensor) -> Tensor:
+    """spans_of_rows for compiled graphs, which may not look at numbers."""
+    return spans_of_rows(allowed)
+
+
+@_spans_op.register_fake
+def _(allowed: Tensor) -> Tensor:
+    return torch.empty((*allowed.shape[:-1], 4), dtype=torch.int32)

@@ -101,6 +101,8 @@ def _why_not(own: Any) -> Optional[str]:
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
         return "its __call__ is wrapped by a decorator"
     names, known = _names(function.__code__), function.__globals__
+    if {"functional", _SDPA} <= names:
+        return f"it calls torch.nn.functional.{_SDPA} by its whole name"
     for name in names - {_DISPATCH}:
         for helper in (known.get(name), getattr(type(own), name, None)):
             if isinstance(helper, types.FunctionType) and helper is not function and {_DISPATCH, _SDPA} & _names(helper.__code__):
@@ -111,17 +113,17 @@ def _why_not(own: Any) -> Optional[str]:
     return None
 
 
-def _code_with(function: types.FunctionType, processor: TilewiseProcessor) -> types.FunctionType:
+def _code_with(function: types.FunctionType, processor: TilewiseProcessor) -> Callable[..., Any]:
     """The same code. Of the names that it looks up, only those by which it calls attention mean something else: ours, for this processor."""
     known = dict(function.__globals__)
     if _DISPATCH in known:
         known[_DISPATCH] = functools.partial(_dispatch, processor)
     if known.get("F") is torch.nn.functional:
         known["F"] = _Functional(functools.partial(_sdpa, processor))
-    code = function.__code__.replace()  # a copy: torch.compile keeps what it made of code with that code, and names it in the globals of whoever ran it first
-    made = types.FunctionType(code, known, function.__name__, function.__defaults__, function.__closure__)
+    made = types.FunctionType(function.__code__.replace(), known, function.__name__, function.__defaults__, function.__closure__)
     made.__kwdefaults__ = function.__kwdefaults__
-    return made
+    # torch.compile looks names up in the module that __name__ says, where they mean what they always did, and keeps what it compiled with the code, which is why it is a copy.
+    return torch.compiler.disable(made, reason="tilewise answers the attention in it, which torch.compile would not see")
 
 
 @functools.cache
@@ -245,7 +247,7 @@ def _sequences(real: Tensor, seqlen_q: int) -> list[Tokens]:
 def _run(layer: Layer, mask: Mask, scale: Optional[float], tokens: int, q: Tensor, k: Tensor, v: Tensor, sequences: tuple[Tokens, ...] = ()) -> Tensor:
     if sequences and sequences[0].is_padding:
         return attend(q, k, v, make_plan(q.cpu(), k.cpu(), "dense", mask).to(q.device), scale)
-    start = time.perf_counter() if layer.observer is not None else 0.0  # asked for only then: torch.compile breaks its graph there
+    start = time.perf_counter()
     plan = layer.plan
     if plan is None:
         options: dict[str, Any] = dict(layer.options)
@@ -257,8 +259,7 @@ def _run(layer: Layer, mask: Mask, scale: Optional[float], tokens: int, q: Tenso
         if (first or last) and layer.method != "dense":
             plan = plan | _kept(q.shape[0], q.shape[1], q.shape[2], first, last, plan.tile, mask)
         plan = plan.to(q.device)
-    plan_ms = 1e3 * (time.perf_counter() - start) if layer.observer is not None else 0.0
-    return _seen(layer, mask, plan_ms, plan, scale, q, k, v, sequences)
+    return _seen(layer, mask, 1e3 * (time.perf_counter() - start), plan, scale, q, k, v, sequences)
 
 
 def _kept(batch: int, heads: int, tokens: int, first: int, last: int, tile: int, mask: Mask) -> Plan:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from ._attention import attend, decode
+from ._attention import attend, attention, decode
 from ._call import Call as Call
 from ._hf_mask import VisibleKeys, tilewise_mask
 from ._mask import Mask, allowed_of
@@ -64,6 +64,9 @@ class Layer:
 Runner = Callable[[Tensor, Tensor, Tensor, Mask, float, float, Optional[Tensor]], Tensor]  # q, k, v, mask, scale, softcap, sink_logit -> out
 
 
+_DENSE = Layer()  # made here, once: torch.compile does not make dataclasses
+
+
 def _use(method: str, options: Mapping[str, OptionValue]) -> Use:
     check_method(method, dict(options))
     return Use(method, tuple(sorted(options.items())))
@@ -77,6 +80,14 @@ def attention_layers(model: torch.nn.Module) -> list[tuple[int, torch.nn.Module]
         if isinstance(layer, int) and (hasattr(module, "num_key_value_groups") or hasattr(module, "is_causal")):
             found.append((layer, module))
     return found
+
+
+def _is_cross(module: torch.nn.Module) -> bool:
+    """Whether a layer's queries read keys of other tokens. Models say so in their own ways."""
+    says = getattr(module, "is_cross_attention", None)
+    if isinstance(says, bool):
+        return says
+    return "Cross" in type(module).__name__ or (getattr(module, "is_decoder", False) and getattr(module, "is_causal", None) is False)
 
 
 def configure(
@@ -94,6 +105,8 @@ def configure(
     layers   layers with a method of their own, by number: "dense", or ("a_shape", {"local": 512}).
     sliding  what layers with a sliding window run: most methods take causal masks alone, so these layers read their window densely unless told otherwise.
     decode   how new tokens (up to 8 at a time) read the cache: "dense", every key that the mask allows; "same", by the method.
+    Cross-attention reads every key, whatever the rest does. Encoder and decoder of one model have layers of the same numbers: to tell them apart, configure model.get_encoder()
+    and model.get_decoder() one by one.
     Nothing is ever run densely in place of what a method refuses: that is a NotImplementedError.
     Errors   ValueError (unknown method or option, a recipe for another model), OSError (no such recipe).
     """
@@ -116,12 +129,15 @@ def configure(
     for layer, module in found:
         if _window_of(module) is not None:
             uses[layer] = dataclasses.replace(uses[layer], default=window, heads=())
+    numbers = [layer for layer, module in found if not _is_cross(module)]
+    if len(set(numbers)) < len(numbers) and (layers or any(use.heads for use in uses.values())):
+        raise ValueError("configure: this model's encoder and decoder have layers of the same numbers; configure model.get_encoder() and model.get_decoder() one by one")
     for layer, choice in (layers or {}).items():
         if layer not in uses:
             raise ValueError(f"configure: layers names layer {layer}, the model has 0 to {count - 1}")
         uses[layer] = dataclasses.replace(uses[layer], default=_choice(choice), heads=())
     for layer, module in found:
-        setattr(module, _ATTRIBUTE, uses[layer])
+        setattr(module, _ATTRIBUTE, Layer(layer, decode=decode) if _is_cross(module) else uses[layer])
     model.set_attn_implementation(NAME)
     return model
 
@@ -199,12 +215,12 @@ def observe(model: torch.nn.Module, observer: Callable[[Call], None]) -> Iterato
             setattr(module, _ATTRIBUTE, layer)
 
 
-def _plan_of(layer: Layer, mask: Mask, plans_of_lengths: dict[Any, Plan], q: Tensor, k: Tensor, v: Tensor, scale: Optional[float], softcap: float) -> Plan:
+def _plan_of(layer: Layer, number: int, mask: Mask, plans_of_lengths: dict[Any, Plan], q: Tensor, k: Tensor, v: Tensor, scale: Optional[float], softcap: float) -> Plan:
     def of(use: Use) -> Plan:
         key = (use, mask, tuple(q.shape), tuple(k.shape), q.device)
         if use.method in _FROM_LENGTHS_ALONE and key in plans_of_lengths:
             return plans_of_lengths[key]
-        made = make_plan(q.cpu(), k.cpu(), use.method, mask, v=v.cpu(), scale=scale, softcap=softcap, layer=layer.layer, **dict(use.options)).to(q.device)  # type: ignore[arg-type]
+        made = make_plan(q.cpu(), k.cpu(), use.method, mask, v=v.cpu(), scale=scale, softcap=softcap, layer=number, **dict(use.options)).to(q.device)  # type: ignore[arg-type]
         if use.method in _FROM_LENGTHS_ALONE:
             plans_of_lengths[key] = made
         return made
@@ -245,7 +261,8 @@ def attention_forward(
         _refuse("attention weights are never made", 'use attn_implementation="eager" to look at them, or tilewise.measure')
     if kwargs.get("cache") is not None:
         _refuse("continuous batching keeps its keys in pages that it does not hand over", 'use attn_implementation="sdpa"')
-    layer: Layer = getattr(module, _ATTRIBUTE, None) or Layer(getattr(module, "layer_idx", None) or 0)
+    layer: Layer = getattr(module, _ATTRIBUTE, _DENSE)
+    number: int = getattr(module, "layer_idx", None) or 0
     if attention_mask is None:
         is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         attention_mask = VisibleKeys(Mask.causal() if is_causal else Mask.full(), key.shape[2], is_band=True, left=None)
@@ -255,7 +272,7 @@ def attention_forward(
 
     def seen(q: Tensor, k: Tensor, v: Tensor, out: Tensor, plan: Optional[Plan], mask: Optional[Mask], plan_ms: float, sequences: tuple[Tokens, ...] = ()) -> None:
         if layer.observer is not None:
-            layer.observer(Call(layer.layer, q, k, v, out, plan, mask, plan_ms, scale, cap, s_aux, sequences))
+            layer.observer(Call(number, q, k, v, out, plan, mask, plan_ms, scale, cap, s_aux, sequences))
 
     if isinstance(attention_mask, Tensor):
         keys = key.shape[2]
@@ -273,20 +290,25 @@ def attention_forward(
     visible: VisibleKeys = attention_mask
     if visible.num_keys < key.shape[2]:  # what a static cache has not written yet
         key, value = key[:, :, : visible.num_keys], value[:, :, : visible.num_keys]
+    if visible.is_traced and layer.has_method:
+        _refuse("torch.compile cannot tell the sequences of a padded or packed batch apart, nor look into a window", "compile such a model as dense, or run its methods without torch.compile")
     needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     is_new = query.shape[2] <= _MOST_NEW_TOKENS and query.shape[2] < key.shape[2]
-    chosen = Layer(layer.layer) if is_new and layer.decode == "dense" else layer
+    chosen = _DENSE if is_new and layer.decode == "dense" else layer
     if chosen is not layer and visible.is_band and not needs_grad:  # a band alone needs no plan
         out = decode(query, key, value, mask=visible.mask, scale=scale, softcap=cap, sink_logit=s_aux)  # type: ignore[assignment]
         seen(query, key, value, out, None, visible.mask, 0.0)
         return out.transpose(1, 2), None
 
     def run(mask: Mask, q: Tensor, k: Tensor, v: Tensor, sequences: tuple[Tokens, ...] = ()) -> Tensor:
+        if torch.compiler.is_compiling() and not chosen.heads and not sequences:
+            options: dict[str, Any] = dict(chosen.default.options)
+            return attention(q, k, v, chosen.default.method, mask=mask, scale=scale, softcap=cap, sink_logit=s_aux, layer=number, **options)
         is_padding = bool(sequences) and sequences[0].is_padding
         if chosen.runner is not None and not is_padding:
             return chosen.runner(q, k, v, mask, scale, cap, s_aux)
         start = time.perf_counter() if layer.observer is not None else 0.0
-        plan = _plan_of(Layer(layer.layer) if is_padding else chosen, mask, visible.plans, q, k, v, scale, cap)
+        plan = _plan_of(_DENSE if is_padding else chosen, number, mask, visible.plans, q, k, v, scale, cap)
         plan_ms = 1e3 * (time.perf_counter() - start) if layer.observer is not None else 0.0
         out = attend(q, k, v, plan, scale, cap, s_aux)
         if not is_padding:
