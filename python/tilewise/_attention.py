@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union, overload
 import torch
 from torch import Tensor
 
-from . import _operators, _planned
+from . import _compiled, _operators
 from ._errors import call, expect, natural
 from ._mask import Mask
 from ._plan import OptionValue, Plan, options_text
@@ -78,7 +78,7 @@ def attention(
         mask = Mask.causal() if is_causal else Mask.full()
     if torch.compiler.is_compiling() and not {"order_q", "order_k"} & options.keys():
         layer = options.pop("layer", 0)
-        return _planned.attention(q, k, v, method, options_text(options), mask.numbers, mask.spans_tensor, scale, softcap, sink_logit, layer)[0]
+        return _compiled.attention(q, k, v, method, options_text(options), mask.numbers, mask.spans_tensor, scale, softcap, sink_logit, layer)[0]
     made = make_plan(q, k, method, mask, v=v, scale=scale, softcap=softcap, **options)
     return attend(q, k, v, made, scale, softcap, sink_logit)
 

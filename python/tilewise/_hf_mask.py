@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
-from ._mask import Mask
+from . import _compiled
+from ._mask import Mask, spans_of_rows
 from ._plan import Plan
 from ._sequences import Tokens
 
@@ -90,7 +91,7 @@ def tilewise_mask(
             attention_mask=attention_mask, allow_is_causal_skip=False, use_vmap=use_vmap, device=device,
         )  # fmt: skip
         assert rows is not None
-        return VisibleKeys(Mask.spans(_spans_op(rows.expand(batch_size, 1, q_length, kv_length)[:, 0])[None]), kv_length, False, None, is_traced=True)
+        return VisibleKeys(Mask.spans(_compiled.spans_of_rows(rows.expand(batch_size, 1, q_length, kv_length)[:, 0])[None]), kv_length, False, None, is_traced=True)
     first = int(q_offset) - kv_offset  # of the keys, where the queries begin
     band = _band(mask_function)
     num_keys = kv_length
@@ -186,33 +187,3 @@ def _evaluated(
         assert allowed is not None  # it may not be left out
         parts.append(spans_of_rows(allowed.expand(batch, 1, rows, keys)[:, 0]))
     return torch.cat(parts, 1)[None] if parts else torch.zeros(1, batch, 0, 4, dtype=torch.int32)
-
-
-def spans_of_rows(allowed: Tensor) -> Tensor:
-    """int32 [..., 4] of bool [..., Sk]: the at most two ranges of keys of each row. Errors: NotImplementedError."""
-    starts = allowed.clone()
-    starts[..., 1:] &= ~allowed[..., :-1]
-    if int(starts.sum(-1).max() if starts.numel() else 0) > 2:
-        raise NotImplementedError(
-            'attn_implementation="tilewise": the mask lets a query see more than two ranges of keys, which a mask of tilewise cannot say; '
-            "pack sequences without gaps, or give this model another attn_implementation"
-        )
-    number = starts.int().cumsum(-1)
-    spans = torch.zeros(*allowed.shape[:-1], 4, dtype=torch.int32)
-    for i in (1, 2):
-        part = allowed & (number == i)
-        length = part.sum(-1)
-        start = torch.where(length > 0, part.int().argmax(-1), 0)
-        spans[..., 2 * i - 2], spans[..., 2 * i - 1] = start, start + length
-    return spans
-
-
-@torch.library.custom_op("tilewise::spans_of_rows", mutates_args=())
-def _spans_op(allowed: Tensor) -> Tensor:
-    """spans_of_rows for compiled graphs, which may not look at numbers."""
-    return spans_of_rows(allowed)
-
-
-@_spans_op.register_fake
-def _(allowed: Tensor) -> Tensor:
-    return torch.empty((*allowed.shape[:-1], 4), dtype=torch.int32)

@@ -82,6 +82,25 @@ class Mask:
         return self._text
 
 
+def spans_of_rows(allowed: Tensor) -> Tensor:
+    """int32 [..., 4] of bool [..., Sk]: the at most two ranges of keys of each row. Errors: NotImplementedError."""
+    starts = allowed.clone()
+    starts[..., 1:] &= ~allowed[..., :-1]
+    if int(starts.sum(-1).max() if starts.numel() else 0) > 2:
+        raise NotImplementedError(
+            "the model's mask lets a query see more than two ranges of keys, which a mask of tilewise cannot say; pack sequences without gaps, or give this model another "
+            "attn_implementation"
+        )
+    number = starts.int().cumsum(-1)
+    spans = torch.zeros(*allowed.shape[:-1], 4, dtype=torch.int32)
+    for i in (1, 2):
+        part = allowed & (number == i)
+        length = part.sum(-1)
+        start = torch.where(length > 0, part.int().argmax(-1), 0)
+        spans[..., 2 * i - 2], spans[..., 2 * i - 1] = start, start + length
+    return spans
+
+
 def allowed_of(mask: Tensor, who: str) -> Tensor:
     """bool of a mask that is bool, or 0 and a huge negative number (-inf to -10,000 are in use) to be added. Errors: NotImplementedError (it adds anything else)."""
     if mask.dtype == torch.bool:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planning and attending as one operator, `tilewise::attention`. A plan's sizes depend on data, which torch.compile does not take in a whole graph; here they stay inside."""
+"""Operators for compiled graphs, in which no size and no branch may depend on what a tensor holds: they keep that inside.
+
+`tilewise::attention` plans and attends, `tilewise::spans_of_rows` makes a mask small.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from . import _mask
 from ._errors import call
 from ._operators import _empty_in_layout_of, ops
 
@@ -68,3 +72,14 @@ def attention_backward(
 def _(dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, method: str, options: str, mask: Any, spans: Any, scale: Any, softcap: float, sink_logit: Any, layer: int) -> Any:
     dsink = q.new_empty((0,) if sink_logit is None else sink_logit.shape, dtype=torch.float32)
     return _empty_in_layout_of(q, q.shape), _empty_in_layout_of(k, k.shape), _empty_in_layout_of(v, v.shape), dsink
+
+
+@torch.library.custom_op("tilewise::spans_of_rows", mutates_args=())
+def spans_of_rows(allowed: Tensor) -> Tensor:
+    """int32 [..., 4] of bool [..., Sk]: _mask.spans_of_rows."""
+    return _mask.spans_of_rows(allowed)
+
+
+@spans_of_rows.register_fake
+def _(allowed: Tensor) -> Tensor:
+    return torch.empty((*allowed.shape[:-1], 4), dtype=torch.int32)
