@@ -29,11 +29,13 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/complete.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/validate.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mean_pool.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mean_pool_plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/plan.cpp"
   $<TARGET_OBJECTS:tilewise_sm90>)
 target_include_directories(tilewise_core SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(tilewise_core PRIVATE CUDA::cudart_static)
-set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" "${PROJECT_SOURCE_DIR}/tilewise/attend/prepare.cpp" TARGET_DIRECTORY tilewise_core
+set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" "${PROJECT_SOURCE_DIR}/tilewise/attend/prepare.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/methods/mean_pool.cpp" TARGET_DIRECTORY tilewise_core
   PROPERTIES COMPILE_DEFINITIONS TILEWISE_WITH_CUDA)
 
 # What runs on the GPU machine, which has neither GoogleTest nor this tree's other tools (tools/gpu_check.py).
@@ -41,7 +43,8 @@ add_executable(tilewise_sm90_test EXCLUDE_FROM_ALL tests/attend/sm90/forward_tes
 add_executable(tilewise_sm90_decode_test EXCLUDE_FROM_ALL tests/attend/sm90/decode_test.cpp)
 add_executable(tilewise_sm90_backward_test EXCLUDE_FROM_ALL tests/attend/sm90/backward_test.cpp)
 add_executable(tilewise_sm90_plan_test EXCLUDE_FROM_ALL tests/attend/sm90/plan_test.cpp)
-foreach(test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test)
+add_executable(tilewise_sm90_plan_bench EXCLUDE_FROM_ALL bench/attend/sm90/plan_bench.cpp)
+foreach(test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench)
   target_link_libraries(${test} PRIVATE tilewise_core tilewise_flags CUDA::cudart_static)
   target_include_directories(${test} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(${test} PRIVATE -static-libgcc -static-libstdc++)

@@ -20,6 +20,10 @@ BENCHES = {"dense": ("dense", "8192,32768", 25), "proof": ("proof", "8192,32768"
 DECODES = {"decode": ("dense,short", 25), "paged": ("paged,listed,quantised", 25)}
 # Rows of bench/attend/sm90/backward_bench.py, lengths, seconds.
 BACKWARDS = {"backward": ("dense,causal", "8192,32768", 25), "backward64": ("d64,d64causal", "32768", 15), "backsparse": ("sparse", "8192,32768", 25)}
+# tilewise_sm90_plan_bench, and about how many seconds it takes.
+PLANS = {"plans": 40}
+# Milliseconds of mean pool and top-k.
+CHOICE_TIMES = {"8K": .065, "32K": .25, "128K": 1.0}
 # TFLOP/s of the best deterministic peer and of the best of all over cuDNN's in turns on one H100, 2026-11-24 (FA3, FA4: they do not fit here).
 BACKWARD_OVER_CUDNN = {"dense D=128 8K": (543 / 513, 580 / 513), "dense D=128 32K": (587 / 528, 626 / 528), "causal D=128 8K": (456 / 459, 539 / 459),
                        "causal D=128 32K": (527 / 526, 616 / 526), "dense D=64 32K": (547 / 446, 547 / 446), "causal D=64 32K": (526 / 401, 548 / 401)}
@@ -38,7 +42,7 @@ SHARES = {("128x128", "8K"): (.96, .92, .80, .64), ("128x128", "32K"): (.97, .96
           ("64x64", "8K"): (.75, .74, .68, .58), ("64x64", "32K"): (.78, .78, .75, .71)}
 OVER_PEER = {("128x128", "8K"): (1.05, 1.08, 1.18, 1.22), ("128x128", "32K"): (1.03, 1.03, 1.05, 1.07), ("64x64", "8K"): (1.08,) * 4,
              ("64x64", "32K"): (1.08,) * 4}
-NOT_BUILT = ["sparse 128K", "pools", "backward D=256", "small sizes from Python", "choosing tiles", "measure",
+NOT_BUILT = ["sparse 128K", "pools", "backward D=256", "small sizes from Python", "choosing tiles by xattention", "measure",
              "FP8 forward"]
 
 
@@ -93,6 +97,13 @@ def bars(result):
         if (row, "tilewise") in rows: out.append((f"{row}: share of read bandwidth", rows[row, "tilewise"]["share"], bound))
     for row, bound in DECODE_TIMES.items():
         if (row, "tilewise") in rows: out.append((f"{row}: bound of {bound} us over time", bound / rows[row, "tilewise"]["time_ms"] / 1e3, 1.00))
+    for n, bound in CHOICE_TIMES.items():
+        key = (f"choosing tiles {n}", "mean_pool and top-k")
+        if key in rows: out.append((f"{key[0]} by mean pool and top-k: bound of {bound} ms over time", bound / rows[key]["time_ms"], 1.00))
+    row = "plan of 32K at .10"
+    if (row, "attention") in rows:
+        share = rows[row, "complete and order"]["time_ms"] / rows[row, "attention"]["time_ms"]
+        out.append((f"complete and order, {row}: bound of .03 of the attention over share", .03 / share, 1.00))
     return out
 
 
@@ -128,7 +139,7 @@ def main():
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
     parser.add_argument("--built", help="folder that holds the tilewise_sm90_*_test programs and libtilewise_sm90_bench.so")
-    parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES]))
+    parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS]))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -171,17 +182,19 @@ def main():
                     table.append((f"{tool} {kind}", "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
                     failed |= code != 0
         else:
-            if stage in DECODES:
+            if stage in PLANS:
+                seconds, command = PLANS[stage], [str(built / "tilewise_sm90_plan_bench")]
+            elif stage in DECODES:
                 rows, seconds = DECODES[stage]
-                command = ["bench/attend/sm90/decode_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows]
+                command = [sys.executable, "bench/attend/sm90/decode_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows]
             else:
                 rows, lengths, seconds = (BENCHES | BACKWARDS)[stage]
-                command = [f"bench/attend/sm90/{'backward' if stage in BACKWARDS else 'forward'}_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
+                command = [sys.executable, f"bench/attend/sm90/{'backward' if stage in BACKWARDS else 'forward'}_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
             if left < seconds:
                 table.append((stage, "left out", 0, f"{left:.0f} s left, takes {seconds}"))
                 continue
             part = scratch / f"{stage}.json"
-            code, text, took = run([sys.executable, *command, "--rounds", str(options.rounds), "--commit", commit, "--out", str(part)],
+            code, text, took = run([*command, "--rounds", str(options.rounds), "--commit", commit, "--out", str(part)],
                                    min(left, 4 * seconds), log)
             table.append((stage, "ok" if code == 0 else "FAIL", took, "" if code == 0 else text[-200:].replace("\n", " ")))
             failed |= code != 0

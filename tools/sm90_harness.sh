@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test, tilewise_sm90_decode_test and tilewise_sm90_backward_test (attend_forward, attend_decode and
-# attend_backward against what they are defined as), tilewise_sm90_plan_test (plans made on the device against the host's) and libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake
-# and Ninja, no GPU.
+# attend_backward against what they are defined as), tilewise_sm90_plan_test (plans made on the device against the host's), tilewise_sm90_plan_bench and
+# libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake and Ninja, no GPU.
 # usage: tools/sm90_harness.sh DIR
 set -eu
 dir=${1:?usage: tools/sm90_harness.sh DIR}
@@ -57,4 +57,4 @@ if command -v cuobjdump > /dev/null; then
   test "$count" -gt 0 || { echo "no HGMMA in the kernels"; exit 1; }
   echo "$count HGMMA"
 fi
-cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
+cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }

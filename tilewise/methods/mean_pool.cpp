@@ -4,12 +4,20 @@
 #include "tilewise/methods/problem.h"
 #include "tilewise/select/mean_pool.h"
 #include "tilewise/select/plan.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/select/cuda/mean_pool_plan.h"
+#endif
 
 namespace tilewise::method {
 
 Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Context& context) {
   check_ranges("mean_pool", options);
-  const select::Inputs inputs = inputs_of("mean_pool", problem);
+#ifdef TILEWISE_WITH_CUDA
+  const bool is_on_gpu = context.device.type == Device::Type::cuda && problem.q.device().type == Device::Type::cuda;
+#else
+  constexpr bool is_on_gpu = false;
+#endif
+  const select::Inputs inputs = inputs_of("mean_pool", problem, is_on_gpu ? context.device : Device{});
   refuse_grids("mean_pool", problem);
   select::Budget budget;
   budget.sink = budget.diagonal = 1;
@@ -20,6 +28,12 @@ Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Contex
     budget.forced = select::Budget::Forced::beside;
   }
   Planned planned;
+#ifdef TILEWISE_WITH_CUDA
+  if (is_on_gpu) {
+    planned.plan = select::cuda::mean_pool_plan(inputs, options.tile, budget, context);
+    return planned;
+  }
+#endif
   planned.plan = select::plan(select::mean_pool_scores(inputs, options.tile, context), budget, context);
   return planned;
 }

@@ -3,12 +3,12 @@
 
 namespace tilewise::method {
 
-select::Inputs inputs_of(std::string_view method, const Problem& problem) {
+select::Inputs inputs_of(std::string_view method, const Problem& problem, Device device) {
   select::Inputs inputs{problem.q, problem.k, problem.mask, 1.0f, problem.softcap};
   if (problem.q.rank() == 4 && problem.q.dim(3) > 0) inputs.softmax_scale = select::scale_or_default(problem.softmax_scale, problem.q.dim(3));
   inputs.order_q = problem.order_q;
   inputs.order_k = problem.order_k;
-  select::check_inputs(method, inputs);
+  select::check_inputs(method, inputs, device);
   select::drop_identity_orders(inputs);
   return inputs;
 }

@@ -7,8 +7,9 @@
 
 namespace tilewise::method {
 
-/// The tensors, the mask and the orders of a problem, checked as select::check_inputs does; orders that change nothing are left out. Errors: as there.
-TILEWISE_API select::Inputs inputs_of(std::string_view method, const Problem& problem);
+/// The tensors, the mask and the orders of a problem, checked as select::check_inputs does for a search on `device`; orders that change nothing are left out.
+/// Errors: as there.
+TILEWISE_API select::Inputs inputs_of(std::string_view method, const Problem& problem, Device device = {});
 
 /// Refuses what a method without neighbourhoods cannot take. Errors: unsupported.
 void refuse_grids(std::string_view method, const Problem& problem);

@@ -40,14 +40,14 @@ void check_mask(std::string_view where, const Mask& mask, const TensorView& q) {
   check_bands(where, mask);
 }
 
-void check_tensor(std::string_view where, std::string_view what, const TensorView& tensor) {
+void check_tensor(std::string_view where, std::string_view what, const TensorView& tensor, Device device) {
   check(tensor.has_value(), Error::Kind::shape, where, ": ", what, " is absent; give ", what, " as [B, H, S, D]");
   check(tensor.rank() == 4, Error::Kind::shape, where, ": ", what, " is ", tensor.shape(), ", it takes [B, H, S, D]");
   const Dtype dtype = tensor.dtype();
   check(dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16, Error::Kind::dtype, where, ": ", what, " is ", dtype,
         ", it takes f32, bf16 or f16; cast it first");
-  check(tensor.device().type == Device::Type::cpu, Error::Kind::device, where, ": ", what, " is on ", tensor.device(),
-        ", selection runs on cpu here; copy it");
+  check(tensor.device() == device, Error::Kind::device, where, ": ", what, " is on ", tensor.device(), ", selection runs on ", device,
+        " here; copy it");
   check(tensor.dim(3) <= 1 || tensor.stride(3) == 1, Error::Kind::shape, where, ": the last axis of ", what, " has stride ", tensor.stride(3),
         ", it must be contiguous");
   check(tensor.dim(1) >= 1 && tensor.dim(3) >= 1, Error::Kind::shape, where, ": ", what, " is ", tensor.shape(),
@@ -123,11 +123,11 @@ RowGrid score_rows(const Inputs& inputs, int tile) {
   return is_on_tiles ? RowGrid::on_key_tiles(inputs.seqlen_q(), inputs.seqlen_k(), tile) : plain_rows(inputs, tile);
 }
 
-void check_inputs(std::string_view where, const Inputs& inputs) {
+void check_inputs(std::string_view where, const Inputs& inputs, Device device) {
   const TensorView& q = inputs.q;
   const TensorView& k = inputs.k;
-  check_tensor(where, "q", q);
-  check_tensor(where, "k", k);
+  check_tensor(where, "q", q, device);
+  check_tensor(where, "k", k, device);
   check(q.dim(0) == k.dim(0), Error::Kind::shape, where, ": q and k differ in batch: q ", q.shape(), ", k ", k.shape());
   check(q.dim(3) == k.dim(3), Error::Kind::shape, where, ": q and k differ in head_dim: q ", q.shape(), ", k ", k.shape());
   check(q.dim(1) % k.dim(1) == 0, Error::Kind::shape, where, ": the heads of k must divide those of q: q ", q.shape(), ", k ", k.shape());

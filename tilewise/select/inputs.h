@@ -38,10 +38,10 @@ struct Inputs {
   bool has_orders() const { return order_q.token.has_value() || order_k.token.has_value(); }
 };
 
-/// Everything that selection relies on. `where` begins the message.
+/// Everything that selection on `device` relies on; orders lie on the host. `where` begins the message.
 /// Errors: shape, dtype, device; value (scale, softcap, a mask with two forms, a class that does not exist, a band beyond 2^40, an order that does not hold
 /// every token once).
-TILEWISE_API void check_inputs(std::string_view where, const Inputs& inputs);
+TILEWISE_API void check_inputs(std::string_view where, const Inputs& inputs, Device device = {});
 
 /// Leaves out an order in which every slot holds the token of its number: the plan is the one of token order then.
 TILEWISE_API void drop_identity_orders(Inputs& inputs);

@@ -15,6 +15,8 @@
 #include "tests/select/testing.h"
 #include "tilewise/attend/attend.h"
 #include "tilewise/attend/sm90/device_plan.h"
+#include "tilewise/methods/mean_pool.h"
+#include "tilewise/methods/method.h"
 #include "tilewise/plan/complete.h"
 #include "tilewise/plan/cuda/complete.h"
 #include "tilewise/plan/cuda/launch.h"
@@ -241,6 +243,30 @@ void check_mean_pool(uint64_t seed, Context& context, bool is_small) {
   if (!(worst <= 1)) report("mean_pool_into: scores differ by " + std::to_string(worst) + " of the bound", note);
 }
 
+// The method as users call it: the plan of the same scores.
+void check_method(uint64_t seed, Context& context, bool is_small) {
+  Random random(seed);
+  const int64_t most = is_small ? 200 : 2000;
+  const MeanPoolCase c(random, Dtype::bf16, 2, random(1, 2), random(1, most), random(1, most), 64);
+  const std::string note = "method mean_pool, seed " + std::to_string(seed);
+  const method::MeanPoolOptions options{.tile = 64, .threshold = .8f, .density = random.chance(0.5) ? .2f : 0};
+  const Problem problem{.q = c.inputs.q, .k = c.inputs.k};
+  const Plan plan = method::mean_pool(problem, options, context).plan;
+  const Zoned values(select::cuda::mean_pool_bytes(c.inputs, options.tile)), pools(select::cuda::mean_pool_workspace_bytes(c.inputs, options.tile));
+  const select::Scores scores = select::cuda::mean_pool_in(c.inputs, options.tile, values.data());
+  select::cuda::mean_pool_into(c.inputs, scores, pools.data(), context);
+  wait_for(context, note);
+  select::Budget budget{.sink = 1, .diagonal = 1};
+  if (options.density > 0) {
+    budget.share = {options.density};
+  } else {
+    budget.mass = {options.threshold};
+    budget.forced = select::Budget::Forced::beside;
+  }
+  Context host;
+  expect_same(*copy_to_host(plan, context), *select::plan(on_host(scores, values), budget, host), false, note);
+}
+
 // The method mean_pool from q and k to out, its transpose, its order and its check in one graph, replayed with other q, k and v.
 void check_graph(uint64_t seed, int replays) {
   const Stream stream;
@@ -330,6 +356,7 @@ int main(int argc, char** argv) {
       check_order(seed, context);
       check_select(seed, context, options.repeats, options.is_small);
       check_mean_pool(seed, context, options.is_small);
+      check_method(seed, context, options.is_small);
       ++ran;
     }
   });

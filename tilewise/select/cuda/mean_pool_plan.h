@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include "tilewise/select/cuda/mean_pool.h"
+#include "tilewise/select/cuda/plan.h"
+
+namespace tilewise::select::cuda {
+
+/// plan(mean_pool_scores()) on the GPU of the context, in memory of context.memory and with room for whatever the scores say. Nothing waits for the device: the plan
+/// may be given to attend on the same stream at once. Errors: as mean_pool_into and plan_into; memory.
+TILEWISE_API Plan mean_pool_plan(const Inputs& inputs, int tile, const Budget& budget, const Context& context);
+
+}  // namespace tilewise::select::cuda
