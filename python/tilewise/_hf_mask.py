@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Optional, Union
 
@@ -27,20 +28,25 @@ class VisibleKeys:
     num_keys: int  # the first so many of the keys; the queries are the last of them, or nothing depends on where they stand
     is_band: bool  # the same for every sequence: decode takes it without a plan
     left: Optional[int]
-    sequences: tuple[Tokens, ...] = ()  # of a padded or packed batch: each obeys `band` among its own tokens. Empty: the mask is not of that kind
-    band: Optional[Mask] = None
+    band: Optional[Mask] = None  # of a padded or packed batch: what each of its `sequences` obeys among its own tokens
+    find_sequences: Callable[[], tuple[Tokens, ...]] = tuple
     is_traced: bool = False  # made by torch.compile, which cannot tell sequences apart
     plans: dict[Any, Plan] = dataclasses.field(default_factory=dict)  # that depend on lengths alone
     ndim: int = 4  # with a static cache, generate() hands it to the model as a mask, and the model back to tilewise_mask
+
+    @functools.cached_property
+    def sequences(self) -> tuple[Tokens, ...]:
+        """Those of a padded or packed batch; none: the mask is not of that kind. Found when a method first asks."""
+        return self.find_sequences()
 
 
 Band = tuple[Optional[int], Optional[int]]
 
 
-def _closure(function: Callable[..., Any], maker: str) -> Optional[dict[str, Any]]:
-    """What a mask function of transformers holds, by name; None unless `maker` made it."""
+def _closure(function: Callable[..., Any], maker: str) -> dict[str, Any]:
+    """What a mask function of transformers holds, by name; nothing unless `maker` made it."""
     if not getattr(function, "__qualname__", "").startswith(f"{maker}.<locals>"):
-        return None
+        return {}
     return dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ())))
 
 
@@ -52,21 +58,22 @@ def _band(mask_function: Callable[..., Any]) -> Optional[Band]:
         return None, None
     if torch.compiler.is_compiling():  # which cannot look into a function
         return None
-    both = _closure(mask_function, "and_masks")
-    if both is None or len(both["mask_functions"]) != 2 or both["mask_functions"][1] is not masking_utils.causal_mask_function:
+    both = _closure(mask_function, "and_masks").get("mask_functions", ())
+    if len(both) != 2 or both[1] is not masking_utils.causal_mask_function:
         return None
-    window = _closure(both["mask_functions"][0], "sliding_window_overlay")
-    return None if window is None else (window["sliding_window"] - 1, 0)
+    window = _closure(both[0], "sliding_window_overlay").get("sliding_window")
+    return None if window is None else (window - 1, 0)
 
 
 def _packed(mask_function: Callable[..., Any]) -> Optional[tuple[Band, Tensor]]:
     """The band and the number of each token's sequence, int [B, S], where `mask_function` is that of a packed batch."""
-    both = _closure(mask_function, "and_masks")
-    if both is None or len(both["mask_functions"]) != 2:
+    both = _closure(mask_function, "and_masks").get("mask_functions", ())
+    if len(both) != 2:
         return None
-    inner, packed = _closure(both["mask_functions"][0], "remap_positions_for_packed_sequence"), _closure(both["mask_functions"][1], "packed_sequence_mask_function")
-    band = None if inner is None or packed is None else _band(inner["mask_function"])
-    return None if band is None or packed is None else (band, packed["packed_sequence_mask"])
+    inner = _closure(both[0], "remap_positions_for_packed_sequence").get("mask_function")
+    packed = _closure(both[1], "packed_sequence_mask_function").get("packed_sequence_mask")
+    band = None if inner is None or packed is None else _band(inner)
+    return None if band is None or packed is None else (band, packed)
 
 
 def tilewise_mask(
@@ -108,11 +115,12 @@ def tilewise_mask(
     if band is not None and aligned and padding is None:
         return VisibleKeys(Mask.band(*band), num_keys, True, band[0])
     if band is not None and padding is not None:
-        sequences = _padded_sequences(band, first, q_length, padding)
         spans = _spans_of_padding(band, first, q_length, padding)
-        if spans is None and not sequences:
+        visible = VisibleKeys(None, num_keys, False, None, Mask.band(*band), functools.partial(_padded_sequences, band, first, q_length, padding))
+        if spans is None and not visible.sequences:
             spans = _evaluated(batch_size, q_length, num_keys, int(q_offset), kv_offset, mask_function, attention_mask, use_vmap, device)
-        return VisibleKeys(None if spans is None else Mask.spans(spans), num_keys, False, None, sequences, Mask.band(*band))
+        visible.mask = None if spans is None else Mask.spans(spans)
+        return visible
     packed = _packed(mask_function) if padding is None and band is None else None
     if packed is not None and first == 0 and packed[1].shape == (batch_size, num_keys) and q_length == num_keys:
         return _packed_batch(*packed)
@@ -158,7 +166,7 @@ def _packed_batch(band: Band, number: Tensor) -> VisibleKeys:
             starts[entry, start : start + length], stops[entry, start : start + length] = start, start + length
             start += length
     spans = _spans_of_band(band, torch.arange(number.shape[1], device=number.device), starts, stops)
-    return VisibleKeys(Mask.spans(spans), number.shape[1], False, None, tuple(sequences), Mask.band(*band))
+    return VisibleKeys(Mask.spans(spans), number.shape[1], False, None, Mask.band(*band), lambda: tuple(sequences))
 
 
 def _spans_of_band(band: Band, token: Tensor, start: Tensor, stop: Tensor) -> Tensor:

@@ -72,22 +72,29 @@ def _use(method: str, options: Mapping[str, OptionValue]) -> Use:
     return Use(method, tuple(sorted(options.items())))
 
 
-def attention_layers(model: torch.nn.Module) -> list[tuple[int, torch.nn.Module]]:
-    """The modules of a model that run attention, with their layer numbers."""
+def _named_layers(model: torch.nn.Module) -> list[tuple[str, int, torch.nn.Module]]:
     found = []
-    for module in model.modules():
+    for name, module in model.named_modules():
         layer = getattr(module, "layer_idx", None)
         if isinstance(layer, int) and (hasattr(module, "num_key_value_groups") or hasattr(module, "is_causal")):
-            found.append((layer, module))
+            found.append((name, layer, module))
     return found
 
 
-def _is_cross(module: torch.nn.Module) -> bool:
+def attention_layers(model: torch.nn.Module) -> list[tuple[int, torch.nn.Module]]:
+    """The modules of a model that run attention, with their layer numbers."""
+    return [(layer, module) for _, layer, module in _named_layers(model)]
+
+
+def _is_cross(name: str, module: torch.nn.Module) -> bool:
     """Whether a layer's queries read keys of other tokens. Models say so in their own ways."""
     says = getattr(module, "is_cross_attention", None)
     if isinstance(says, bool):
         return says
-    return "Cross" in type(module).__name__ or (getattr(module, "is_decoder", False) and getattr(module, "is_causal", None) is False)
+    if getattr(module, "is_decoder", False) and getattr(module, "is_causal", None) is False:
+        return True
+    names = f"{type(module).__name__} {name}".lower()
+    return any(word in names for word in ("cross", "encoder_attn", "encdec"))
 
 
 def configure(
@@ -110,7 +117,8 @@ def configure(
     Nothing is ever run densely in place of what a method refuses: that is a NotImplementedError.
     Errors   ValueError (unknown method or option, a recipe for another model), OSError (no such recipe).
     """
-    found = attention_layers(model)
+    named = _named_layers(model)
+    found = [(layer, module) for _, layer, module in named]
     if not found:
         raise ValueError("configure: this model has no attention layer that names its layer_idx")
     count = 1 + max(layer for layer, _ in found)
@@ -129,15 +137,15 @@ def configure(
     for layer, module in found:
         if _window_of(module) is not None:
             uses[layer] = dataclasses.replace(uses[layer], default=window, heads=())
-    numbers = [layer for layer, module in found if not _is_cross(module)]
+    numbers = [layer for name, layer, module in named if not _is_cross(name, module)]
     if len(set(numbers)) < len(numbers) and (layers or any(use.heads for use in uses.values())):
         raise ValueError("configure: this model's encoder and decoder have layers of the same numbers; configure model.get_encoder() and model.get_decoder() one by one")
     for layer, choice in (layers or {}).items():
         if layer not in uses:
             raise ValueError(f"configure: layers names layer {layer}, the model has 0 to {count - 1}")
         uses[layer] = dataclasses.replace(uses[layer], default=_choice(choice), heads=())
-    for layer, module in found:
-        setattr(module, _ATTRIBUTE, Layer(layer, decode=decode) if _is_cross(module) else uses[layer])
+    for name, layer, module in named:
+        setattr(module, _ATTRIBUTE, Layer(layer, decode=decode) if _is_cross(name, module) else uses[layer])
     model.set_attn_implementation(NAME)
     return model
 
@@ -315,7 +323,7 @@ def attention_forward(
             seen(q, k, v, out, plan, mask, plan_ms, sequences)
         return out
 
-    if visible.band is not None and visible.sequences and (chosen.has_method or visible.mask is None):
+    if visible.band is not None and (chosen.has_method or visible.mask is None) and visible.sequences:
         out = attend_each(query, key, value, visible.sequences, functools.partial(run, visible.band))
     else:
         assert visible.mask is not None

@@ -2,6 +2,7 @@
 """Models of diffusers with random weights: dense equals their own processors, sparse equals torch's attention under the plan's mask."""
 
 import copy
+import pickle
 
 import diffusers_models as models
 import pytest
@@ -147,6 +148,8 @@ def test_copies_and_fused_projections():
     processors.configure(model)  # the copy has processors of its own
     assert copied.transformer_blocks[0].attn.processor.tilewise.method == "mean_pool"
     model.load_state_dict(copied.state_dict())
+    pickled = pickle.loads(pickle.dumps(copied.transformer_blocks[0].attn.processor))
+    assert isinstance(pickled, processors.TilewiseProcessor) and pickled.tilewise.options == {"density": 0.5, "tile": 16}
     processors.configure(model, "mean_pool", density=0.5, tile=16)
     model.fuse_qkv_projections()
     assert torch.allclose(run(), got, atol=1e-5)
