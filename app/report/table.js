@@ -6,7 +6,7 @@ function facts() {
     ? [
         ["Model", input.model],
         ["Shape", `${input.num_layers} layers, ${shape}, ${input.dtype}`],
-        ...input.texts.map((text) => ["Text", `${text.path} (${whole(text.bytes)} bytes)`]),
+        ...input.texts.map((text) => ["Text", text.path + (text.bytes ? ` (${whole(text.bytes)} bytes)` : "")]),
         ["Length", `${input.batch > 1 ? `${whole(input.batch)} sequences of ` : ""}${whole(input.length)} ${lengthUnit}`],
         ["Needles", input.needle_lengths.length ? `${data.dense.needle ? data.dense.needle.of : 0} of ${input.needle_lengths.map(whole).join(", ")} ${lengthUnit}` : "not asked"],
       ]
@@ -59,6 +59,7 @@ function methodHeader(row) {
 
 function methodTable() {
   const table = byId("methods");
+  if (!has(data.dense.peak_bytes)) byId("memory-hint").remove();
   const body = el("tbody", {});
   const denseRow = el("tr", {}, el("th", { scope: "row" }, "dense"), ...columns.map((column) => el("td", {}, column.dense)));
   let sorted = null, direction = 1;

@@ -203,12 +203,15 @@ def compare(
         first = run.inputs[0]
         if first.text is None or first.tokenizer is None:
             raise ValueError("compare: needles are hidden in text, and the inputs are token ids; give text, and a tokenizer where tokens are not bytes")
-        for asked in lengths:
-            run.needles += make_needles(first.text, first.tokenizer, asked, seed)
+        for tokens in lengths:
+            run.needles += make_needles(first.text, first.tokenizer, tokens, seed)
     name, recipe_text = _recipe(recipe)
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     first = run.inputs[0]
+    choices = [choice if isinstance(choice, str) else choice[0] + ":" * bool(choice[1]) + options_text(dict(choice[1])) for choice in methods or ()]
+    told = {"methods": choices, "length": length, "density": density, "tune": tune, "max_bits": max_bits if tune else None, "needles": lengths, "seed": seed}
+    asked = [f"{key}={value!r}" for key, value in told.items() if value]
     request = {
         "model": model.config._name_or_path or type(model).__name__,
         "num_layers": 1 + max(layer for layer, _ in huggingface.attention_layers(model)),
@@ -220,7 +223,7 @@ def compare(
         "reads": first.reads,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "texts": [{"name": one.name, "bytes": one.file_bytes} for one in run.inputs],
-        "methods": [choice if isinstance(choice, str) else choice[0] + ":" * bool(choice[1]) + options_text(dict(choice[1])) for choice in methods or ()],
+        "methods": choices,
         "recipe": recipe_text,
         "recipe_name": name,
         "density": density,
@@ -231,7 +234,7 @@ def compare(
         "seed": seed,
         "needles": [{"length": one.length, "depth": one.depth} for one in run.needles],
         "has_progress": progress,
-        "command": command if command is not None else f"tilewise.compare({type(model).__name__}, {first.name}, ...)",
+        "command": command if command is not None else f"tilewise.compare({', '.join([type(model).__name__, *(one.name for one in run.inputs), *asked])})",
     }
     return Comparison(run(json.dumps(request)))
 
@@ -329,7 +332,8 @@ class _Run:
             return False
         for first in range(0, len(needle.answer) - 1, huggingface._MOST_NEW_TOKENS):
             given = needle.answer[first : min(first + huggingface._MOST_NEW_TOKENS, len(needle.answer) - 1)]
-            output = self.model(torch.tensor([given]), **{cache: output.past_key_values}, use_cache=True)
+            kept = output[cache] if cache in output else output.past_key_values
+            output = self.model(torch.tensor([given]), **{cache: kept}, use_cache=True)
             if output.logits[0].argmax(-1).tolist() != needle.answer[first + 1 : first + 1 + len(given)]:
                 return False
         return True
