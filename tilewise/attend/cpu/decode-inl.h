@@ -61,30 +61,56 @@ struct Scaled {
 TILEWISE_INLINE int padded(int channels) { return (channels + kDecodePad - 1) / kDecodePad * kDecodePad; }
 
 inline constexpr int kBlock = kWidth / 4;  // rows that share a vector
+inline constexpr int kAskChunks = 4;  // of four keys a line each: how often more is asked for
 
-// Caches are read from memory: while one line is computed on, one is asked for that is read a strip later. `at`: bytes from the row's start.
-TILEWISE_INLINE void ask_for(const DecodeAhead& ahead, int first, int count, int at) {
-  if (at >= ahead.bytes) return;
-  TILEWISE_UNROLL
-  for (int i = 0; i < count; ++i) __builtin_prefetch(static_cast<const char*>(ahead.rows[first + i]) + at, 0, 3);
-}
+// Caches are read from memory: with each line that is computed on, one is asked for that is read within a strip or so. Keys and values take turns line by line:
+// two lines of each in a row are slower by a tenth, one side after the other by as much again.
+TILEWISE_INLINE void ask_line(const char* line) { __builtin_prefetch(line, 0, 3); }
 
-// The same for rows that are read several times over: from front to back whichever pass asks, as the processor's own look-ahead likes it.
-struct AheadInOrder {
-  DecodeAhead rows;
-  int count, row = 0, at = 0;
-
-  __attribute__((always_inline)) int lines() const { return (rows.bytes + 63) / 64; }
-  __attribute__((always_inline)) void ask_for(int lines) {
-    for (; lines > 0 && row < count; --lines) {
-      __builtin_prefetch(static_cast<const char*>(rows.rows[row]) + at);
-      at += 64;
-      if (at < rows.bytes) continue;
-      at = 0;
-      ++row;
+void ask_for(DecodeAsk::Side& side, int lines) {
+  for (; lines > 0; --lines) {
+    if (side.at >= side.end) {
+      if (side.next == side.last) return;
+      side.at = side.next->begin;
+      side.end = side.next->end;
+      ++side.next;
     }
+    ask_line(side.at);
+    side.at += 64;
   }
+}
+int64_t bytes_left(const DecodeAsk::Side& side) { return side.at < side.end ? side.end - side.at : 0; }
+
+// Lines of keys and of values to ask for at a time; even.
+struct Share {
+  int k, v;
+  bool is_twice;
 };
+TILEWISE_INLINE int share_of(int lines, int parts) { return (lines + 2 * parts - 1) / (2 * parts) * 2; }
+TILEWISE_INLINE Share share_of(const DecodeStrip& s, int parts) { return {share_of(s.ask->k.lines, parts), share_of(s.ask->v.lines, parts), false}; }
+
+__attribute__((noinline)) void ask_over_end(DecodeAsk& ask, Share share) {
+  ask.k.at += ask.at;
+  ask.v.at += ask.at;
+  ask_for(ask.k, share.k);
+  ask_for(ask.v, share.v);
+  const int64_t left_k = bytes_left(ask.k), left_v = bytes_left(ask.v);
+  ask.at = 0;
+  ask.end = ask.k.lines != ask.v.lines ? 0 : left_k < left_v ? left_k : left_v;
+}
+TILEWISE_INLINE void ask_for(DecodeAsk& ask, Share share) {
+  int64_t at = ask.at;
+  const int64_t to = at + share.k * 64;
+  if (__builtin_expect(to > ask.end, 0)) return ask_over_end(ask, share);
+  const char *const k = ask.k.at, *const v = ask.v.at;
+  for (; at < to; at += 128) {
+    ask_line(k + at);
+    ask_line(v + at);
+    ask_line(k + at + 64);
+    ask_line(v + at + 64);
+  }
+  ask.at = to;
+}
 
 // Products of four channels in f32, or of four pairs of bf16.
 struct Multiply {
@@ -99,7 +125,7 @@ struct Dot {
 // Scores of kDecodeStep keys from `key` on for B blocks of rows. A chunk of a key meets the same chunk of all rows of a block at once, so lanes are added up
 // four by four only, after the last chunk. One block has two sums for each key, or the adder's latency would show.
 template <class Op, int B>
-TILEWISE_INLINE void score_keys(const DecodeStrip& s, const float* const (&keys)[kDecodeStep], int key, int block) {
+TILEWISE_INLINE void score_keys(const DecodeStrip& s, const float* const (&keys)[kDecodeStep], int key, int block, Share share) {
   constexpr int kSums = B == 1 ? 2 : 1;
   Vf acc[B][kSums][kDecodeStep];
   TILEWISE_UNROLL
@@ -124,14 +150,13 @@ TILEWISE_INLINE void score_keys(const DecodeStrip& s, const float* const (&keys)
       for (int k = 0; k < kDecodeStep; ++k) acc[b][sum][k] = Op::multiply_add(acc[b][sum][k], x[k], queries);
     }
   };
-  const DecodeAhead ahead = block == 0 ? s.ahead : DecodeAhead{};
   int chunk = 0;
-  for (; chunk + 4 <= s.chunks; chunk += 4) {  // a line
-    ask_for(ahead, key, kDecodeStep, chunk * 16);
+  for (; chunk + kAskChunks <= s.chunks; chunk += kAskChunks) {
+    if (block == 0) ask_for(*s.ask, share);
     TILEWISE_UNROLL
-    for (int i = 0; i < 4; ++i) step(chunk + i, i % kSums);
+    for (int i = 0; i < kAskChunks; ++i) step(chunk + i, i % kSums);
   }
-  for (int at = chunk * 16; at < ahead.bytes; at += 64) ask_for(ahead, key, kDecodeStep, at);
+  if (block == 0 && chunk < s.chunks) ask_for(*s.ask, share);
   for (; chunk < s.chunks; ++chunk) step(chunk, 0);
   TILEWISE_UNROLL
   for (int b = 0; b < B; ++b) {
@@ -148,12 +173,13 @@ TILEWISE_INLINE void score_keys(const DecodeStrip& s, const float* const (&keys)
 template <class Op, class KeysOf>
 TILEWISE_INLINE void score_all(const DecodeStrip& s, const KeysOf& keys_of) {
   const int blocks = (s.rows + kBlock - 1) / kBlock;
+  const Share share = share_of(s, (s.chunks + kAskChunks - 1) / kAskChunks);
   for (int key = 0; key < s.count; key += kDecodeStep) {
     const float* keys[kDecodeStep];
     keys_of(key, keys);
     int block = 0;
-    for (; block + 2 <= blocks; block += 2) score_keys<Op, 2>(s, keys, key, block);
-    if (block < blocks) score_keys<Op, 1>(s, keys, key, block);
+    for (; block + 2 <= blocks; block += 2) score_keys<Op, 2>(s, keys, key, block, share);
+    if (block < blocks) score_keys<Op, 1>(s, keys, key, block, share);
   }
 }
 
@@ -200,6 +226,11 @@ void scores_bf16(const DecodeStrip& s) {
   }
 #endif
   scores<Bf16>(s);
+}
+
+void lay(const void* first, int64_t stride, int count, const void** to) {
+  const auto address = reinterpret_cast<uintptr_t>(first);
+  for (int i = 0; i < count; ++i) to[i] = reinterpret_cast<const void*>(address + static_cast<uintptr_t>(i) * static_cast<uintptr_t>(stride));
 }
 
 // Keys that a row does not read get -infinity.
@@ -278,47 +309,51 @@ TILEWISE_INLINE void put_in_order(Vf (&sums)[V]) {
   }
 }
 
-// sums = sums * rescale + P V for R rows and V vectors of channels from d on; the last vector may be short. Of what is asked for ahead, the same share.
+// sums = sums * rescale + P V of keys [key, end) for R rows and V vectors of channels from d on; the last vector may be short. Of what is asked for ahead, the
+// same share.
 template <class In, int R, int V>
-TILEWISE_INLINE void value_block(const DecodeStrip& s, int row, int d, int left, AheadInOrder& ahead) {
+TILEWISE_INLINE void value_block(const DecodeStrip& s, int key, int end, int row, int d, int left, Share share) {
   const int pad = padded(s.head_dim_v);
-  const float* p[R];
+  // Rows of a group lie in one block, or in whole ones: their probabilities are at distances that the compiler knows.
+  const float* const p = s.scores + row / kBlock * kBlock * kDecodeStrip + row % kBlock * 4;
+  if (row > 0) share = {};
   Vf acc[R][V];
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) {
-    p[r] = s.scores + (row + r) / kBlock * kBlock * kDecodeStrip + (row + r) % kBlock * 4;
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) acc[r][j] = zero();
   }
-  const int lines = (ahead.lines() * V * kWidth + s.head_dim_v - 1) / s.head_dim_v, first_line = ahead.lines() * d / s.head_dim_v;
   const auto add_key = [&](int i, int u) __attribute__((always_inline)) {
-    if (lines < 4) {
-      ahead.ask_for(lines);
-    } else if (row == 0) {  // 256 bytes of each row are near enough to front to back
-      for (int line = 0; line < lines; ++line) ask_for(s.ahead, i + u, 1, (first_line + line) * 64);
-    }
     const typename In::Row values = In::at(*s.v, i + u, pad);
     Vf x[V];
     load_channels<In, V>(values, d, left, x);
     TILEWISE_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Vf weight = broadcast_at(p[r] + i * kBlock + u);
+      const Vf weight = broadcast_at(p + i * kBlock + r / kBlock * kBlock * kDecodeStrip + r % kBlock * 4 + u);
       TILEWISE_UNROLL
       for (int j = 0; j < V; ++j) acc[r][j] = fma(x[j], weight, acc[r][j]);
     }
   };
-  int i = 0;
-  for (; i + 4 <= s.count; i += 4) {
+  int i = key;
+  for (; i + 4 <= end; i += 4) {
     TILEWISE_UNROLL
-    for (int u = 0; u < 4; ++u) add_key(i, u);
+    for (int u = 0; u < 4; ++u) {
+      if (u == 0 || (u == 2 && share.is_twice)) ask_for(*s.ask, share);
+      add_key(i, u);
+    }
   }
-  for (int u = 0; i + u < s.count; ++u) add_key(i, u);
+  for (int u = 0; i + u < end; ++u) add_key(i, u);
   TILEWISE_UNROLL
   for (int r = 0; r < R; ++r) {
-    const float* const parts = s.correction + (row + r) * 4;
-    const Vf rescale = broadcast(s.rescale[(row + r) * 4]), correction = broadcast((parts[0] + parts[2]) + (parts[1] + parts[3]));
     float* const sums = s.sums + static_cast<int64_t>(row + r) * pad + d;
     put_in_order<In, V>(acc[r]);
+    if (key > 0) {
+      TILEWISE_UNROLL
+      for (int j = 0; j < V; ++j) store(sums + j * kWidth, add(load(sums + j * kWidth), acc[r][j]));
+      continue;
+    }
+    const float* const parts = s.correction + (row + r) * 4;
+    const Vf rescale = broadcast(s.rescale[(row + r) * 4]), correction = broadcast((parts[0] + parts[2]) + (parts[1] + parts[3]));
     TILEWISE_UNROLL
     for (int j = 0; j < V; ++j) store(sums + j * kWidth, fma(load(sums + j * kWidth), rescale, sub(acc[r][j], correction)));
   }
@@ -331,23 +366,32 @@ inline constexpr int kSums = 8;
 #endif
 
 template <class In, int R>
-TILEWISE_INLINE void value_rows(const DecodeStrip& s, int row, AheadInOrder& ahead) {
+TILEWISE_INLINE void value_rows(const DecodeStrip& s, int key, int end, int row, Share share) {
   constexpr int V = kSums / R > 8 ? 8 : kSums / R;
   int d = 0;
-  for (; d + V * kWidth <= s.head_dim_v; d += V * kWidth) value_block<In, R, V>(s, row, d, kWidth, ahead);
-  for (; d < s.head_dim_v; d += kWidth) value_block<In, R, 1>(s, row, d, s.head_dim_v - d, ahead);
+  for (; d + V * kWidth <= s.head_dim_v; d += V * kWidth) value_block<In, R, V>(s, key, end, row, d, kWidth, share);
+  for (; d < s.head_dim_v; d += kWidth) value_block<In, R, 1>(s, key, end, row, d, s.head_dim_v - d, share);
 }
 
 template <class In>
 void values(const DecodeStrip& s) {
-  AheadInOrder ahead{s.ahead, s.count};
-  int row = 0;
-  for (; row + 4 <= s.rows; row += 4) value_rows<In, 4>(s, row, ahead);
-  if (row + 2 <= s.rows) {
-    value_rows<In, 2>(s, row, ahead);
-    row += 2;
+  const int channels = kWidth * (s.rows >= 4 ? kSums / 4 : 8);  // of a pass, at most
+  const int passes = (s.head_dim_v + channels - 1) / channels, keys = passes == 1 ? kDecodeStrip : kDecodeValues;
+  Share share = share_of(s, passes);
+  if (share.k >= 8) {
+    share = share_of(s, 2 * passes);
+    share.is_twice = true;
   }
-  if (row < s.rows) value_rows<In, 1>(s, row, ahead);
+  for (int key = 0; key < s.count; key += keys) {
+    const int end = key + keys < s.count ? key + keys : s.count;
+    int row = 0;
+    for (; row + 4 <= s.rows; row += 4) value_rows<In, 4>(s, key, end, row, share);
+    if (row + 2 <= s.rows) {
+      value_rows<In, 2>(s, key, end, row, share);
+      row += 2;
+    }
+    if (row < s.rows) value_rows<In, 1>(s, key, end, row, share);
+  }
 }
 
 }  // namespace
@@ -357,6 +401,7 @@ extern const DecodeTable decode_table;
 const DecodeTable decode_table{
     .rows = kBlock,
     .dots_bf16 = TILEWISE_TARGET_LEVEL >= 3,
+    .lay = &lay,
     .scores = {&scores_f32, &scores_bf16, &scores<F16>, &scores<I8>, &scores<I4>, &scores<Scaled<I8>>, &scores<Scaled<I4>>},
     .softmax = &softmax,
     .values = {&values<F32>, &values<Bf16>, &values<F16>, &values<I8>, &values<I4>, &values<Scaled<I8>>, &values<Scaled<I4>>},

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -28,7 +31,7 @@ constexpr machine::cpu::PerTarget<DecodeTable> kTables{{&portable::decode_table,
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kMostChannels = 1024;
-// Keys of one item: 1 to 4 MB of a usual cache, 30 to 100 us of reading. Halves cost 3 to 10 %: each begins with rows that nobody asked for.
+// Keys of one item: 1 to 4 MB of a usual cache, 30 to 100 us of reading.
 constexpr int64_t kPartKeys = 4096;
 
 float to_float(const TensorView& view, int64_t offset) {
@@ -47,24 +50,74 @@ struct Item {
   float *row_max, *row_sum;    // [rows]
 };
 
-// What one worker keeps between items.
+// The items of a call. Each is for one worker, which gets one whenever the executor calls it; towards its end it holds another, so that its first rows are
+// there when it begins. Nobody waits for what someone else holds: as many calls are to come as there are items that nobody began, held ones among them.
+class Queue {
+ public:
+  Queue(const std::vector<Item>& items, int workers) : items_(items), held_(static_cast<size_t>(workers)) {}
+
+  struct Got {
+    const Item& item;
+    bool is_held;  // by this worker
+  };
+  Got get(int worker) {
+    if (const Item* const item = held_of(worker).exchange(nullptr)) return {*item, true};
+    for (;;) {
+      if (const Item* const item = take()) return {*item, false};
+      for (auto& held : held_) {
+        if (const Item* const item = held.exchange(nullptr)) return {*item, false};
+      }
+      std::this_thread::yield();  // someone is about to hold the last one
+    }
+  }
+  /// Null: none is left.
+  const Item* hold(int worker) {
+    const Item* const item = take();
+    held_of(worker).store(item);
+    return item;
+  }
+
+ private:
+  std::atomic<const Item*>& held_of(int worker) { return held_[static_cast<size_t>(worker)]; }
+  const Item* take() {
+    const auto count = static_cast<int64_t>(items_.size());
+    if (next_.load(std::memory_order_relaxed) >= count) return nullptr;
+    const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
+    return item < count ? &items_[static_cast<size_t>(item)] : nullptr;
+  }
+
+  const std::vector<Item>& items_;
+  std::vector<std::atomic<const Item*>> held_;  // of each worker
+  std::atomic<int64_t> next_ = 0;
+};
+
+// What one worker works with.
 struct Worker {
-  // Strips are filled one ahead, so that their rows can be asked for.
   struct Strip {
     DecodeKeys keys;
     float *expanded_k, *expanded_v;
   };
+  static constexpr int kMostPieces = 2 * kDecodeStrip;  // rows of two strips
+
   Tensor memory;
-  float *q, *scores, *widened;
-  Strip strips[2];
+  float *packed, *scores, *widened;
+  // Filled one ahead, so that their rows can be asked for; between items, `here` has the first strip of the one that is held.
+  Strip strips[2], *here = &strips[0], *next = &strips[1];
+  std::optional<DecodeWalk> walk;
+  // What a strip asks for, its own rows and the next one's; of rows that lie apart, a piece each.
+  DecodePiece pieces_k[kMostPieces], pieces_v[kMostPieces];
+  DecodeAsk ask;
+  float q_sum[kDecodeRows * 4], rescale[kDecodeRows * 4], correction[kDecodeRows * 4], row_max[kDecodeRows * 4], row_sum[kDecodeRows * 4];
+  int32_t first[kDecodeRows], last[kDecodeRows], sink[kDecodeRows];
+  uint8_t query[kDecodeRows];
 
   static int64_t floats(const DecodeProblem& problem) {
     return (kDecodeRows + kDecodeStep) * padded(problem.sizes.head_dim) + kDecodeRows * kDecodeStrip +
            2 * (expanded_floats(problem.k) + expanded_floats(problem.v));
   }
-  Worker(const DecodeProblem& problem, Context& context) : memory(context.memory, Dtype::f32, {floats(problem)}) {
-    q = memory.view.data<float>();
-    scores = q + kDecodeRows * padded(problem.sizes.head_dim);
+  Worker(const DecodeProblem& problem, const Context& context) : memory(context.memory, Dtype::f32, {floats(problem)}) {
+    packed = memory.view.data<float>();
+    scores = packed + kDecodeRows * padded(problem.sizes.head_dim);
     widened = scores + kDecodeRows * kDecodeStrip;
     float* at = widened + kDecodeStep * padded(problem.sizes.head_dim);
     for (Strip& strip : strips) {
@@ -86,79 +139,28 @@ class Decoder {
     if (problem.v.has_value()) row_bytes_v_ = bytes_of_row(problem.v);
   }
 
-  void run(const Item& item, Worker& worker, const Context& context) const {
-    const DecodeUnit& unit = *item.unit;
-    const Sizes& sizes = problem_.sizes;
-    DecodeStrip strip{};
-    strip.rows = unit.rows();
-    strip.head_dim = static_cast<int>(sizes.head_dim);
-    strip.head_dim_v = static_cast<int>(sizes.head_dim_v);
-    strip.has_pairs = has_pairs_;
-    strip.has_scale_k = is_by_key(kind_k_);
-    strip.has_scale_v = problem_.v.has_value() && is_by_key(kind_v_);
-    strip.scale = static_cast<float>(scale_of(problem_.params.softmax_scale, sizes.head_dim));
-    strip.softcap = problem_.params.softcap;
-    DecodeWalk walk(problem_, unit, item.first, item.last);
-    const bool has_values = problem_.v.has_value();
-    Worker::Strip *here = &worker.strips[0], *ahead = &worker.strips[1];
-    walk.next(here->keys, here->expanded_k, here->expanded_v);
-    for (int i = 0; i < here->keys.count; ++i) {  // no strip before this one has asked for them
-      for (int at = 0; at < row_bytes_k_; at += 64) __builtin_prefetch(static_cast<const char*>(here->keys.k.data[i]) + at);
+  /// Computes one item; says which.
+  const Item& run(Queue& queue, int index, Worker& worker, const Context& context) const {
+    const auto [item, is_held] = queue.get(index);
+    if (!is_held) {
+      enter(item, worker, *worker.here);
+      ask_for_start(worker.here->keys);
     }
-    float q_sum[kDecodeRows * 4], rescale[kDecodeRows * 4], correction[kDecodeRows * 4], row_max[kDecodeRows * 4], row_sum[kDecodeRows * 4];
-    int32_t first[kDecodeRows], last[kDecodeRows], sink[kDecodeRows];
-    uint8_t query[kDecodeRows];
-    const int padded_rows = (strip.rows + table_.rows - 1) / table_.rows * table_.rows;
-    std::fill_n(worker.q, padded_rows * chunks_ * 4, 0.0f);
-    std::fill_n(q_sum, padded_rows * 4, 0.0f);
-    std::fill_n(row_max, padded_rows * 4, -kInfinity);
-    std::fill_n(row_sum, padded_rows * 4, 0.0f);
-    for (int row = 0; row < strip.rows; ++row) {
-      const int head = unit.head + row / unit.queries, new_token = unit.query + row % unit.queries;
-      std::fill_n(q_sum + row * 4, 4, pack(head, unit.b, new_token, row, worker.q));
-      const DecodeBand band = problem_.band(unit.b, head, new_token);
-      first[row] = band.first;
-      last[row] = band.last;
-      sink[row] = band.sink;
-      query[row] = static_cast<uint8_t>(1u << new_token);
-    }
-    strip.q = worker.q;
-    strip.chunks = chunks_;
-    strip.widened = worker.widened;
-    strip.q_sum = q_sum;
-    strip.first = first;
-    strip.last = last;
-    strip.sink = sink;
-    strip.query = query;
-    strip.scores = worker.scores;
-    strip.rescale = rescale;
-    strip.correction = correction;
-    strip.sums = item.sums;
-    strip.row_max = row_max;
-    strip.row_sum = row_sum;
-    std::fill_n(item.sums, strip.rows * padded(sizes.head_dim_v), 0.0f);
-
-    for (; here->keys.count > 0; std::swap(here, ahead)) {
+    DecodeStrip strip = strip_of(worker);
+    begin(item, worker, strip);
+    for (bool has_next = true; has_next; std::swap(worker.here, worker.next)) {
       context.check_cancel();
-      walk.next(ahead->keys, ahead->expanded_k, ahead->expanded_v);
-      strip.count = here->keys.count;
-      strip.is_tested = here->keys.is_tested;
-      strip.k = &here->keys.k;
-      strip.v = &here->keys.v;
-      strip.token = here->keys.token;
-      strip.queries = here->keys.queries;
-      const DecodeAhead next{(ahead->keys.count > 0 ? ahead : here)->keys.k.data, row_bytes_k_};
-      strip.ahead = has_values ? DecodeAhead{here->keys.v.data, row_bytes_v_} : next;
-      table_.scores[static_cast<int>(kind_k_)](strip);
-      table_.softmax(strip);
-      strip.ahead = next;
-      if (has_values) table_.values[static_cast<int>(kind_v_)](strip);
+      Worker::Strip& next = *worker.next;
+      const int count = worker.here->keys.count;
+      has_next = count > 0 && worker.walk->next(next.keys, next.expanded_k, next.expanded_v);
+      if (!has_next) {
+        next.keys.count = 0;
+        if (const Item* const held = queue.hold(index)) enter(*held, worker, next);
+      }
+      if (count > 0) compute(worker, strip);
     }
-    for (int row = 0; row < strip.rows; ++row) {
-      const float* const parts = row_sum + row * 4;
-      item.row_max[row] = row_max[row * 4];
-      item.row_sum[row] = (parts[0] + parts[2]) + (parts[1] + parts[3]);
-    }
+    finish(item, strip);
+    return item;
   }
 
   // The results of a unit's parts become that of the whole.
@@ -192,6 +194,136 @@ class Decoder {
   }
 
  private:
+  DecodeStrip strip_of(Worker& worker) const {
+    const Sizes& sizes = problem_.sizes;
+    worker.ask = {};
+    worker.ask.k.lines = lines_of(row_bytes_k_);
+    worker.ask.v.lines = lines_of(row_bytes_v_);
+    DecodeStrip strip{};
+    strip.ask = &worker.ask;
+    strip.head_dim = static_cast<int>(sizes.head_dim);
+    strip.head_dim_v = static_cast<int>(sizes.head_dim_v);
+    strip.q = worker.packed;
+    strip.chunks = chunks_;
+    strip.has_pairs = has_pairs_;
+    strip.widened = worker.widened;
+    strip.has_scale_k = is_by_key(kind_k_);
+    strip.has_scale_v = has_values() && is_by_key(kind_v_);
+    strip.q_sum = worker.q_sum;
+    strip.scale = static_cast<float>(scale_of(problem_.params.softmax_scale, sizes.head_dim));
+    strip.softcap = problem_.params.softcap;
+    strip.first = worker.first;
+    strip.last = worker.last;
+    strip.sink = worker.sink;
+    strip.query = worker.query;
+    strip.scores = worker.scores;
+    strip.rescale = worker.rescale;
+    strip.correction = worker.correction;
+    strip.row_max = worker.row_max;
+    strip.row_sum = worker.row_sum;
+    return strip;
+  }
+
+  // `strip` becomes the first of an item; it may be empty.
+  void enter(const Item& item, Worker& worker, Worker::Strip& strip) const {
+    worker.walk.emplace(table_, problem_, *item.unit, item.first, item.last);
+    worker.walk->next(strip.keys, strip.expanded_k, strip.expanded_v);
+  }
+
+  // What kernels take from a unit.
+  void begin(const Item& item, Worker& worker, DecodeStrip& strip) const {
+    const DecodeUnit& unit = *item.unit;
+    strip.rows = unit.rows();
+    strip.sums = item.sums;
+    const int padded_rows = (strip.rows + table_.rows - 1) / table_.rows * table_.rows;
+    std::fill_n(worker.packed, padded_rows * chunks_ * 4, 0.0f);
+    std::fill_n(worker.q_sum, padded_rows * 4, 0.0f);
+    std::fill_n(worker.row_max, padded_rows * 4, -kInfinity);
+    std::fill_n(worker.row_sum, padded_rows * 4, 0.0f);
+    for (int row = 0; row < strip.rows; ++row) {
+      const int head = unit.head + row / unit.queries, new_token = unit.query + row % unit.queries;
+      std::fill_n(worker.q_sum + row * 4, 4, pack(head, unit.b, new_token, row, worker.packed));
+      const DecodeBand band = problem_.band(unit.b, head, new_token);
+      worker.first[row] = band.first;
+      worker.last[row] = band.last;
+      worker.sink[row] = band.sink;
+      worker.query[row] = static_cast<uint8_t>(1u << new_token);
+    }
+    std::fill_n(item.sums, strip.rows * padded(problem_.sizes.head_dim_v), 0.0f);
+  }
+
+  void compute(Worker& worker, DecodeStrip& strip) const {
+    const DecodeKeys &here = worker.here->keys, &next = worker.next->keys;
+    DecodeAsk& ask = worker.ask;
+    ask.at = ask.end = 0;
+    plan_side(here.k, lead_k(here.count), here.count, next.k, lead_k(next.count), row_bytes_k_, worker.pieces_k, ask.k);
+    if (has_values()) plan_side(here.v, lead_v(here.count), here.count, next.v, lead_v(next.count), row_bytes_v_, worker.pieces_v, ask.v);
+    strip.count = here.count;
+    strip.is_tested = here.is_tested;
+    strip.k = &here.k;
+    strip.v = &here.v;
+    strip.token = here.token;
+    strip.queries = here.queries;
+    table_.scores[static_cast<int>(kind_k_)](strip);
+    table_.softmax(strip);
+    if (has_values()) table_.values[static_cast<int>(kind_v_)](strip);
+  }
+
+  static void finish(const Item& item, const DecodeStrip& strip) {
+    for (int row = 0; row < strip.rows; ++row) {
+      const float* const parts = strip.row_sum + row * 4;
+      item.row_max[row] = strip.row_max[row * 4];
+      item.row_sum[row] = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+    }
+  }
+
+  // How many of a strip's rows have been asked for before it begins. While scores read all its keys, half a strip of keys and half of values are asked for,
+  // and as much while its values are read: so keys lead by seven eighths at first and by three eighths behind the scores, values the other way round.
+  int lead_k(int count) const { return has_values() ? count - count / 8 : count; }
+  static int lead_v(int count) { return count * 3 / 8; }
+  // While four keys are computed, in scores and then in values; without values, in scores alone.
+  int lines_of(int row_bytes) const { return (row_bytes * kDecodeStep / (has_values() ? 2 : 1) + 63) / 64; }
+
+  // Before a strip that no other one asked for.
+  void ask_for_start(const DecodeKeys& keys) const {
+    const auto ask_for = [](const void* const* rows, int count, int bytes) {
+      for (int i = 0; i < count; ++i) {
+        for (int at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(rows[i]) + at);
+      }
+    };
+    ask_for(keys.k.data, lead_k(keys.count), row_bytes_k_);
+    if (has_values()) ask_for(keys.v.data, lead_v(keys.count), row_bytes_v_);
+  }
+
+  // What is left of a strip's rows, then those that the next one wants to find.
+  static void plan_side(const DecodeRows& here, int lead, int count, const DecodeRows& next, int lead_next, int bytes, DecodePiece* pieces,
+                        DecodeAsk::Side& side) {
+    side.at = side.end = nullptr;
+    side.next = pieces;
+    const auto add = [&](const void* const* rows, int begin, int end) {
+      if (begin >= end) return;
+      const auto* const first = static_cast<const char*>(rows[begin]);
+      const auto* const last = static_cast<const char*>(rows[end - 1]);
+      // Ends as far apart as those of one piece: were it none, only what is asked for would be wrong.
+      if (reinterpret_cast<intptr_t>(last) - reinterpret_cast<intptr_t>(first) == static_cast<intptr_t>(end - 1 - begin) * bytes) {
+        if (pieces != side.next && pieces[-1].end == first) {
+          pieces[-1].end = last + bytes;
+        } else {
+          *pieces++ = {first, last + bytes};
+        }
+        return;
+      }
+      for (int i = begin; i < end; ++i) {
+        const auto* const row = static_cast<const char*>(rows[i]);
+        *pieces++ = {row, row + bytes};
+      }
+    };
+    add(here.data, lead, count);
+    add(next.data, 0, lead_next);
+    side.last = pieces;
+  }
+
+  bool has_values() const { return problem_.v.has_value(); }
   static int bytes_of_row(const Store& store) { return static_cast<int>(store.data.dim(3) * static_cast<int64_t>(size_of(store.data.dtype()))); }
   // Lays a query where DecodeStrip::q has it; returns the sum of its channels.
   float pack(int head, int64_t b, int query, int row, float* packed) const {
@@ -273,14 +405,13 @@ Ran decode(const DecodeProblem& problem, Context& context) {
     item.row_sum = item.row_max + rows;
     at += rows * (pad + kDecodePad);
   }
-  std::vector<Worker> workers;
-  workers.reserve(static_cast<size_t>(context.concurrency()));
-  for (int i = 0; i < context.concurrency(); ++i) workers.emplace_back(problem, context);
+  Queue queue(items, context.concurrency());
+  std::vector<std::unique_ptr<Worker>> workers;
+  for (int i = 0; i < context.concurrency(); ++i) workers.push_back(std::make_unique<Worker>(problem, context));
   std::vector<std::atomic<int64_t>> open(problem.units.size());  // items of each unit that are not done
   for (size_t unit = 0; unit < open.size(); ++unit) open[unit] = first_item[unit + 1] - first_item[unit];
-  context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t index, int worker) {
-    const Item& item = items[static_cast<size_t>(index)];
-    decoder.run(item, workers[static_cast<size_t>(worker)], context);
+  context.parallel_for(static_cast<int64_t>(items.size()), [&](int64_t, int worker) {
+    const Item& item = decoder.run(queue, worker, *workers[static_cast<size_t>(worker)], context);
     const auto unit = static_cast<size_t>(item.unit - problem.units.data());
     if (open[unit].fetch_sub(1) == 1) decoder.merge(&items[static_cast<size_t>(first_item[unit])], first_item[unit + 1] - first_item[unit]);
   });

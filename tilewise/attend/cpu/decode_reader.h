@@ -32,7 +32,8 @@ inline int64_t expanded_floats(const Store& store) {
 /// The rows of one operand for one K/V head.
 class DecodeReader {
  public:
-  DecodeReader(const Store& store, int64_t b, int64_t head) : store_(store), kind_(kind_of(store)), b_(b), head_(head) {
+  DecodeReader(const DecodeTable& table, const Store& store, int64_t b, int64_t head)
+      : table_(table), store_(store), kind_(kind_of(store)), b_(b), head_(head) {
     element_ = static_cast<int64_t>(size_of(store.data.dtype()));
     row_bytes_ = store.data.stride(2) * element_;
     page_ = store.table.has_value() ? store.page() : std::numeric_limits<int64_t>::max();
@@ -44,7 +45,7 @@ class DecodeReader {
       const Place place = place_of(store_, b_, head_, start);
       const int64_t here = std::min(count, page_ - place.row);
       const auto* row = static_cast<const std::byte*>(store_.data.raw()) + store_.data.offset(place.entry, place.head, place.row) * element_;
-      for (int64_t i = 0; i < here; ++i) rows.data[at + i] = row + i * row_bytes_;
+      table_.lay(row, row_bytes_, static_cast<int>(here), rows.data + at);
       if (store_.is_quantised) add_scales(place, here, at, rows, expanded);
       at += static_cast<int>(here);
       start += here;
@@ -54,10 +55,11 @@ class DecodeReader {
   /// Behind the strip's last key.
   void end(int count, DecodeRows& rows) {
     expanded_group_ = -1;
-    std::fill(rows.data + count, rows.data + kDecodeStrip, rows.data[count - 1]);
+    const int end = (count + kDecodeStep - 1) / kDecodeStep * kDecodeStep;
+    std::fill(rows.data + count, rows.data + end, rows.data[count - 1]);
     if (is_by_key(kind_)) {
-      std::fill(rows.scale + count, rows.scale + kDecodeStrip, 0.0f);
-      std::fill(rows.zero + count, rows.zero + kDecodeStrip, 0.0f);
+      std::fill(rows.scale + count, rows.scale + end, 0.0f);
+      std::fill(rows.zero + count, rows.zero + end, 0.0f);
     }
   }
 
@@ -95,6 +97,7 @@ class DecodeReader {
     }
   }
 
+  const DecodeTable& table_;
   const Store& store_;
   DecodeKind kind_;
   int64_t b_, head_;
@@ -114,10 +117,10 @@ struct DecodeKeys {
 /// Goes through keys [first, last) of a unit, counted over its segments, strip by strip.
 class DecodeWalk {
  public:
-  DecodeWalk(const DecodeProblem& problem, const DecodeUnit& unit, int64_t first, int64_t last)
+  DecodeWalk(const DecodeTable& table, const DecodeProblem& problem, const DecodeUnit& unit, int64_t first, int64_t last)
       : problem_(problem),
-        keys_(problem.k, unit.b, unit.head_kv),
-        values_(problem.v.has_value() ? problem.v : problem.k, unit.b, unit.head_kv),
+        keys_(table, problem.k, unit.b, unit.head_kv),
+        values_(table, problem.v.has_value() ? problem.v : problem.k, unit.b, unit.head_kv),
         segment_(unit.first),
         left_(last - first),
         skip_(first),

@@ -8,23 +8,34 @@ namespace tilewise::attend::cpu {
 inline constexpr int kDecodeStrip = 128;   // keys whose scores are held at once
 inline constexpr int64_t kDecodeStripBytes = 16384;  // of keys, at most: the rows that are asked for ahead must stay in L1
 inline constexpr int kDecodeStep = 4;      // keys that are read side by side
+inline constexpr int kDecodeValues = 16;   // keys whose channels are all read before those of the next, where registers do not hold all sums
 inline constexpr int kDecodePad = 16;      // rows of q and of sums are padded with zeros to a multiple of it: the widest vector
 
 /// How rows are stored: plain, or integers with one scale a key, or with a scale a channel.
 enum class DecodeKind : uint8_t { f32, bf16, f16, i8, i4, i8_channels, i4_channels };
 inline constexpr int kNumDecodeKinds = 7;
 
-/// Keys or values of a strip. What lies behind the last key repeats it.
+/// Keys or values of a strip. What lies behind the last key, up to a whole step, repeats it.
 struct DecodeRows {
   const void* data[kDecodeStrip];
   const float* channels[kDecodeStrip];  // by channel: [2][padded channels]: scale, and what to add after it
   float scale[kDecodeStrip], zero[kDecodeStrip];  // by key; of INT4, zero counts from the code of 0, -8
 };
 
-/// Rows that are read next, kDecodeStrip of them, `bytes` of each.
-struct DecodeAhead {
-  const void* const* rows;
-  int bytes;
+/// Neighbouring bytes of memory.
+struct DecodePiece {
+  const char *begin, *end;
+};
+
+/// What is asked for while a strip is computed. Lines of keys and of values take turns, so that memory always has two places to read from.
+struct DecodeAsk {
+  struct Side {
+    const char *at, *end;  // of the piece in hand
+    const DecodePiece *next, *last;
+    int lines;  // for every kDecodeStep keys that are computed, first in scores and then in values; of 64 bytes
+  };
+  Side k, v;
+  int64_t at, end;  // bytes that both sides have moved on from theirs, and may: until one's piece ends; both 0 where their speeds differ
 };
 
 /// Some keys, and the rows (query heads times new tokens) that read them. Rows come in blocks of table.rows, which share a vector: four lanes each. What is
@@ -32,7 +43,7 @@ struct DecodeAhead {
 struct DecodeStrip {
   int count, rows;
   const DecodeRows *k, *v;
-  DecodeAhead ahead;  // asked for while this is computed
+  DecodeAsk* ask;  // moved on while this is computed
   int head_dim, head_dim_v;  // head_dim_v 0: no values
   const float* q;  // [blocks][chunks][rows of a block][4]: four channels, or four pairs of bf16; 0 behind the last channel
   int chunks;
@@ -59,6 +70,7 @@ struct DecodeStrip {
 struct DecodeTable {
   int rows;  // of a block
   bool dots_bf16;  // scores[bf16] takes pairs
+  void (*lay)(const void* first, int64_t stride, int count, const void** to);  // `count` rows, `stride` bytes apart
   void (*scores[kNumDecodeKinds])(const DecodeStrip& strip);
   void (*softmax)(const DecodeStrip& strip);
   void (*values[kNumDecodeKinds])(const DecodeStrip& strip);
