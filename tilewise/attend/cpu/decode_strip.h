@@ -8,7 +8,7 @@ namespace tilewise::attend::cpu {
 inline constexpr int kDecodeStrip = 128;   // keys whose scores are held at once
 inline constexpr int64_t kDecodeStripBytes = 16384;  // of keys, at most: the rows that are asked for ahead must stay in L1
 inline constexpr int kDecodeStep = 4;      // keys that are read side by side
-inline constexpr int kDecodeValues = 16;   // keys whose channels are all read before those of the next, where registers do not hold all sums
+inline constexpr int kDecodeValues = 32;   // keys whose channels are all read before those of the next, where registers do not hold all sums
 inline constexpr int kDecodePad = 16;      // rows of q and of sums are padded with zeros to a multiple of it: the widest vector
 
 /// How rows are stored: plain, or integers with one scale a key, or with a scale a channel.
