@@ -17,8 +17,11 @@ from ._errors import call
 from ._operators import _empty_in_layout_of, ops
 
 
-def _plan(q: Tensor, k: Tensor, v: Tensor, method: str, options: str, mask: Sequence[int], spans: Optional[Tensor], scale: Optional[float], softcap: float, layer: int) -> tuple[Tensor, Tensor]:
-    memory, layout = call(ops.plan_with.default, q.detach().cpu(), k.detach().cpu(), v.detach().cpu(), method, options, list(mask), spans, None, None, scale, softcap, layer, 0)
+def _plan(
+    q: Tensor, k: Tensor, v: Tensor, method: str, options: str, mask: Sequence[int], spans: Optional[Tensor], scale: Optional[float], softcap: float, layer: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    on_cpu = (x.detach().cpu() for x in (q, k, v))
+    memory, layout = call(ops.plan_with.default, *on_cpu, method, options, list(mask), spans, None, None, scale, softcap, layer, 0)
     return memory.to(q.device), layout
 
 
@@ -69,7 +72,10 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, method: str, options: str, mask: Any, spans: Any, scale: Any, softcap: float, sink_logit: Any, layer: int) -> Any:
+def _(
+    dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, method: str, options: str, mask: Any, spans: Any, scale: Any, softcap: float,
+    sink_logit: Any, layer: int,
+) -> Any:  # fmt: skip
     dsink = q.new_empty((0,) if sink_logit is None else sink_logit.shape, dtype=torch.float32)
     return _empty_in_layout_of(q, q.shape), _empty_in_layout_of(k, k.shape), _empty_in_layout_of(v, v.shape), dsink
 

@@ -28,10 +28,11 @@ def attend_each(q: Tensor, k: Tensor, v: Tensor, sequences: Sequence[Tokens], ru
     batch, heads, seqlen_q, _ = q.shape
     parts = zip(_cut(q, groups, "queries"), _cut(k, groups, "keys"), _cut(v, groups, "keys"), groups)
     outs = [run(part_q, part_k, part_v, group).transpose(1, 2).flatten(0, 1) for part_q, part_k, part_v, group in parts]
-    out = q.new_zeros(batch * seqlen_q, heads, v.shape[3])
-    if outs:
-        place = torch.cat([one.entry * seqlen_q + one.queries for one in kept]).to(q.device)
-        out = out.index_copy(0, place, torch.cat(outs))
+    if not outs:
+        return q.new_zeros(batch, heads, seqlen_q, v.shape[3])
+    rows = torch.cat(outs)  # of another dtype than q under autocast
+    place = torch.cat([one.entry * seqlen_q + one.queries for one in kept]).to(q.device)
+    out = rows.new_zeros(batch * seqlen_q, heads, v.shape[3]).index_copy(0, place, rows)
     return out.unflatten(0, (batch, seqlen_q)).transpose(1, 2)
 
 

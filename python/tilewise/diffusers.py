@@ -130,7 +130,9 @@ def _code_with(function: types.FunctionType, processor: TilewiseProcessor) -> Ca
 def _class_of(own: type) -> type:
     """A subclass of a processor's class, so that diffusers sees the parameters, attributes and type that it knows."""
 
-    def call(self: TilewiseProcessor, *args: Any, method: Optional[str] = None, options: Optional[Mapping[str, OptionValue]] = None, plan: Optional[Plan] = None, **kwargs: Any) -> Any:
+    def call(
+        self: TilewiseProcessor, *args: Any, method: Optional[str] = None, options: Optional[Mapping[str, OptionValue]] = None, plan: Optional[Plan] = None, **kwargs: Any
+    ) -> Any:  # fmt: skip
         if method is None and options is None and plan is None:
             return self.tilewise_code(self, *args, **kwargs)
         before = self.tilewise
@@ -289,7 +291,7 @@ def _is_cross(name: str, module: torch.nn.Module) -> bool:
     if isinstance(says, bool):
         return says
     last = name.rsplit(".", 1)[-1]
-    return last == "attn2" or "cross" in last.lower() or any("Cross" in type(one).__name__ for one in (module, getattr(module, "processor")))
+    return last.endswith("attn2") or "cross" in last or "_to_" in last or any("Cross" in type(one).__name__ for one in (module, getattr(module, "processor")))
 
 
 def self_attentions(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:

@@ -299,7 +299,8 @@ def attention_forward(
     if visible.num_keys < key.shape[2]:  # what a static cache has not written yet
         key, value = key[:, :, : visible.num_keys], value[:, :, : visible.num_keys]
     if visible.is_traced and layer.has_method:
-        _refuse("torch.compile cannot tell the sequences of a padded or packed batch apart, nor look into a window", "compile such a model as dense, or run its methods without torch.compile")
+        what = "torch.compile cannot tell the sequences of a padded or packed batch apart, nor look into a window"
+        _refuse(what, "compile such a model as dense, or run its methods without torch.compile")
     needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     is_new = query.shape[2] <= _MOST_NEW_TOKENS and query.shape[2] < key.shape[2]
     chosen = _DENSE if is_new and layer.decode == "dense" else layer
@@ -309,7 +310,7 @@ def attention_forward(
         return out.transpose(1, 2), None
 
     def run(mask: Mask, q: Tensor, k: Tensor, v: Tensor, sequences: tuple[Tokens, ...] = ()) -> Tensor:
-        if torch.compiler.is_compiling() and not chosen.heads and not sequences:
+        if torch.compiler.is_compiling() and not (chosen.heads or sequences or layer.observer):
             options: dict[str, Any] = dict(chosen.default.options)
             return attention(q, k, v, chosen.default.method, mask=mask, scale=scale, softcap=cap, sink_logit=s_aux, layer=number, **options)
         is_padding = bool(sequences) and sequences[0].is_padding

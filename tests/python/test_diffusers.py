@@ -171,6 +171,26 @@ def test_compiled_model():
     assert torch.allclose(run(), got, atol=1e-6)
 
 
+@torch.no_grad()
+def test_processors_with_weights():
+    """An IP-Adapter's processor is a module: its weights stay where the model has them, once."""
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    model, run, _ = models.made(models.flux)
+    attn = model.transformer_blocks[0].attn
+    attn.set_processor(FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=32, num_tokens=(4,), scale=[0.5]))
+    extra = {"joint_attention_kwargs": {"ip_hidden_states": [torch.randn(2, 4, 32)], "ip_adapter_masks": None}}
+    expected, weights = run(**extra), list(model.state_dict())
+    processors.configure(model)
+    assert torch.allclose(run(**extra), expected, atol=2e-5) and list(model.state_dict()) == weights
+    assert any("processor.to_k_ip" in name for name in weights)
+    processors.configure(model, "mean_pool", density=0.5, tile=16)
+    with pytest.raises(NotImplementedError, match="64 queries read 4 keys"):
+        run(**extra)
+    processors.restore(model)
+    assert list(model.state_dict()) == weights and torch.equal(run(**extra), expected)
+
+
 class OneLayer(torch.nn.Module):
     def __init__(self, processor=None):
         super().__init__()

@@ -151,6 +151,20 @@ def test_training_on_a_padded_batch():
 
 
 @torch.no_grad()
+def test_autocast():
+    model = configured("llama", "a_shape")
+    ids, mask, positions, places = padded("left", (50, 21))
+    expected = model(ids, attention_mask=mask, position_ids=positions).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(ids, attention_mask=mask, position_ids=positions).logits
+    assert torch.allclose(got[mask.bool()].float(), expected[mask.bool()], atol=0.1)
+    hidden = torch.randn(2, 4, 50, 16)
+    visible = huggingface.tilewise_mask(2, 50, 50, attention_mask=mask.bool())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert huggingface.attention_forward(model.model.layers[0].self_attn, hidden, hidden, hidden, visible)[0].dtype == torch.bfloat16
+
+
+@torch.no_grad()
 def test_encoder_with_padding():
     """Bidirectional: what padding computes is read by nobody, but it stays what the model's mask says."""
     config = transformers.BertConfig(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128)
