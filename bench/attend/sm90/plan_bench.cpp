@@ -164,8 +164,8 @@ void bench(int64_t seqlen, const char* name, bool has_attention, int rounds, Con
   normals.fill(v_bytes, seqlen * kHeadsKv * kDim);
   const AttendParams params{
       .q = inputs.q, .k = inputs.k, .v = tensor(v_bytes, kHeadsKv, seqlen), .out = tensor(out_bytes, kHeadsQ, seqlen), .plan = plan};
-  const int64_t rows = scores.grid.rows(), cells = kHeadsQ * rows * (rows / 2 + 1);
-  const plan::cuda::CompleteRoom transposed{.whole = cells, .masked = 0, .has_rows = false};
+  const int64_t rows = scores.grid.rows();
+  const plan::cuda::CompleteRoom transposed = plan::cuda::most_complete_room(plan);
   const Bytes by_key(plan::cuda::complete_bytes(plan, transposed)), moved(plan::cuda::complete_workspace_bytes());
   const Plan both = plan::cuda::complete_in(plan, transposed, by_key.data);
   plan::cuda::LongestFirstArgs order{};

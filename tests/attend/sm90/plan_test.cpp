@@ -283,9 +283,7 @@ void check_graph(uint64_t seed, int replays) {
   const select::cuda::PlanRoom room = select::cuda::most_runs(scores, budget);
   const Zoned lists(select::cuda::plan_bytes(scores, room)), chosen(select::cuda::plan_workspace_bytes(scores));
   const Plan plan = select::cuda::plan_in(scores, room, lists.data(), context.device);
-  // A tile of keys is read by every other row at most, in runs of its own.
-  const int64_t cells = scores.heads * scores.key_tiles() * (scores.grid.rows() + 1);
-  const plan::cuda::CompleteRoom transposed{.whole = cells, .masked = cells};
+  const plan::cuda::CompleteRoom transposed = plan::cuda::most_complete_room(plan);
   const Zoned by_key(plan::cuda::complete_bytes(plan, transposed)), moved(plan::cuda::complete_workspace_bytes()), fault(plan::cuda::kFaultBytes);
   const Plan both = plan::cuda::complete_in(plan, transposed, by_key.data());
   const AttendParams params{.q = c.inputs.q, .k = c.inputs.k, .v = c.inputs.k, .out = out_device.view, .plan = plan};

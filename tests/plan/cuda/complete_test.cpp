@@ -85,6 +85,9 @@ TEST(DeviceComplete, MakesTheListsOfTheHost) {
     ASSERT_EQ(made.status(1), kNoFault) << seed;
     ASSERT_TRUE(made.is_intact()) << seed;
     ASSERT_EQ(find_fault(made.plan), std::nullopt) << seed;
+    const CompleteRoom most = most_room_of(*random.plan, tile);
+    EXPECT_GE(most.whole, runs[0]) << seed;
+    EXPECT_GE(most.masked, runs[1]) << seed;
   }
 }
 

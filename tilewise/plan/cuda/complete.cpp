@@ -25,6 +25,10 @@ const PlanData& one_way(const char* function, const Plan& plan, const CompleteRo
 
 }  // namespace
 
+CompleteRoom most_complete_room(const Plan& plan, int tile) {
+  return most_room_of(one_way("most_complete_room", plan, {.whole = 0, .masked = 0, .has_rows = true, .tile = tile}), tile);
+}
+
 size_t complete_bytes(const Plan& plan, const CompleteRoom& room) { return bytes_of(complete_space(one_way("complete_bytes", plan, room), room)); }
 
 Plan complete_in(const Plan& plan, const CompleteRoom& room, void* memory) {

@@ -17,6 +17,10 @@ struct CompleteRoom {
   int tile = 0;  // 0: as the direction at hand
 };
 
+/// Room that no lists of the plan's shape outgrow: for each row to be made and each row at hand one masked run (one for every slot where the lists at hand have
+/// `rows` or an order has padding), for every other one a whole run. Errors: as complete_bytes.
+TILEWISE_API CompleteRoom most_complete_room(const Plan& plan, int tile = 0);
+
 /// Bytes of the lists of the direction that `plan` lacks, exactly. The plan may lie on a device: only its shapes are read.
 /// Errors: value (null plan, a plan with both directions, tile outside 16 to 256, negative room), unsupported (more than 7 pools).
 TILEWISE_API size_t complete_bytes(const Plan& plan, const CompleteRoom& room);

@@ -59,6 +59,18 @@ inline ListsSpace complete_space(const PlanData& plan, const CompleteRoom& room)
   return space;
 }
 
+inline CompleteRoom most_room_of(const PlanData& plan, int tile) {
+  const bool is_by_query = plan.by_query.has_runs() || !plan.by_key.has_runs();
+  const Lists& lists = is_by_query ? plan.by_query : plan.by_key;
+  const ListsSpace space = complete_space(plan, {.tile = tile});
+  const int64_t slots = is_by_query ? slots_q(plan) : slots_k_with_pools(plan), rows = num_rows(lists, slots);
+  const bool by_slot = lists.masked.rows.has_value() || lists.picked.rows.has_value() || (!is_by_query && plan.order_k.token.has_value());
+  const int64_t made = space.batch * space.groups * space.rows, cells = by_slot ? slots : rows;
+  // Rows of padding queries alone read nothing that differs, but rows of by_key may not join at the border of a pool.
+  const auto borders = static_cast<int64_t>(is_by_query ? 0 : plan.pools.size());
+  return {.whole = made * ((cells + 1) / 2 + borders), .masked = made * cells, .has_rows = true, .tile = tile};
+}
+
 inline size_t complete_workspace(void* memory, PlaceRowsArgs& place, CompleteArgs& args) {
   MemoryParts parts(memory);
   place.cut = parts.take<int64_t>(1);
