@@ -154,7 +154,7 @@ void check_order(uint64_t seed, Context& context) {
 // Scores and a budget into a plan.
 void check_select(uint64_t seed, Context& context, int repeats, bool is_small) {
   Random random(seed);
-  select::Scores scores = tilewise::testing::random_scores(random, is_small ? 100 : seed % 4 == 0 ? 3000 : 300);
+  select::Scores scores = tilewise::testing::random_scores(random, is_small ? 100 : seed % 4 == 0 ? 1500 : 300);
   const select::Budget budget = tilewise::testing::random_budget(random, scores);
   const std::string note = "select, seed " + std::to_string(seed);
   Context host;
