@@ -102,6 +102,34 @@ def aura_flow():
     return model, dict(hidden_states=torch.randn(2, 4, 16, 16), encoder_hidden_states=torch.randn(2, 12, 32), timestep=torch.tensor([0.1, 0.5])), 12
 
 
+def flux2():
+    model = diffusers.Flux2Transformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, timestep_guidance_channels=256,
+        axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    ids = torch.zeros(64, 4)
+    ids[:, 1], ids[:, 2] = torch.arange(64) // 8, torch.arange(64) % 8
+    inputs = dict(hidden_states=torch.randn(2, 64, 4), encoder_hidden_states=torch.randn(2, 12, 32), timestep=torch.tensor([1.0, 0.5]))
+    return model, inputs | dict(img_ids=ids, txt_ids=torch.zeros(12, 4), guidance=torch.tensor([1.0, 1.0])), 12
+
+
+def pixart():
+    model = diffusers.PixArtTransformer2DModel(
+        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4, caption_channels=16, in_channels=4, cross_attention_dim=32, out_channels=8,
+        norm_type="ada_norm_single", use_additional_conditions=False,
+    )  # fmt: skip
+    inputs = dict(hidden_states=torch.randn(2, 4, 16, 16), encoder_hidden_states=torch.randn(2, 12, 16), encoder_attention_mask=text_mask())
+    return model, inputs | dict(timestep=torch.tensor([1, 500]), added_cond_kwargs={"resolution": None, "aspect_ratio": None}), 0
+
+
+def stable_diffusion():
+    model = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64), layers_per_block=1, sample_size=16, in_channels=4, out_channels=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=8, norm_num_groups=8,
+    )  # fmt: skip
+    return model, dict(sample=torch.randn(2, 4, 16, 16), timestep=10, encoder_hidden_states=torch.randn(2, 12, 32)), 0
+
+
 def sana():
     model = diffusers.SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2, num_cross_attention_heads=2, cross_attention_head_dim=8,
@@ -110,7 +138,7 @@ def sana():
     return model, dict(hidden_states=torch.randn(2, 4, 8, 8), encoder_hidden_states=torch.randn(2, 12, 16), timestep=torch.tensor([1, 500])), 0
 
 
-FAMILIES = (dit, flux, wan, sd3, cogvideox, hunyuan_video, qwen_image, ltx, lumina2, mochi, aura_flow)
+FAMILIES = (dit, flux, wan, sd3, cogvideox, hunyuan_video, qwen_image, ltx, lumina2, mochi, aura_flow, flux2, pixart, stable_diffusion)
 
 
 def made(family):
