@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
@@ -60,7 +61,10 @@ TEST(Commands, ReportRefusesWhatItCannotRead) {
   TemporaryFolder folder;
   TemporaryFolder::write(folder.file("broken.json"), R"({"schema": 1, "version": "0.1.0", "input": {)");
   TemporaryFolder::write(folder.file("page.html"), "old");
+  TemporaryFolder::write(folder.file("huge.json"), "{");
+  std::filesystem::resize_file(folder.file("huge.json"), uintmax_t{1} << 30);
   const std::pair<std::vector<std::string>, const char*> calls[] = {
+      {{"report", folder.file("huge.json")}, "at most"},
       {{"report"}, "file is required"},
       {{"report", folder.file("nothing.json")}, "nothing.json"},
       {{"report", folder.path()}, folder.path().c_str()},
@@ -73,7 +77,7 @@ TEST(Commands, ReportRefusesWhatItCannotRead) {
     EXPECT_TRUE(ended.has_one_error_line()) << ended.err;
     EXPECT_NE(ended.err.find(text), std::string::npos) << ended.err;
   }
-  EXPECT_EQ(folder.count(), 2);
+  EXPECT_EQ(folder.count(), 3);
   EXPECT_EQ(TemporaryFolder::read(folder.file("page.html")), "old");
 }
 

@@ -215,6 +215,13 @@ def test_what_a_model_raises_comes_through():
         _compare.call(_compare.ops.study_attend.default, q, q, q, 0, tilewise.Mask.causal().numbers, None, None, 0.0, None, False)
 
 
+def test_a_model_whose_attention_goes_its_own_way_is_refused(monkeypatch):
+    model = model_of("llama")
+    monkeypatch.setattr(type(model.model.layers[0].self_attn), "forward", lambda self, hidden_states, **_: (hidden_states, None))
+    with pytest.raises(NotImplementedError, match="without handing over any attention"):
+        tilewise.compare(model, tokens(1, 60), ["a_shape"])
+
+
 def test_a_recipe_and_a_refusal_are_rows():
     sizes = {"layers": 3, "heads_q": 4, "heads_kv": 2, "head_dim": 16}
     recipe = {"schema": 1, "model": sizes, "default": {"method": "dense"}, "layers": [{"layer": 1, "heads": [{"heads": [2], "method": "a_shape", "options": {"init": 4, "local": 16, "tile": 16}}]}]}
@@ -277,16 +284,16 @@ def test_needles_are_as_long_as_asked(tokenizer, length):
 def test_needles_are_answered():
     """The reference model answers notes of this form; a method that leaves the middle out does not. What generate() says is the measure."""
     model, text = reference_lm(), (ROOT / "models/reference-lm/documents/python-http-client.txt").read_bytes()
-    found = tilewise.compare(model, text, ["a_shape:init=16,local=128,tile=16"], length=256, needles=600, maps=False)
-    made = make_needles(text.decode("latin-1"), Tokenizer(None), 600, seed=0)
+    found = tilewise.compare(model, text, ["a_shape:init=16,local=64,tile=16"], length=256, needles=320, maps=False)
+    made = make_needles(text.decode("latin-1"), Tokenizer(None), 320, seed=0)
     right = 0
     with torch.no_grad():
         for needle in made:
-            said = model.generate(torch.tensor([needle.prompt]), attention_mask=torch.ones(1, 600, dtype=torch.long), max_new_tokens=7, do_sample=False, pad_token_id=0)
-            right += said[0, 600:].tolist() == needle.answer
+            said = model.generate(torch.tensor([needle.prompt]), attention_mask=torch.ones(1, 320, dtype=torch.long), max_new_tokens=7, do_sample=False, pad_token_id=0)
+            right += said[0, 320:].tolist() == needle.answer
     assert found.dense.needles == (right, 10) and right >= 8
     assert found.rows[0].needles[0] <= 4
-    assert found.document["input"]["needle_lengths"] == [600]
+    assert found.document["input"]["needle_lengths"] == [320]
     assert [cell["of"] for cell in found.document["dense"]["needle"]["cells"]] == [2] * 5
 
 
@@ -398,9 +405,10 @@ def test_the_command(checkpoint, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "r.html"]
 
 
-def test_the_command_tunes(checkpoint, tmp_path):
-    done = run_command(checkpoint, "--length", 200, "--tune", "--max-bits", 0.5, "--methods", "mean_pool:tile=16", "--json", tmp_path / "out.json")
-    assert done.returncode == 0, done.stderr
+def test_the_command_tunes(checkpoint, tmp_path, capsys):
+    given = ["--length", 200, "--tune", "--max-bits", 0.5, "--methods", "mean_pool:tile=16", "--json", tmp_path / "out.json"]
+    assert _program._compare([str(argument) for argument in ("--model", checkpoint / "model", "--text", checkpoint / "text.txt", *given)]) == 0
+    assert "mean_pool" in capsys.readouterr().out
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["verdict"]["max_bits"] == 0.5 and document["tune"]["curves"][0]["name"] == "mean_pool" and document["map"] is None
 

@@ -198,7 +198,7 @@ TILEWISE_API std::string to_json(const Comparison& comparison);
 /// Errors: io (not JSON, cut off, another schema, a key missing or of another type), value (a figure out of range, maps of another size than `map` says);
 /// the message names `where` and the key.
 TILEWISE_API Comparison parse_comparison(std::string_view text, const std::string& where);
-/// The same of a file, of at most 256 MiB.
+/// The same of a file, of at most 64 MiB.
 TILEWISE_API Comparison read_comparison(const std::string& path);
 
 TILEWISE_END_PUBLIC

@@ -13,7 +13,7 @@ namespace {
 using infer::Json;
 using infer::Object;
 
-constexpr size_t kMostBytes = size_t{256} << 20;  // far above what maps of many rows take
+constexpr size_t kMostBytes = size_t{64} << 20;  // maps take 3.4 MB, heads 300 bytes each
 // What no figure passes: beyond them plots could not be drawn.
 constexpr double kMostMs = 1e12, kMostBits = 1e6, kMostShare = 1e3, kMostError = 1e30;
 constexpr int64_t kMostCount = int64_t{1} << 53;  // whole numbers that every reader of JSON keeps

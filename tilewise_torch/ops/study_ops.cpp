@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // compare() of a model that runs in Python: C++ decides what is run, measures and judges; Python reads a text when it is asked to, and hands every layer's
 // attention back to `study_attend`. And the report and the table of any comparison's document.
-#include <algorithm>
+#include <bit>
 #include <exception>
 
 #include "app/environment.h"
@@ -73,6 +73,8 @@ class TorchModel : public study::StudiedModel {
     ask(Ask::text, text, numbers, attention, context);
     StudiedPass pass;
     pass.total_ms = watch.ms();
+    check(has_seen_, Error::Kind::unsupported, "tilewise.compare: ", input_.model,
+          " ran without handing over any attention: its layers do not go through transformers' attn_implementation");
     has_run_ = true;
     const double bits = numbers[0], predictions = numbers[1], bytes = numbers[2];
     if (predictions > 0 && input_.reads != InputFigures::Reads::bytes) pass.bits_per_token = bits / predictions;
@@ -151,7 +153,7 @@ class TorchModel : public study::StudiedModel {
 std::string study_compare(const Text& text, int64_t callback) {
   return guarded([&] {
     const infer::Json json = infer::parse_strict(text.value, "tilewise.compare");
-    TorchModel model(json, reinterpret_cast<Callback>(callback));
+    TorchModel model(json, std::bit_cast<Callback>(callback));
     Object object(json, "tilewise.compare");
     CompareRequest request;
     std::vector<std::string> methods;
