@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ._attention import attend
 from ._call import Call as Call
+from ._errors import expect
 from ._mask import Mask, allowed_of
 from ._plan import OptionValue, Plan, check_method, plan_of_bits
 from ._plan import plan as make_plan
@@ -335,6 +336,7 @@ def configure(
         raise NotImplementedError(f"tilewise.diffusers.configure: {type(model).__name__} has no self-attention with a processor of diffusers")
     check_method(method, options)
     choices: dict[str, Optional[Choice]] = {name: (method, options) for name, _ in found}
+    expect("tilewise.diffusers.configure", Mapping, layers={} if layers is None else layers)
     for key, choice in (layers or {}).items():
         names = [name for place, (name, _) in enumerate(found) if (place == key if isinstance(key, int) else name == key or name.startswith(f"{key}."))]
         if not names:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ._errors import call
+from ._errors import call, expect
 from ._mask import Mask
 from ._operators import ops
 from ._plan import Plan
@@ -278,6 +278,7 @@ def from_block_mask(block_mask: BlockMask, *, batch: Optional[int] = None, heads
 
     batch, heads_q  what axes of size 1 broadcast to. mask: the model's mask, the denominator of density.
     """
+    expect("from_block_mask", BlockMask, block_mask=block_mask)
     block_q, block_k = block_mask.BLOCK_SIZE
     seqlen_q, seqlen_k = block_mask.seq_lengths
     count, index = block_mask.kv_num_blocks, block_mask.kv_indices
@@ -302,6 +303,7 @@ def to_flashinfer(plan: Plan, R: int, C: int, *, has_mask: bool = False) -> Bsr:
 
 def from_flashinfer(bsr: Bsr, *, heads_q: int, is_causal: bool = False, tile: int = 0) -> Plan:
     """The plan of block-sparse rows. `is_causal`: as FlashInfer's `causal`, it tests the pairs of all blocks. Errors: ValueError (rows that descend, blocks out of range or twice)."""
+    expect("from_flashinfer", Bsr, bsr=bsr)
     mask = Mask.causal() if is_causal else Mask.full()
     sizes = (bsr.M, bsr.N, bsr.R, bsr.C, tile)
     indptr, indices = bsr.indptr.int().cpu()[None, None].contiguous(), bsr.indices.int().cpu().contiguous()
@@ -330,6 +332,7 @@ def to_sparge(plan: Plan) -> Tensor:
 
 def from_sparge(mask_id: Tensor, seqlen_q: int, seqlen_k: int, *, is_causal: bool = False) -> Plan:
     """The plan of SpargeAttn's mask_id. Blocks that a causal mask hides altogether are left out, as there."""
+    expect("from_sparge", Tensor, mask_id=mask_id)
     rows, columns = _blocks(seqlen_q, _SPARGE_Q), _blocks(seqlen_k, _SPARGE_K)
     if mask_id.dim() != 4 or mask_id.shape[2:] != (rows, columns):
         raise ValueError(f"from_sparge: mask_id is {list(mask_id.shape)}, takes [B, H, {rows}, {columns}] for {seqlen_q} queries and {seqlen_k} keys")

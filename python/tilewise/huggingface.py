@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ._attention import attend, attention, decode
 from ._call import Call as Call
+from ._errors import expect
 from ._hf_mask import VisibleKeys, tilewise_mask
 from ._mask import Mask, allowed_of
 from ._plan import OptionValue, Plan, check_method, combine_heads, plan_of_bits
@@ -131,8 +132,11 @@ def configure(
     else:
         if options:
             raise ValueError("configure: a recipe names its options itself; got " + ", ".join(options))
-        recipe = method if isinstance(method, Mapping) else _read_json(os.fspath(method))
-        uses = _uses_of_recipe(recipe, uses, model)
+        recipe, name = (method, "the recipe") if isinstance(method, Mapping) else (_read_json(os.fspath(method)), os.fspath(method))
+        try:
+            uses = _uses_of_recipe(recipe, uses, model)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"configure: {name} is not a recipe ({type(error).__name__}: {error}); docs/formats/recipe.md says what is in one") from None
     window = _choice(sliding)
     for layer, module in found:
         if _window_of(module) is not None:
@@ -140,6 +144,7 @@ def configure(
     numbers = [layer for name, layer, module in named if not _is_cross(name, module)]
     if len(set(numbers)) < len(numbers) and (layers or any(use.heads for use in uses.values())):
         raise ValueError("configure: this model's encoder and decoder have layers of the same numbers; configure model.get_encoder() and model.get_decoder() one by one")
+    expect("configure", Mapping, layers={} if layers is None else layers)
     for layer, choice in (layers or {}).items():
         if layer not in uses:
             raise ValueError(f"configure: layers names layer {layer}, the model has 0 to {count - 1}")
@@ -167,7 +172,10 @@ def _window_of(module: torch.nn.Module) -> Optional[int]:
 
 def _read_json(path: str) -> Any:
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        try:
+            return json.load(file)
+        except ValueError as error:  # JSON's, or of bytes that are not UTF-8
+            raise ValueError(f"configure: {path} is not JSON: {error}") from None
 
 
 def _uses_of_recipe(recipe: Mapping[str, Any], uses: dict[int, Layer], model: PreTrainedModel) -> dict[int, Layer]:

@@ -69,6 +69,12 @@ def test_block_mask_of_flex():
     assert torch.equal(back.to_bits(), plan.to_bits()) and back.content_hash == plan.retile(64).content_hash
 
 
+def test_other_objects_are_named():
+    for take, kind in ((exchange.from_block_mask, "BlockMask"), (lambda x: exchange.from_flashinfer(x, heads_q=1), "Bsr"), (lambda x: exchange.from_sparge(x, 128, 128), "Tensor")):
+        with pytest.raises(TypeError, match=f"is of type int, takes .*{kind}$"):
+            take(3)
+
+
 def test_block_masks_are_validated():
     """FlexAttention takes all of these."""
     index = torch.arange(4).expand(1, 1, 4, 4).int().contiguous()

@@ -185,6 +185,17 @@ def test_methods_per_layer_and_head(tmp_path):
         huggingface.configure(model, recipe)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "model": {"layers": 3, "heads_q": 4, "heads_kv": 2, "head_dim": 16}, "default": 3}', "\xff"])
+def test_what_is_no_recipe_is_named(text, tmp_path):
+    model = model_of("llama")
+    path = tmp_path / "recipe.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^configure: (.*recipe\.json is not|the recipe was made for a model with)"):
+        huggingface.configure(model, path)
+    with pytest.raises(OSError, match="none.json"):
+        huggingface.configure(model, tmp_path / "none.json")
+
+
 @torch.no_grad()
 def test_generate_with_a_method():
     """An example of use: prompts by a method, new tokens densely or by it, too."""
@@ -226,6 +237,8 @@ def test_what_is_refused():
         huggingface.configure(model, "xatention")
     with pytest.raises(ValueError, match="layer 7, the model has 0 to 2"):
         huggingface.configure(model, layers={7: "dense"})
+    with pytest.raises(TypeError, match="^configure: layers is of type list, takes [a-z.]*Mapping$"):
+        huggingface.configure(model, layers=["dense"])
     huggingface.configure(model, "xattention")
     ready_made = torch.ones(40, 40, dtype=torch.bool).tril()[None, None]
     with pytest.raises(NotImplementedError, match="4-D mask goes with dense attention alone"):  # never dense in its place
