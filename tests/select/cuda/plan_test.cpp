@@ -91,6 +91,30 @@ TEST(DevicePlan, TakesRowsOfManyTiles) {
   }
 }
 
+// Half of the total is what the best tile holds, as long as the small ones are added last, where they are lost in rounding.
+TEST(DevicePlan, AddsUpInTheOrderOfTiles) {
+  Context context;
+  constexpr int64_t kTiles = 67;
+  Scores scores;
+  scores.tile_k = 16;
+  scores.batch = scores.heads = 1;
+  scores.mask = Mask::full();
+  scores.grid = RowGrid::plain(16, kTiles * 16, 16);
+  scores.values = Tensor(host_memory(), Dtype::f32, {1, 1, 1, kTiles});
+  for (const bool is_best_first : {true, false}) {
+    for (int64_t tile = 0; tile < kTiles; ++tile) {
+      const int64_t rank = is_best_first ? tile : kTiles - 1 - tile;
+      scores.row(0, 0, 0)[tile] = rank == 0 ? 1.0f : rank == 1 ? 0.75f : rank == 2 ? 0.25f : 0x1p-53f;
+    }
+    const Budget budget{.mass = {.5f}};
+    const Plan want = select::plan(scores, budget, context);
+    EXPECT_EQ(testing::runs_in(*want, want->by_query)[0], 1);
+    EXPECT_EQ(want->by_query.whole.grain, is_best_first ? 16 : 32) << "one tile, or the best two";
+    const Made made(scores, budget, most_runs_of(scores, budget), 1);
+    EXPECT_EQ(difference(*made.plan, *want, false), "");
+  }
+}
+
 TEST(DevicePlan, ReadsMoreWhereTheRoomEnds) {
   Context context;
   int64_t merged = 0;
