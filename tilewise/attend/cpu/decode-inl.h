@@ -112,6 +112,13 @@ TILEWISE_INLINE void ask_for(DecodeAsk& ask, Share share) {
   ask.at = to;
 }
 
+inline constexpr int kSumsInFlight = TILEWISE_TARGET_LEVEL >= 2 ? 16 : 8;  // vectors, of values
+TILEWISE_INLINE int passes_of(const DecodeStrip& s) {
+  const int channels = kWidth * (s.rows >= 4 ? kSumsInFlight / 4 : 8);  // of a pass, at most
+  return (s.head_dim_v + channels - 1) / channels;
+}
+TILEWISE_INLINE bool values_ask(const DecodeStrip& s) { return s.head_dim_v == 0 || s.ask->k.lines >= 2 * passes_of(s); }
+
 // Products of four channels in f32, or of four pairs of bf16.
 struct Multiply {
   TILEWISE_INLINE Vf multiply_add(Vf acc, Vf x, Vf q) { return fma(x, q, acc); }
@@ -173,10 +180,15 @@ TILEWISE_INLINE void score_keys(const DecodeStrip& s, const float* const (&keys)
 template <class Op, class KeysOf>
 TILEWISE_INLINE void score_all(const DecodeStrip& s, const KeysOf& keys_of) {
   const int blocks = (s.rows + kBlock - 1) / kBlock;
-  const Share share = share_of(s, (s.chunks + kAskChunks - 1) / kAskChunks);
+  // Short rows are asked for once for all chunks, those of which a pass over values would ask for less than two lines with the scores alone.
+  const int parts = (s.chunks + kAskChunks - 1) / kAskChunks, lines = s.ask->k.lines, times = values_ask(s) ? 1 : 2;
+  const bool is_short = lines < 2 * parts;
+  const Share share = is_short ? Share{} : share_of(s, parts);
+  const Share at_once = is_short ? Share{share_of(times * lines, 1), share_of(times * s.ask->v.lines, 1), false} : Share{};
   for (int key = 0; key < s.count; key += kDecodeStep) {
     const float* keys[kDecodeStep];
     keys_of(key, keys);
+    if (is_short) ask_for(*s.ask, at_once);
     int block = 0;
     for (; block + 2 <= blocks; block += 2) score_keys<Op, 2>(s, keys, key, block, share);
     if (block < blocks) score_keys<Op, 1>(s, keys, key, block, share);
@@ -359,15 +371,9 @@ TILEWISE_INLINE void value_block(const DecodeStrip& s, int key, int end, int row
   }
 }
 
-#if TILEWISE_TARGET_LEVEL >= 2
-inline constexpr int kSums = 16;  // vectors of sums in flight
-#else
-inline constexpr int kSums = 8;
-#endif
-
 template <class In, int R>
 TILEWISE_INLINE void value_rows(const DecodeStrip& s, int key, int end, int row, Share share) {
-  constexpr int V = kSums / R > 8 ? 8 : kSums / R;
+  constexpr int V = kSumsInFlight / R > 8 ? 8 : kSumsInFlight / R;
   int d = 0;
   for (; d + V * kWidth <= s.head_dim_v; d += V * kWidth) value_block<In, R, V>(s, key, end, row, d, kWidth, share);
   for (; d < s.head_dim_v; d += kWidth) value_block<In, R, 1>(s, key, end, row, d, s.head_dim_v - d, share);
@@ -375,9 +381,8 @@ TILEWISE_INLINE void value_rows(const DecodeStrip& s, int key, int end, int row,
 
 template <class In>
 void values(const DecodeStrip& s) {
-  const int channels = kWidth * (s.rows >= 4 ? kSums / 4 : 8);  // of a pass, at most
-  const int passes = (s.head_dim_v + channels - 1) / channels, keys = passes == 1 ? kDecodeStrip : kDecodeValues;
-  Share share = share_of(s, passes);
+  const int passes = passes_of(s), keys = passes == 1 ? kDecodeStrip : kDecodeValues;
+  Share share = values_ask(s) ? share_of(s, passes) : Share{};
   if (share.k >= 8) {
     share = share_of(s, 2 * passes);
     share.is_twice = true;
