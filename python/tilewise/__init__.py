@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from ._compare import Comparison as Comparison
     from ._compare import compare as compare
     from .huggingface import configure as configure
+else:  # for a type checker every name would be there
 
+    def __getattr__(name: str) -> object:
+        """configure, capture, compare: of Hugging Face models. transformers is imported when the first of them is asked for."""
+        if name == "configure":
+            from .huggingface import configure
 
-def __getattr__(name: str) -> object:
-    """configure, capture, compare: of Hugging Face models. transformers is imported when the first of them is asked for."""
-    if name == "configure":
-        from .huggingface import configure
+            return configure
+        if name == "capture":
+            from ._capture import capture
 
-        return configure
-    if name == "capture":
-        from ._capture import capture
+            return capture
+        if name in ("compare", "Comparison"):
+            from . import _compare
 
-        return capture
-    if name in ("compare", "Comparison"):
-        from . import _compare
-
-        return getattr(_compare, name)
-    raise AttributeError(f"module 'tilewise' has no attribute {name!r}")
+            return getattr(_compare, name)
+        raise AttributeError(f"module 'tilewise' has no attribute {name!r}")
 
 
 __version__, __commit__, _ = _ops.about.default().split("\t")

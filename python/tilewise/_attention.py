@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union, overload
 import torch
 from torch import Tensor
 
-from . import _compiled, _operators
+from . import _operators
 from ._errors import call, expect, natural
 from ._mask import Mask
 from ._plan import OptionValue, Plan, options_text
@@ -66,21 +66,28 @@ def attention(
     scale: Optional[float] = None,
     softcap: float = 0.0,
     sink_logit: Optional[Tensor] = None,
-    **options: Any,
+    layer: int = 0,
+    order_q: Optional[Tensor] = None,
+    order_k: Optional[Tensor] = None,
+    **options: OptionValue,
 ) -> Tensor:
     """Plans with a method, then attends: :func:`plan` and :func:`attend` in one call. `mask` in place of `is_causal` where the model has another one.
 
-    Under torch.compile this is one operator that keeps its plan to itself, so graphs stay whole; its backward plans again.
+    One operator, so `torch.compile(fullgraph=True)` takes it with torch's default settings. Its gradient reads the plan of the forward call, which lives as
+    long as the graph that autograd keeps; where saved tensors are copied (offloading), the method plans once more.
     """
     if mask is not None and is_causal:
         raise ValueError("attention: both mask and is_causal are given; give one")
     if mask is None:
         mask = Mask.causal() if is_causal else Mask.full()
-    if torch.compiler.is_compiling() and not {"order_q", "order_k"} & options.keys():
-        layer = options.pop("layer", 0)
-        return _compiled.attention(q, k, v, method, options_text(options), mask.numbers, mask.spans_tensor, scale, softcap, sink_logit, layer)[0]
-    made = make_plan(q, k, method, mask, v=v, scale=scale, softcap=softcap, **options)
-    return attend(q, k, v, made, scale, softcap, sink_logit)
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():  # torch.library's gradients are not for torch.func
+        made = make_plan(q, k, method, mask, v=v, scale=scale, softcap=softcap, layer=layer, order_q=order_q, order_k=order_k, **options)
+        return attend(q, k, v, made, scale, softcap, sink_logit)
+    expect("attention", Tensor, q=q, k=k, v=v)
+    expect("attention", Mask, mask=mask)
+    made_by = (method, options_text(options), mask.numbers, mask.spans_tensor, order_q, order_k)
+    out, _, _ = call(_operators.attention, q, k, v, *made_by, scale, softcap, sink_logit, layer, 0)
+    return out  # type: ignore[no-any-return]
 
 
 Over = Literal["tile", "query_tile", "query_run", "query", "key", "offset"]

@@ -44,6 +44,19 @@ def _(
     return _empty_in_layout_of(q, q.shape), _empty_in_layout_of(k, k.shape), _empty_in_layout_of(v, v.shape), dsink
 
 
+@torch.library.register_fake("tilewise::attention")
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out = _empty_in_layout_of(q, (*q.shape[:3], v.shape[3]))
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32), torch.empty(2, dtype=torch.int64)
+
+
+@torch.library.register_fake("tilewise::attention_backward")
+def _(dout: Tensor, dlse: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sink_logit = rest[-3]
+    dsink = q.new_empty((0,) if sink_logit is None else sink_logit.shape, dtype=torch.float32)
+    return _empty_in_layout_of(q, q.shape), _empty_in_layout_of(k, k.shape), _empty_in_layout_of(v, v.shape), dsink
+
+
 @torch.library.register_fake("tilewise::decode")
 def _(
     q: Tensor, k: Tensor, k_scale: Any, k_zero: Any, k_table: Any, k_group: Any, v: Tensor, v_scale: Any, v_zero: Any, v_table: Any, v_group: Any,
@@ -100,6 +113,51 @@ def _backward(ctx: Any, dout: Optional[Tensor], dlse: Optional[Tensor]) -> tuple
 
 
 torch.library.register_autograd("tilewise::attend", _backward, setup_context=_save)
+
+
+def _save_method(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, ctx.method, ctx.options, ctx.mask, spans, order_q, order_k, ctx.scale, ctx.softcap, sink_logit, ctx.layer, ctx.seed = inputs
+    ctx.save_for_backward(q, k, v, *output, spans, order_q, order_k, sink_logit)  # the third output brings the plan with it
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_method(ctx: Any, dout: Optional[Tensor], dlse: Optional[Tensor], _: None) -> tuple[Optional[Tensor], ...]:
+    q, k, v, out, lse, counts, spans, order_q, order_k, sink_logit = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    call_again = (ctx.method, ctx.options, ctx.mask, spans, order_q, order_k, ctx.scale, ctx.softcap, sink_logit, ctx.layer, ctx.seed)
+    dq, dk, dv, dsink = call(ops.attention_backward.default, dout, dlse, q, k, v, out, lse, counts, *call_again)
+    return dq, dk, dv, *[None] * 8, None if sink_logit is None else dsink, None, None
+
+
+torch.library.register_autograd("tilewise::attention", _backward_of_method, setup_context=_save_method)
+
+
+def _planned_on_cpu(q: Tensor, k: Tensor, v: Tensor, method_call: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    method, options, mask, spans, order_q, order_k, scale, softcap, _, layer, seed = method_call
+    host = [None if x is None else x.cpu() for x in (spans, order_q, order_k)]
+    memory, layout = ops.plan_with.default(q.cpu(), k.cpu(), v.cpu(), method, options, mask, *host, scale, softcap, layer, seed)
+    return memory.to(q.device), layout
+
+
+def _attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, *method_call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator `attention` for tensors on a GPU. Its third output keeps no plan: the backward plans again."""
+    plan = _planned_on_cpu(q, k, v, method_call)
+    *_, scale, softcap, sink_logit, _, _ = method_call
+    out, lse = ops.attend.default(q, k, v, *plan, scale, softcap, sink_logit)
+    reads = ops.plan_count.default(plan[0].cpu(), plan[1], "reads", -1)
+    return out, lse, torch.cat([reads, plan[1][_DENSE_READS : _DENSE_READS + 1]])
+
+
+def _attention_backward_on_gpu(dout: Tensor, dlse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, _: Tensor, *method_call: Any) -> Any:
+    *_ignored, scale, softcap, sink_logit, _layer, _seed = method_call
+    return ops.attend_backward.default(dout, dlse, q, k, v, out, lse, *_planned_on_cpu(q, k, v, method_call), scale, softcap, sink_logit)
+
+
+_DENSE_READS = 5  # in a layout, enum LayoutField of tilewise_torch/ops/plan_tensors.h
+_library = torch.library.Library("tilewise", "FRAGMENT")
+_library.impl("attention", _attention_on_gpu, "CUDA")
+_library.impl("attention_backward", _attention_backward_on_gpu, "CUDA")
 
 
 _attend = ops.attend.default
@@ -178,7 +236,7 @@ def _refuse_gradient(name: str, way_on: str, *_: Any) -> NoReturn:
     raise NotImplementedError(f"tilewise::{name} has no gradient; {way_on}")
 
 
-for _name, _way_on in (("attend_backward", _NO_SECOND), ("decode", "use tilewise.attend for training"), ("measure", "detach q and k")):
+for _name, _way_on in (("attend_backward", _NO_SECOND), ("attention_backward", _NO_SECOND), ("decode", "use tilewise.attend for training"), ("measure", "detach q and k")):
     torch.library.register_autograd(
         f"tilewise::{_name}", functools.partial(_refuse_gradient, _name, _way_on), setup_context=lambda ctx, inputs, output: None
     )
@@ -204,9 +262,9 @@ def _autocast(name: str, operands: tuple[int, ...], device: str, key: str) -> No
     torch.library.impl(f"tilewise::{name}", key, kernel, lib=_library)
 
 
-_library = torch.library.Library("tilewise", "FRAGMENT")
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     _autocast("attend", (0, 1, 2), _device, _key)
+    _autocast("attention", (0, 1, 2), _device, _key)
     _autocast("decode", (0, 1, 6), _device, _key)
 
 
@@ -220,9 +278,10 @@ def _refuse_vmap(name: str, *_: Any) -> NoReturn:
     )
 
 
-for _name in ("attend", "attend_backward", "decode", "measure"):
+for _name in ("attend", "attend_backward", "attention", "attention_backward", "decode", "measure"):
     torch.library.register_vmap(f"tilewise::{_name}", functools.partial(_refuse_vmap, _name))
 
 Operator = Callable[..., Any]
+attention: Operator = ops.attention.default
 decode: Operator = ops.decode.default
 measure: Operator = ops.measure.default

@@ -3,8 +3,8 @@
 #include <string_view>
 #include <vector>
 
-#include "tilewise/attend/attend.h"
 #include "tilewise/attend/decode.h"
+#include "tilewise_torch/ops/attend_with.h"
 #include "tilewise_torch/ops/tensors.h"
 
 namespace tilewise::ops {
@@ -12,70 +12,17 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-std::optional<float> as_float(std::optional<double> value) { return value.has_value() ? std::optional(static_cast<float>(*value)) : std::nullopt; }
-
-// [B, Hq, Sq, Dv] of these operands where their shapes make sense; else anything, since attend names what is wrong before it writes.
-Shape out_shape(const TorchTensor& q, const TorchTensor& v) {
-  const int64_t axes = q.dim();
-  return {axes > 0 ? q.size(0) : 1, axes > 1 ? q.size(1) : 1, axes > 2 ? q.size(2) : 1, v.dim() > 0 ? v.size(v.dim() - 1) : 1};
-}
-Shape lse_shape(const Shape& out) { return {out[0], out[1], out[2]}; }
-
-AttendParams attend_params(const TorchTensor& q, const TorchTensor& k, const TorchTensor& v, const TorchTensor& plan, const TorchTensor& layout,
-                           std::optional<double> scale, double softcap, const MaybeTensor& sink_logit) {
-  AttendParams params;
-  params.q = view_of(q);
-  params.k = view_of(k);
-  params.v = view_of(v);
-  params.plan = plan_of(plan, layout);
-  params.softmax_scale = as_float(scale);
-  params.softcap = static_cast<float>(softcap);
-  params.sink_logit = view_of(sink_logit);
-  return params;
-}
-
-std::tuple<TorchTensor, TorchTensor> attend(const TorchTensor& q_in, const TorchTensor& k_in, const TorchTensor& v_in, const TorchTensor& plan,
+std::tuple<TorchTensor, TorchTensor> attend(const TorchTensor& q, const TorchTensor& k, const TorchTensor& v, const TorchTensor& plan,
                                             const TorchTensor& layout, std::optional<double> scale, double softcap, const MaybeTensor& sink_logit) {
-  return guarded([&] {
-    const TorchTensor q = with_contiguous_rows(q_in), k = with_contiguous_rows(k_in), v = with_contiguous_rows(v_in);
-    AttendParams params = attend_params(q, k, v, plan, layout, scale, softcap, sink_logit);
-    Context context = context_of(q);
-    const Shape shape = out_shape(q, v);
-    TorchTensor out = empty_in_layout_of(q, shape), lse = empty(lse_shape(shape), Dtype::f32, q);
-    params.out = writable(out);
-    params.lse = writable(lse);
-    attend_forward(params, context);
-    return std::tuple(std::move(out), std::move(lse));
-  });
+  return guarded([&] { return attend_with(plan_of(plan, layout), q, k, v, {scale, softcap, sink_logit}); });
 }
 
-std::tuple<TorchTensor, TorchTensor, TorchTensor, TorchTensor> attend_backward(const TorchTensor& dout_in, const MaybeTensor& dlse_in,
-                                                                               const TorchTensor& q_in, const TorchTensor& k_in,
-                                                                               const TorchTensor& v_in, const TorchTensor& out_in,
+std::tuple<TorchTensor, TorchTensor, TorchTensor, TorchTensor> attend_backward(const TorchTensor& dout, const MaybeTensor& dlse, const TorchTensor& q,
+                                                                               const TorchTensor& k, const TorchTensor& v, const TorchTensor& out,
                                                                                const TorchTensor& lse, const TorchTensor& plan,
                                                                                const TorchTensor& layout, std::optional<double> scale, double softcap,
                                                                                const MaybeTensor& sink_logit) {
-  return guarded([&] {
-    const TorchTensor q = with_contiguous_rows(q_in), k = with_contiguous_rows(k_in), v = with_contiguous_rows(v_in),
-                      out = with_contiguous_rows(out_in), dout = with_contiguous_rows(dout_in);
-    const MaybeTensor dlse = with_contiguous_rows(dlse_in);
-    AttendBackwardParams params;
-    params.forward = attend_params(q, k, v, plan, layout, scale, softcap, sink_logit);
-    params.forward.out = view_of(out);
-    params.forward.lse = view_of(lse);
-    params.dout = view_of(dout);
-    params.dlse = view_of(dlse);
-    Context context = context_of(q);
-    TorchTensor dq = empty_in_layout_of(q, params.forward.q.shape()), dk = empty_in_layout_of(k, params.forward.k.shape()),
-                dv = empty_in_layout_of(v, params.forward.v.shape()),
-                dsink_logit = empty({sink_logit.has_value() ? sink_logit->size(0) : 0}, Dtype::f32, q);
-    params.dq = writable(dq);
-    params.dk = writable(dk);
-    params.dv = writable(dv);
-    if (sink_logit.has_value()) params.dsink_logit = writable(dsink_logit);
-    tilewise::attend_backward(params, context);
-    return std::tuple(std::move(dq), std::move(dk), std::move(dv), std::move(dsink_logit));
-  });
+  return guarded([&] { return attend_backward_with(plan_of(plan, layout), dout, dlse, q, k, v, out, lse, {scale, softcap, sink_logit}); });
 }
 
 /// Keys or values as decode takes them: `scale` makes them quantised (groups: tokens, channels), `table` makes them paged.

@@ -18,36 +18,18 @@
 #include "tilewise/plan/heads.h"
 #include "tilewise/plan/sets.h"
 #include "tilewise/plan/validate.h"
+#include "tilewise_torch/ops/method_call.h"
 #include "tilewise_torch/ops/tensors.h"
 
 namespace tilewise::ops {
 namespace {
 
-using Ints = std::vector<int64_t>;
 using PlanTensors = std::tuple<TorchTensor, TorchTensor>;
 
-PlanTensors plan_with_method(const TorchTensor& q_in, const TorchTensor& k_in, const MaybeTensor& v_in, const Text& method, const Text& options,
+PlanTensors plan_with_method(const TorchTensor& q, const TorchTensor& k, const MaybeTensor& v, const Text& method, const Text& options,
                              const Ints& mask, const MaybeTensor& spans, const MaybeTensor& order_q, const MaybeTensor& order_k,
                              std::optional<double> scale, double softcap, int64_t layer, int64_t seed) {
-  return guarded([&] {
-    const TorchTensor q = with_contiguous_rows(q_in), k = with_contiguous_rows(k_in);
-    const MaybeTensor v = with_contiguous_rows(v_in);
-    Problem problem;
-    problem.q = view_of(q);
-    problem.k = view_of(k);
-    problem.v = view_of(v);
-    problem.mask = mask_of(mask, spans);
-    problem.order_q.token = view_of(order_q);
-    problem.order_k.token = view_of(order_k);
-    if (scale.has_value()) problem.softmax_scale = static_cast<float>(*scale);
-    problem.softcap = static_cast<float>(softcap);
-    problem.layer = as_int("layer", layer);
-    problem.seed = static_cast<uint64_t>(seed);
-    Context context = context_of(q);
-    check(context.device.type == Device::Type::cpu, Error::Kind::unsupported, "plan: ", method.value, " runs on the CPU, q is on ", context.device,
-          "; plan with q.cpu() and k.cpu(), then move the plan with Plan.to");
-    return tensors_of(plan_with(method.value, problem, parse_options(method.value, options.value), context).plan);
-  });
+  return guarded([&] { return tensors_of(plan_by({method, options, mask, spans, order_q, order_k, scale, softcap, layer, seed}, q, k, v)); });
 }
 
 PlanTensors plan_of_bits(const TorchTensor& bits, int64_t tile, const Ints& mask, const MaybeTensor& spans, int64_t batch, int64_t heads_q) {

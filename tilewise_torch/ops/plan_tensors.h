@@ -11,7 +11,7 @@
 // where each lies and holds everything else: lengths, tiles, the mask. Nothing about a plan is an integer argument, so a graph that was compiled for one length serves others.
 namespace tilewise::ops {
 
-/// Places in `layout` that Python reads, too (python/tilewise/plan.py).
+/// Places in `layout` that Python reads, too (python/tilewise/_plan.py).
 enum LayoutField : size_t {
   kMagic,  // kLayoutMagic: format and its version
   kNumbers,  // of the whole layout

@@ -41,7 +41,7 @@ MaybeTensor with_contiguous_rows(const MaybeTensor& tensor);
 
 /// An uninitialised tensor on the device of `like`.
 TorchTensor empty(const Shape& shape, Dtype dtype, const TorchTensor& like);
-/// [B, H, S, D] of the dtype of `like`; in memory [B, S, H, D] where `like` lies so, else contiguous. fakes.py says the same.
+/// [B, H, S, D] of the dtype of `like`; in memory [B, S, H, D] where `like` lies so, else contiguous. python/tilewise/_operators.py says the same.
 TorchTensor empty_in_layout_of(const TorchTensor& like, const Shape& shape);
 /// On the CPU.
 TorchTensor empty_on_host(const Shape& shape, Dtype dtype);
