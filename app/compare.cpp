@@ -96,7 +96,9 @@ void check_options(const CompareOptions& options) {
 void check_model(const Model& model, const CompareOptions& options) {
   const ModelConfig& config = model.config();
   check(config.reads_bytes, Error::Kind::unsupported, options.model, " has a vocabulary of ", config.vocab_size,
-        " tokens, and --text reads bytes: it takes models with vocabulary 256 and no tokenizer.json");
+        " tokens, and --text reads bytes here: it takes models with vocabulary 256 and no tokenizer.json; the command of the Python package reads "
+        "others "
+        "through their tokenizer (docs/python.md)");
   check(options.length <= config.max_positions, Error::Kind::value, "--length ", options.length, " is above the ", config.max_positions,
         " positions that ", options.model, " was made for");
 }

@@ -118,6 +118,14 @@ def _compare(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         _check(parser, options)
+        from ._errors import call
+        from ._operators import ops
+
+        try:
+            for method in options.methods if hasattr(ops, "study_check") else ():  # else compare() says what is missing
+                call(ops.study_check.default, method)
+        except ValueError as error:
+            parser.error(str(error))
         texts = [pathlib.Path(path).read_bytes() for path in options.text]
         from tokenizers import Tokenizer
 

@@ -9,6 +9,7 @@
 #include "app/report/report.h"
 #include "app/table.h"
 #include "tilewise/infer/strict_json.h"
+#include "tilewise/methods/registry.h"
 #include "tilewise/study/clock.h"
 #include "tilewise/study/comparer.h"
 #include "tilewise_torch/ops/tensors.h"
@@ -227,6 +228,13 @@ TorchTensor study_attend(const TorchTensor& q_in, const TorchTensor& k_in, const
   });
 }
 
+/// Throws what study_compare would throw about one of its methods, without a model.
+void study_check(const Text& method) {
+  guarded([&] {
+    for (const MethodChoice& choice : app::parse_method_list({method.value})) check_options(choice.name, choice.options);
+  });
+}
+
 std::string study_report(const Text& document, const Text& where) {
   return guarded([&] { return app::make_report(parse_comparison(document.value, where.value)); });
 }
@@ -241,6 +249,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tilewise, m) {
   m.def("study_compare(str request, int callback) -> str");
   m.def("study_attend(Tensor q, Tensor k, Tensor v, int layer, int[] mask, Tensor? spans, float? scale, float softcap, Tensor? sink_logit, bool "
         "is_dense) -> Tensor");
+  m.def("study_check(str method) -> ()");
   m.def("study_report(str document, str where) -> str");
   m.def("study_table(str document, str where) -> str");
 }
@@ -248,6 +257,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tilewise, m) {
 STABLE_TORCH_LIBRARY_IMPL(tilewise, CompositeExplicitAutograd, m) {
   m.impl("study_compare", TORCH_BOX(&study_compare));
   m.impl("study_attend", TORCH_BOX(&study_attend));
+  m.impl("study_check", TORCH_BOX(&study_check));
   m.impl("study_report", TORCH_BOX(&study_report));
   m.impl("study_table", TORCH_BOX(&study_table));
 }
