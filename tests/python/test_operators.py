@@ -8,6 +8,7 @@ import torch
 from conftest import problem, random_plan
 
 import tilewise
+from tilewise import _compiled  # noqa: F401, for its operator
 
 ops = torch.ops.tilewise
 BAND = [0, 0, 1, 0, 0, 2**63 - 1, 0, 0]  # causal, as tilewise.Mask.causal().numbers

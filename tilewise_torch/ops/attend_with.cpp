@@ -62,6 +62,9 @@ std::tuple<TorchTensor, TorchTensor, TorchTensor, TorchTensor> attend_backward_w
   params.dk = writable(dk);
   params.dv = writable(dv);
   if (sink_logit.has_value()) params.dsink_logit = writable(dsink_logit);
+  // The schedule is made here at each call. To keep it one must know a plan again: at the address of its tensors another plan may lie later, or the same one changed
+  // in place, and by its content every plan that is used once, as most are, would be hashed for nothing. There is little to gain: Plan.complete(), which spares
+  // each call the transpose, takes 0.9 ms where the backward takes 73 (8,192 tokens, 8 heads, density 0.1), and 0.3 where it takes 13 (2,048 tokens, 0.3).
   attend_backward(params, context);
   return {std::move(dq), std::move(dk), std::move(dv), std::move(dsink_logit)};
 }
