@@ -84,7 +84,7 @@ class DocumentedCommands : public ::testing::Test {
   }
   Ended run(const std::string& line) const {
     std::string command = std::regex_replace(line, std::regex("^(build/cpu/app/)?tilewise "), std::string("'") + TILEWISE_PROGRAM + "' ");
-    command = std::regex_replace(command, std::regex("16384"), "256");
+    command = std::regex_replace(command, std::regex("(--length|--needle) [0-9]+"), "$1 256");
     if (command.find("--model DIR") != std::string::npos && command.find("--length") == std::string::npos &&
         command.find(" generate ") == std::string::npos)
       command = std::regex_replace(command, std::regex("--model DIR"), "--model DIR --length 256");
