@@ -76,6 +76,12 @@ class DocumentedCommands : public ::testing::Test {
       for (uint64_t i = 0; i < 700; ++i) text += static_cast<char>('a' + splitmix64(i + (name[0] == 'F' ? 0 : 9000)) % 9);
       TemporaryFolder::write(folder_.file(name), text);
     }
+    // One hidden note, of the length that every command is given.
+    std::filesystem::create_directory(folder_.file("DIR/documents"));
+    TemporaryFolder::write(folder_.file("DIR/documents/haystack.txt"), std::string(400, 'a'));
+    TemporaryFolder::write(folder_.file("DIR/needles.json"),
+                           R"({"prompts": [{"length": 256, "depth": 0.5, "document": "haystack.txt", "offset": 0, "haystack": 240, "insert": 100, )"
+                           R"("note": " note 7 ", "ask": "recall: ", "answer": "7"}]})");
     Tensor tensor(host_memory(), Dtype::f32, {1, 2, 300, 32});
     for (int64_t i = 0; i < tensor.view.numel(); ++i)
       tensor.view.data<float>()[i] = static_cast<float>(splitmix64(static_cast<uint64_t>(i)) % 1000) / 250 - 2;
