@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tilewise beside PyTorch on this CPU: SDPA (its flash kernel), FlexAttention compiled, and tilewise.attend, interleaved in one process; the minimum of the rounds counts.
 
-    bench/peers_cpu.py --out bench/results/DATE-peers-cpu-COMMIT.json [--rows forward,flex,backward,decode,overhead] [--dtypes f32,bf16] [--head-dims 64,128] [--append]
+    bench/peers_cpu.py --out bench/results/DATE-peers-cpu-COMMIT.json [--rows forward,flex,backward,decode,overhead,import] [--dtypes f32,bf16] [--head-dims 64,128] [--append]
 
 One JSON line for each cell: what each peer took (min and median, ms), how many times faster tilewise is than the best of them, and the bar. Every output is compared with a peer's
 before it is timed. Needs an idle machine. `overhead` wants the C++ call beside it: --small-call names the program tilewise_small_call (cmake -DTILEWISE_WITH_TORCH=ON).
@@ -17,6 +17,7 @@ import pathlib
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -180,6 +181,13 @@ def overhead_rows(args, emit):
         emit({"row": name, "call_us": round(best, 2), "cpp_us": round(cpp, 2), "overhead_us": round(best - cpp, 2), "bar": bar, "pass": best - cpp <= bar})
 
 
+def import_row(args, emit):
+    """What `import tilewise` adds to `import torch`, each time in a process of its own."""
+    code = "import time, torch; start = time.perf_counter(); import tilewise; print(time.perf_counter() - start)"
+    times = [float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout) for _ in range(2 * args.rounds)]
+    emit({"row": "import", "min_s": round(min(times), 4), "median_s": round(statistics.median(times), 4), "bar": 0.5, "pass": min(times) <= 0.5})
+
+
 class forced_target:
     def __init__(self, target):
         self.target = target
@@ -192,7 +200,7 @@ class forced_target:
         os.environ.pop("TILEWISE_TARGET", None)
 
 
-ROWS = {"forward": forward_rows, "flex": flex_rows, "backward": backward_rows, "decode": decode_rows, "overhead": overhead_rows}
+ROWS = {"forward": forward_rows, "flex": flex_rows, "backward": backward_rows, "decode": decode_rows, "overhead": overhead_rows, "import": import_row}
 
 
 def processor():

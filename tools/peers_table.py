@@ -41,6 +41,8 @@ def full_table(head: dict, rows: list[dict], path: str) -> list[str]:
     for row in rows:
         if "overhead_us" in row:
             out += ["", f"A call from Python, {row['row']}: {row['call_us']:.1f} us on 64 tokens, of which the C++ call takes {row['cpp_us']:.1f} (bar: {row['bar']} us more)."]
+        if "min_s" in row:
+            out += ["", f"`import tilewise` after `import torch`: {row['min_s']:.3f} s (bar: {row['bar']} s)."]
     return out
 
 
