@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // parse_comparison over any text: an Error of kind io or value, or a comparison that comes back from its own document.
+#include "tilewise/study/comparison.h"
 #include "tests/fuzz/memory_file.h"
 #include "tilewise/base/error.h"
-#include "tilewise/study/comparison.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tilewise;

@@ -40,7 +40,8 @@ void write_plans(const std::string& folder) {
 }
 
 void run(const std::string& root) {
-  for (const char* target : {"plan_reader", "validator", "safetensors", "config", "recipe", "comparison"}) std::filesystem::create_directories(root + "/" + target);
+  for (const char* target : {"plan_reader", "validator", "safetensors", "config", "recipe", "comparison"})
+    std::filesystem::create_directories(root + "/" + target);
   write_plans(root + "/plan_reader");
   for (const auto& entry : std::filesystem::directory_iterator("tests/plan")) {
     if (entry.path().extension() == ".safetensors") std::filesystem::copy(entry.path(), root + "/plan_reader/" + entry.path().filename().string());
