@@ -2,6 +2,7 @@
 // Random scripts of operations on a paged cache, and beside it a model that keeps every row of every sequence in vectors and pages as shared pointers.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <set>

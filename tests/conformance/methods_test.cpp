@@ -2,6 +2,7 @@
 // What every registered method must hold to, whatever it computes. A new method is tested here without a line of its own.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <random>

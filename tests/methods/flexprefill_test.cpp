@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/methods/flexprefill.h"
 
+#include <algorithm>
 #include <numeric>
 #include <random>
 #include <set>

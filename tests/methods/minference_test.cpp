@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/methods/minference.h"
 
+#include <algorithm>
 #include <set>
 
 #include "tests/methods/definition_testing.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What single methods choose under given orders; that every method's plan is sound there is conformance's.
+#include <algorithm>
 #include <numeric>
 #include <random>
 

@@ -2,6 +2,7 @@
 // The methods that do not look at q and k: dense, a_shape, random.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "tests/methods/definition_testing.h"

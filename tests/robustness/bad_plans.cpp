@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bad calls of what takes several plans, blocks or files.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "tilewise/study/compare.h"
 
 #include <gtest/gtest.h>

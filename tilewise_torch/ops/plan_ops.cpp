@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operators that make plans, change them and tell about them. Each works on the CPU; a plan for a GPU is made here and moved (Plan.to).
+#include <algorithm>
 #include <sstream>
 #include <string_view>
 #include <vector>

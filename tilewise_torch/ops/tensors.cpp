@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise_torch/ops/tensors.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 #include <map>

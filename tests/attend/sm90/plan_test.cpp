@@ -3,6 +3,7 @@
 //   tilewise_sm90_plan_test [--cases N] [--seed S] [--repeats R] [--small] [--only NAME]
 // What the kernels write stands between red zones and is exactly as long as was asked for. The kernels' lines are tested on the CPU too (tests/plan/cuda, tests/select/cuda):
 // what is new here is the device.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
