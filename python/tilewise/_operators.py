@@ -146,7 +146,7 @@ def _attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, *method_call: Any) -> tup
     *_, scale, softcap, sink_logit, _, _ = method_call
     out, lse = ops.attend.default(q, k, v, *plan, scale, softcap, sink_logit)
     reads = ops.plan_count.default(plan[0].cpu(), plan[1], "reads", -1)
-    return out, lse, torch.cat([reads, plan[1][_DENSE_READS : _DENSE_READS + 1]])
+    return out, lse, torch.cat([reads, plan[1][DENSE_READS : DENSE_READS + 1]])
 
 
 def _attention_backward_on_gpu(dout: Tensor, dlse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, _: Tensor, *method_call: Any) -> Any:
@@ -154,7 +154,7 @@ def _attention_backward_on_gpu(dout: Tensor, dlse: Optional[Tensor], q: Tensor, 
     return ops.attend_backward.default(dout, dlse, q, k, v, out, lse, *_planned_on_cpu(q, k, v, method_call), scale, softcap, sink_logit)
 
 
-_DENSE_READS = 5  # in a layout, enum LayoutField of tilewise_torch/ops/plan_tensors.h
+DENSE_READS = 5  # its place in a layout, enum LayoutField of tilewise_torch/ops/plan_tensors.h
 _library = torch.library.Library("tilewise", "FRAGMENT")
 _library.impl("attention", _attention_on_gpu, "CUDA")
 _library.impl("attention_backward", _attention_backward_on_gpu, "CUDA")

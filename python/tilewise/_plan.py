@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ._errors import call, expect
 from ._mask import Mask
-from ._operators import ops
+from ._operators import DENSE_READS, ops
 
 OptionValue = Union[bool, int, float, str]
 
 # Places in the layout: enum LayoutField of tilewise_torch/ops/plan_tensors.h.
-_SEQLEN_Q, _SEQLEN_K, _DENSE_READS, _BATCH, _HEADS_Q, _MASK_FIRST, _TILE_Q, _POOLS, _DENSE_READS_OF_HEAD, _BANDS, _ARRAYS = 3, 4, 5, 6, 7, 9, 10, 18, 19, 20, 26
+_SEQLEN_Q, _SEQLEN_K, _BATCH, _HEADS_Q, _MASK_FIRST, _TILE_Q, _POOLS, _DENSE_READS_OF_HEAD, _BANDS, _ARRAYS = 3, 4, 6, 7, 9, 10, 18, 19, 20, 26
 _LISTS_ARRAYS, _NUMBERS_PER_ARRAY = 17, 5
 _ORDER_Q, _ORDER_K, _SPANS = (_ARRAYS + _NUMBERS_PER_ARRAY * i for i in (34, 35, 36))
 _VALUES = _ARRAYS + _NUMBERS_PER_ARRAY * 37
@@ -71,7 +71,7 @@ class Plan:
     @property
     def dense_reads(self) -> int:
         """Pairs that the dense plan of the model's mask and this tile reads: the denominator of density."""
-        return self._number(_DENSE_READS)
+        return self._number(DENSE_READS)
 
     @property
     def device(self) -> torch.device:

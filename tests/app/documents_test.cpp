@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
-#include <set>
 
 #include "tests/app/process.h"
 #include "tests/app/synthetic.h"
@@ -11,58 +9,17 @@
 #include "tilewise/base/hash.h"
 #include "tilewise/infer/recipe.h"
 
-// Every block of code in the documents is run, or read by what reads it. Python's are run by tests/python/test_docs.py.
+// Shell and JSON blocks of the documents are run, or read by what reads them. Those of C++ are tests/repository's, those of Python tests/python/test_docs.py's.
 namespace tilewise::app {
 namespace {
 
 using nlohmann::json;
-
-struct Block {
-  std::string where, language, text;
-};
-
-std::vector<Block> blocks_of_documents() {
-  std::vector<Block> blocks;
-  for (const std::string& path : tests::repository::tracked_files()) {
-    if (!path.ends_with(".md")) continue;
-    bool is_inside = false;
-    int number = 0;
-    for (const std::string& line : tests::repository::lines_of(tests::repository::read_text(path))) {
-      ++number;
-      if (line.starts_with("```")) {
-        is_inside = !is_inside;
-        if (is_inside) blocks.push_back({path + ":" + std::to_string(number), line.substr(3), ""});
-      } else if (is_inside) {
-        blocks.back().text += line + "\n";
-      }
-    }
-    EXPECT_FALSE(is_inside) << path << ": a block without an end";
-  }
-  return blocks;
-}
+using tests::repository::Block;
 
 std::vector<Block> blocks_in(const std::string& language) {
-  std::vector<Block> blocks = blocks_of_documents();
+  std::vector<Block> blocks = tests::repository::blocks_of_documents();
   std::erase_if(blocks, [&](const Block& block) { return block.language != language; });
   return blocks;
-}
-
-TEST(Documents, EveryBlockSaysWhatItIs) {
-  for (const Block& block : blocks_of_documents()) {
-    // text: formulas and folders, which nobody runs.
-    static const std::set<std::string> known = {"cpp", "json", "python", "sh", "text"};
-    EXPECT_TRUE(known.count(block.language)) << block.where << ": ```" << block.language;
-  }
-}
-
-TEST(Documents, CppBlocksAreExamples) {
-  std::set<std::string> examples;
-  for (const std::string& path : tests::repository::tracked_files()) {
-    if (!path.starts_with("examples/") || !path.ends_with(".cpp")) continue;
-    const std::string text = tests::repository::read_text(path);
-    examples.insert(text.substr(text.find('\n') + 1));  // without the licence line
-  }
-  for (const Block& block : blocks_in("cpp")) EXPECT_TRUE(examples.count(block.text)) << block.where << " is no program of examples/, word for word";
 }
 
 /// A tiny model and texts under the names that stand in the documents, so that their commands run in this folder in seconds.

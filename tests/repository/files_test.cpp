@@ -83,10 +83,28 @@ TEST(Documents, LinksPointToFilesThatExist) {
   EXPECT_GT(checked, 5);
 }
 
-TEST(Documents, ReadmeExampleIsTheProgramThatIsTested) {
-  std::string program = read_text("examples/first_steps.cpp");
-  program.erase(0, program.find('\n') + 1);  // the licence line
-  EXPECT_EQ(fenced_block(read_text("README.md"), "## From C++", "cpp"), program) << "README.md shows examples/first_steps.cpp, word for word";
+TEST(Documents, EveryBlockSaysWhatItIs) {
+  for (const Block& block : blocks_of_documents()) {
+    // text: formulas and folders, which nobody runs.
+    static const std::set<std::string> known = {"cpp", "json", "python", "sh", "text"};
+    EXPECT_TRUE(known.count(block.language)) << block.where << ": ```" << block.language;
+  }
+}
+
+TEST(Documents, CppBlocksAreExamples) {
+  std::set<std::string> examples;  // programs that are compiled and run
+  for (const std::string& path : tracked_files()) {
+    if (!starts_with(path, "examples/") || !ends_with(path, ".cpp")) continue;
+    const std::string text = read_text(path);
+    examples.insert(text.substr(text.find('\n') + 1));  // without the licence line
+  }
+  bool is_in_readme = false;
+  for (const Block& block : blocks_of_documents()) {
+    if (block.language != "cpp") continue;
+    EXPECT_TRUE(examples.count(block.text)) << block.where << " is no program of examples/, word for word";
+    is_in_readme |= starts_with(block.where, "README.md:");
+  }
+  EXPECT_TRUE(is_in_readme) << "README.md shows no program";
 }
 
 TEST(Documents, VersionsAgree) {

@@ -66,6 +66,26 @@ std::vector<std::string> lines_of(const std::string& text) {
 bool ends_with(const std::string& text, const std::string& end) { return text.ends_with(end); }
 bool starts_with(const std::string& text, const std::string& start) { return text.starts_with(start); }
 
+std::vector<Block> blocks_of_documents() {
+  std::vector<Block> blocks;
+  for (const std::string& path : tracked_files()) {
+    if (!ends_with(path, ".md")) continue;
+    bool is_inside = false;
+    int number = 0;
+    for (const std::string& line : lines_of(read_text(path))) {
+      ++number;
+      if (starts_with(line, "```")) {
+        is_inside = !is_inside;
+        if (is_inside) blocks.push_back({path + ":" + std::to_string(number), line.substr(3), ""});
+      } else if (is_inside) {
+        blocks.back().text += line + "\n";
+      }
+    }
+    if (is_inside) throw std::runtime_error(blocks.back().where + ": a block without an end");
+  }
+  return blocks;
+}
+
 std::string fenced_block(const std::string& markdown, const std::string& heading, const std::string& language) {
   bool is_behind = false, is_inside = false;
   std::string block;

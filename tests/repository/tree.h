@@ -17,6 +17,14 @@ std::vector<std::string> lines_of(const std::string& text);
 bool ends_with(const std::string& text, const std::string& end);
 bool starts_with(const std::string& text, const std::string& start);
 
+/// A fenced block of a document.
+struct Block {
+  std::string where, language, text;  // where: path:line of the opening fence
+};
+
+/// Those of all tracked Markdown files. Throws for a block without an end.
+std::vector<Block> blocks_of_documents();
+
 /// The first fenced block behind the line `heading`, without its fences. `language` is what follows the opening fence. Throws when there is none.
 std::string fenced_block(const std::string& markdown, const std::string& heading, const std::string& language);
 
