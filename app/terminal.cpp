@@ -54,14 +54,21 @@ void ProgressLine::show(const CompareProgress& progress) {
   std::snprintf(share, sizeof share, "%3.0f %%", 100 * progress.share);
   std::string text = std::string(share);
   if (progress.seconds_left >= 0) text += "  " + clock_text(progress.seconds_left) + " left";
-  show(text + "  " + progress.row + ", " + progress.part);
+  text += "  " + progress.row + ", " + progress.part;
+  const std::string kind = progress.row + ", " + progress.part.substr(0, progress.part.find_first_of("0123456789"));
+  if (kind == kind_) return show(text);
+  kind_ = kind;
+  draw(text);
 }
 
 void ProgressLine::show(const std::string& text) {
+  if (is_shown_ && std::chrono::steady_clock::now() - last_ < std::chrono::milliseconds(100)) return;
+  draw(text);
+}
+
+void ProgressLine::draw(const std::string& text) {
   if (!is_on_) return;
-  const auto now = std::chrono::steady_clock::now();
-  if (is_shown_ && now - last_ < std::chrono::milliseconds(100)) return;
-  last_ = now;
+  last_ = std::chrono::steady_clock::now();
   is_shown_ = true;
   const std::string line = "\r\033[K" + text.substr(0, columns() - 1);
   std::fwrite(line.data(), 1, line.size(), stderr);

@@ -17,7 +17,8 @@ std::string styled(const std::string& text, Style style);
 /// "1:05", "2:03:10".
 std::string clock_text(double seconds);
 
-/// One line on standard error that is written over and over; nothing at all where that is not a terminal.
+/// One line on standard error that is written over and over, at most ten times a second; a row or a kind of work that begins is shown at once. Nothing at
+/// all where standard error is not a terminal.
 class ProgressLine {
  public:
   ProgressLine();
@@ -30,7 +31,9 @@ class ProgressLine {
   void clear();
 
  private:
+  void draw(const std::string& text);
   bool is_on_, is_shown_ = false;
+  std::string kind_;  // of what was shown last
   std::chrono::steady_clock::time_point last_{};
 };
 
