@@ -23,22 +23,7 @@ constexpr int kMostChannels = 256;
 std::optional<std::string> refusal_of_plan(const PlanData& plan) {
   if (!plan.pools.empty()) return "pooled keys are not built";
   if (!plan.by_query.has_runs() && plan.by_key.has_runs()) return "the plan has only by_key, this backend reads by_query; complete() the plan";
-  for (const auto& [name, list] :
-       {std::pair{"whole", &plan.by_query.whole}, std::pair{"masked", &plan.by_query.masked}, std::pair{"picked", &plan.by_query.picked}}) {
-    if (auto reason = refusal_of_list(name, *list)) return reason;
-  }
-  for (const TensorView* view : {&plan.by_query.edge, &plan.order_q.token, &plan.order_k.token, &plan.mask.spans}) {
-    if (view->has_value() && !view->is_contiguous()) return "the plan's edges, orders or spans are not contiguous; pack the plan";
-  }
-  const Mask& mask = plan.mask;
-  if (mask.bands.size() > GeneralArgs::kClasses || mask.grids.size() > GeneralArgs::kClasses) {
-    return text("the mask has more than ", GeneralArgs::kClasses, " classes of heads");
-  }
-  if (mask.head_class.size() > GeneralArgs::kHeads) return text("the mask has classes for more than ", GeneralArgs::kHeads, " heads");
-  for (const auto& grid : mask.grids) {
-    if (grid.size() > GeneralArgs::kAxes) return text("the mask has a grid of ", grid.size(), " axes, above ", GeneralArgs::kAxes);
-  }
-  return std::nullopt;
+  return cuda::refusal_of_arrays(plan, plan.by_query);
 }
 
 OrderView order_view(const Order& order) {
@@ -100,22 +85,7 @@ GeneralInput general_input(const AttendParams& params) {
   input.slots_k = static_cast<int>(plan::slots_k(plan));
   input.order_q = order_view(plan.order_q);
   input.order_k = order_view(plan.order_k);
-  const Mask& mask = plan.mask;
-  input.form = mask.spans.has_value() ? GeneralArgs::spans_form : mask.grids.empty() ? GeneralArgs::bands_form : GeneralArgs::grids_form;
-  for (size_t c = 0; c < mask.bands.size(); ++c) input.bands[c] = band_view(mask.bands[c]);
-  if (mask.spans.has_value()) {
-    input.spans = static_cast<const int32_t*>(mask.spans.raw());
-    input.spans_batch = static_cast<int>(mask.spans.dim(1));
-  }
-  for (size_t c = 0; c < mask.grids.size(); ++c) {
-    input.num_axes[c] = static_cast<int>(mask.grids[c].size());
-    for (size_t i = 0; i < mask.grids[c].size(); ++i) {
-      const Mask::Axis& axis = mask.grids[c][i];
-      input.grids[c][i] = {axis.length, axis.window, axis.stride, axis.dilation, axis.is_causal};
-    }
-  }
-  input.grid_first = mask.first;
-  std::copy(mask.head_class.begin(), mask.head_class.end(), input.head_class);
+  cuda::set_mask(input, plan.mask);
   if (params.sink_logit.has_value()) input.sink_logit = static_cast<const float*>(params.sink_logit.raw());
   input.softcap = params.softcap;
   return input;

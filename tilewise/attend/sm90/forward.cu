@@ -9,12 +9,6 @@ namespace {
 
 using machine::sm90::Tensor16;
 
-// A band wider than any tensor is cut to what 64-bit token arithmetic can add up.
-Band cut(const Band& band) {
-  const auto cut_side = [](int64_t x) { return std::clamp(x, -(int64_t{1} << 40), int64_t{1} << 40); };
-  return {cut_side(band.left), cut_side(band.right), cut_side(band.sink)};
-}
-
 /// `blocks`: column blocks of a box.
 bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_k, int blocks) {
   const auto make = [](CUtensorMap& map, const Tensor16& tensor, int tokens, int of_blocks) {
@@ -33,7 +27,7 @@ bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_k, int blo
   args.lse_stride_head = input.lse_stride_head;
   args.masked = input.masked;
   args.whole = input.whole;
-  args.band = cut(input.band);
+  args.band = input.band;
   args.order = input.order;
   args.counter = input.counter;
   args.heads_q = input.q.heads;
@@ -57,7 +51,7 @@ bool add_general(GeneralArgs& args, const ForwardInput& input, const GeneralInpu
   args.order_k_slots = general.slots_k;
   args.form = general.form;
   for (int c = 0; c < GeneralArgs::kClasses; ++c) {
-    args.bands[c] = cut(general.bands[c]);
+    args.bands[c] = general.bands[c];
     args.num_axes[c] = general.num_axes[c];
     std::copy(general.grids[c], general.grids[c] + GeneralArgs::kAxes, args.grids[c]);
   }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "tilewise/attend/cuda/mask.h"
 #include "tilewise/machine/sm90/tensor_map.h"
 #include "tilewise/plan/cuda/run_list_view.h"
 
@@ -13,13 +14,8 @@ namespace tilewise::attend::sm90 {
 
 using plan::cuda::RunListView;
 
-/// Query i is token t = i + Sk - Sq. It sees [t - left, t + right] and [0, sink), nothing past t + right.
-struct Band {
-  int64_t left, right, sink;
-};
-struct GridAxis {
-  int length, window, stride, dilation, is_causal;
-};
+using cuda::Band;
+using cuda::GridAxis;
 
 /// Token of each slot, [batch, groups, slots]; -1: padding. Null: slot s holds token s.
 struct OrderView {
@@ -49,7 +45,7 @@ struct ForwardArgs {
 
 /// The parts that the plain kernel leaves out, so that they cost it nothing.
 struct GeneralArgs : ForwardArgs {
-  static constexpr int kClasses = 16, kAxes = 4, kHeads = 256;
+  static constexpr int kClasses = cuda::kMaskClasses, kAxes = cuda::kMaskAxes, kHeads = cuda::kMaskHeads;
   CUtensorMap q_token, out_token;    // boxes of one token
   int is_flat_q, is_flat_v;          // no whole column blocks: q and k, v and out
   RunListView picked;
@@ -57,7 +53,7 @@ struct GeneralArgs : ForwardArgs {
   int tile, slots_q;
   OrderView order_q, order_k;
   int order_k_slots;
-  enum Form : int { bands_form, spans_form, grids_form } form;
+  cuda::MaskForm form;               // these as a MaskView
   Band bands[kClasses];
   const int32_t* spans;              // [classes, spans_batch, Sq, 4]
   int spans_batch;
@@ -91,7 +87,7 @@ struct GeneralInput {
   int num_rows = 0;                  // with edge
   int slots_q = 0, slots_k = 0;
   OrderView order_q, order_k;
-  GeneralArgs::Form form = GeneralArgs::bands_form;
+  cuda::MaskForm form = cuda::bands_form;  // these as a MaskView
   Band bands[GeneralArgs::kClasses] = {};
   const int32_t* spans = nullptr;
   int spans_batch = 1;

@@ -3,20 +3,15 @@
 #pragma once
 #include <cstdint>
 #include <optional>
-#include <sstream>
 #include <string>
 
+#include "tilewise/attend/cuda/plan_view.h"
 #include "tilewise/base/tensor.h"
 #include "tilewise/machine/sm90/tensor_map.h"
 
 namespace tilewise::attend::sm90 {
 
-template <class... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
-}
+using cuda::text;
 
 /// What the copy engine can read and write.
 inline std::optional<std::string> refusal_of_operand(const char* name, const TensorView& view, int most_channels) {
