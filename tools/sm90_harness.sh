@@ -43,10 +43,11 @@ print(f"{len(kernels)} backward kernels, bytes spilt by those with softcap: {[in
 sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
 # Of what makes plans, no kernel may spill.
-for room in plan select; do
-  $nvcc -Xptxas -v -cubin "tilewise/$room/cuda/kernels.cu" -o "$dir/$room.cubin" > "$dir/$room.ptxas" 2>&1 || { cat "$dir/$room.ptxas"; exit 1; }
+for kernels in plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal; do
+  name=$(echo "$kernels" | tr / _)
+  $nvcc -Xptxas -v -cubin "tilewise/$kernels.cu" -o "$dir/$name.cubin" > "$dir/$name.ptxas" 2>&1 || { cat "$dir/$name.ptxas"; exit 1; }
 done
-python3 - "$dir/plan.ptxas" "$dir/select.ptxas" <<'PYTHON'
+python3 - "$dir"/plan_cuda_*.ptxas "$dir"/select_cuda_*.ptxas <<'PYTHON'
 import re, sys
 kernels = [spill for name in sys.argv[1:] for spill in re.findall(r"Compiling entry function.*?(\d+) bytes spill stores", open(name).read(), re.S)]
 print(f"{len(kernels)} kernels that make plans, bytes spilt: {sum(map(int, kernels))}")

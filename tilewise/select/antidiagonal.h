@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 #include <cstdint>
+#include <string_view>
 
 #include "tilewise/select/scores.h"
 
@@ -34,5 +35,8 @@ struct AntidiagonalParams {
 /// Errors  value (params), unsupported (a mask that is neither causal nor full in every head), memory.
 /// Source  XAttention, arXiv 2503.16428, Algorithm 1; selectors, norm and kdb from the released code.
 TILEWISE_API Scores antidiagonal_scores(const Inputs& inputs, const AntidiagonalParams& params, Context& context);
+
+/// Errors: value (params), unsupported (the mask), as antidiagonal_scores(). `where` begins the message.
+void check_antidiagonal(std::string_view where, const Inputs& inputs, const AntidiagonalParams& params);
 
 }  // namespace tilewise::select

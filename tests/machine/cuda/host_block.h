@@ -36,6 +36,32 @@ class HostBlock {
     for (const int thread : order_) step(thread);
   }
   template <class T>
+  struct Registers {
+    explicit Registers(const HostBlock& block) : own(static_cast<size_t>(block.threads())) {}
+    T& operator[](int thread) { return own[static_cast<size_t>(thread)]; }
+    std::vector<T> own;
+  };
+  template <class Step>
+  void warps(Step&& step) {
+    const int count = threads() / 32, first = static_cast<int>(engine_() % static_cast<unsigned>(count));
+    for (int warp = 0; warp < count; ++warp) step((warp + first) % count);
+  }
+  template <class Step>
+  void lanes(int warp, Step&& step) {
+    const int turn = static_cast<int>(engine_() % 32);
+    for (int lane = 0; lane < 32; ++lane) step(warp * 32 + (lane + turn) % 32);
+  }
+  template <class At, class Fold>
+  void fold_lanes(int warp, int lanes, const At& at, const Fold& fold) {
+    for (int step = 1; step < lanes; step *= 2) {
+      for (int lane = 0; lane < 32; ++lane) {
+        if ((lane & step) != 0) continue;
+        auto &a = at(warp * 32 + lane), &b = at(warp * 32 + lane + step);
+        a = b = fold(a, b);
+      }
+    }
+  }
+  template <class T>
   T get(const T& word) {
     return word;
   }

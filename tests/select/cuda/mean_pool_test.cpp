@@ -44,7 +44,7 @@ TEST(DeviceMeanPool, ScoresAsTheHostDoes) {
     const Scores want = mean_pool_scores(inputs, tile, context);
     MeanPoolArgs sizes;
     const Guarded values(static_cast<size_t>(want.values.view.numel()) * sizeof(float)), workspace(mean_pool_workspace(inputs, want, nullptr, sizes));
-    const Scores got = mean_pool_space(inputs, tile, values.data());
+    const Scores got = score_space(inputs, tile, values.data());
     ASSERT_EQ(got.values.view.shape(), want.values.view.shape());
     run(mean_pool_launch(inputs, got, workspace.data()), seed);
     ASSERT_TRUE(values.is_intact() && workspace.is_intact()) << seed;
@@ -70,10 +70,10 @@ TEST(DeviceMeanPool, ShowsWhatIsNotFinite) {
   q.set(0, 0, 20, 3, std::numeric_limits<float>::quiet_NaN());
   const Inputs inputs{.q = q.view, .k = k.view, .mask = Mask::causal()};
   MeanPoolArgs sizes;
-  Scores scores = mean_pool_space(inputs, 16, nullptr);
+  Scores scores = score_space(inputs, 16, nullptr);
   const Guarded values(static_cast<size_t>(scores.values.view.numel()) * sizeof(float)),
       workspace(mean_pool_workspace(inputs, scores, nullptr, sizes));
-  scores = mean_pool_space(inputs, 16, values.data());
+  scores = score_space(inputs, 16, values.data());
   run(mean_pool_launch(inputs, scores, workspace.data()), 1);
   for (int64_t row = 0; row < 4; ++row) {
     double sum = 0;

@@ -6,6 +6,11 @@
 //   block.get(word)                       a word of shared memory that an earlier step wrote, alike for all threads; a barrier behind it
 //   block.match(keys, out)                with a barrier behind it: out[t] says how many threads of t's warp have its key, and how many of them stand before it
 //   block.add, block.min, block.max       atomic, on shared or global memory
+// For warps that compute on fragments (mma.h), without a barrier behind it:
+//   block.warps([&](int warp) { ... })    a step of all warps, in which a warp's threads do their part by
+//   block.lanes(warp, [&](int thread))    and meet in fold_lanes() and mma_16x8x16()
+//   Block::Registers<T> own(block)        what each thread keeps from step to step: own[thread]
+//   block.fold_lanes(warp, n, at, fold)   at(thread) of each n neighbouring lanes (2 or 4) becomes their fold
 // What stands between the steps is computed alike by every thread and kept in its registers; what differs between threads goes through shared memory.
 // DeviceBlock (device_block.cuh) runs a step once for its own thread. The tests' HostBlock runs it for one thread after another, in any order.
 

@@ -22,6 +22,25 @@ class DeviceBlock {
     __syncthreads();
   }
   template <class T>
+  struct Registers {
+    explicit __device__ Registers(const DeviceBlock&) {}
+    __device__ T& operator[](int) { return own; }
+    T own;
+  };
+  template <class Step>
+  __device__ void warps(Step&& step) {
+    step(static_cast<int>(threadIdx.x) / 32);
+  }
+  template <class Step>
+  __device__ void lanes(int, Step&& step) {
+    step(static_cast<int>(threadIdx.x));
+  }
+  template <class At, class Fold>
+  __device__ void fold_lanes(int, int lanes, const At& at, const Fold& fold) {
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int step = 1; step < lanes; step *= 2) at(thread) = fold(at(thread), __shfl_xor_sync(0xFFFFFFFFu, at(thread), step));
+  }
+  template <class T>
   __device__ T get(const T& word) {
     const T value = word;
     __syncthreads();

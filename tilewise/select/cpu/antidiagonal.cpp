@@ -5,13 +5,12 @@
 #include <cmath>
 #include <iterator>
 #include <memory>
-#include <numeric>
 #include <vector>
 
-#include "tilewise/base/hash.h"
 #include "tilewise/machine/cpu/gemm.h"
 #include "tilewise/prepare/reorder.h"
 #include "tilewise/select/as_float.h"
+#include "tilewise/select/query_order.h"
 
 namespace tilewise::select::cpu {
 namespace {
@@ -20,21 +19,6 @@ using machine::cpu::kLanes;
 constexpr int64_t kChunk = 128;  // key groups scored at a time: [128, 64] floats stay in the first cache
 
 int64_t floor_div(int64_t value, int64_t step) { return value >= 0 ? value / step : -((-value + step - 1) / step); }
-
-/// Place in its group of the query that meets key t.
-std::vector<int> query_order(const AntidiagonalParams& params) {
-  std::vector<int> order(static_cast<size_t>(params.stride));
-  std::iota(order.begin(), order.end(), 0);
-  if (params.selector == Selector::random) {
-    for (int i = params.stride - 1; i > 0; --i) {
-      const uint64_t draw = splitmix64(splitmix64(params.seed) + static_cast<uint64_t>(i));
-      std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(draw % static_cast<uint64_t>(i + 1))]);
-    }
-  } else if (params.selector != Selector::slash) {
-    std::reverse(order.begin(), order.end());
-  }
-  return order;
-}
 
 /// Keys as the groups read them: [B, Hkv, groups * S, D] with the neighbours of a group added up, zeros where tokens are missing.
 Tensor summed_keys(const AsFloat& k, int stride, int terms, Context& context) {

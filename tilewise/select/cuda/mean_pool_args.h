@@ -3,32 +3,13 @@
 #include <algorithm>
 
 #include "tilewise/plan/cuda/lists_space.h"
+#include "tilewise/select/cuda/inputs_args.h"
 #include "tilewise/select/cuda/mean_pool.h"
 #include "tilewise/select/cuda/mean_pool_kernel.h"
 #include "tilewise/select/cuda/plan_args.h"
 
 // What mean_pool_scores() on a GPU is launched with: no CUDA in it, so that the CPU's tests launch the same.
 namespace tilewise::select::cuda {
-
-inline std::optional<std::string> refusal_of(const Inputs& inputs) {
-  if (inputs.has_orders()) return "an order is not built; score on the host, or for tensors that are reordered";
-  if (inputs.mask.bands.empty()) return "spans and neighbourhoods are not built; score on the host";
-  if (inputs.mask.bands.size() > 16) return "the mask has more than 16 classes of heads";
-  if (inputs.heads_q() > 256) return "more than 256 heads are not built";
-  return std::nullopt;
-}
-
-/// Scores of these inputs, with values at `memory`.
-inline Scores mean_pool_space(const Inputs& inputs, int tile, void* memory) {
-  Scores scores;
-  scores.grid = score_rows(inputs, tile);
-  scores.tile_k = tile;
-  scores.mask = inputs.mask;
-  scores.batch = inputs.batch();
-  scores.heads = inputs.heads_q();
-  scores.values.view = TensorView(memory, Dtype::f32, {scores.batch, scores.heads, scores.grid.rows(), scores.key_tiles()}, inputs.q.device());
-  return scores;
-}
 
 inline size_t mean_pool_workspace(const Inputs& inputs, const Scores& scores, void* memory, MeanPoolArgs& args) {
   plan::cuda::MemoryParts parts(memory);
@@ -47,11 +28,8 @@ inline MeanPoolLaunch mean_pool_launch(const Inputs& inputs, const Scores& score
     pool.stride_batch = x.stride(0);
     pool.stride_head = x.stride(1);
     pool.stride_token = x.stride(2);
-    pool.dtype = x.dtype() == Dtype::f32 ? 0 : x.dtype() == Dtype::bf16 ? 1 : 2;
-    const auto size = static_cast<int64_t>(size_of(x.dtype()));
-    const auto is_aligned = [&](int64_t elements) { return elements * size % 16 == 0; };
-    pool.is_wide = reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0 && is_aligned(x.stride(0)) && is_aligned(x.stride(1)) && is_aligned(x.stride(2)) &&
-                   x.dim(3) % kChannels == 0;
+    pool.dtype = dtype_number(x.dtype());
+    pool.is_wide = is_wide(x) && x.dim(3) % kChannels == 0;
     pool.heads = x.dim(1);
     pool.seqlen = x.dim(2);
     pool.tiles = tiles;

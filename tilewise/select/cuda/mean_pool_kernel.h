@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "tilewise/machine/cuda/block.h"
+#include "tilewise/machine/cuda/mma.h"
 #include "tilewise/plan/intervals.h"
 
 // mean_pool_scores() on a GPU: means of the tiles of q and k, their products, and the softmax of each row over the tiles that it sees.
@@ -47,14 +46,8 @@ constexpr unsigned long kPoolSharedBytes = kPoolThreads * kChannels * sizeof(flo
 constexpr unsigned long kProductSharedBytes = sizeof(plan::BandSight) + (2 * kBlockTiles * kPadded + kBlockTiles * kBlockTiles) * sizeof(float);
 constexpr unsigned long kSoftmaxSharedBytes = sizeof(plan::BandSight) + kSoftmaxThreads * sizeof(float);
 
-TILEWISE_HOST_DEVICE inline float float_of_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-TILEWISE_HOST_DEVICE inline float float_of_f16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000U) << 16, rest = bits & 0x7fffU;
-  if (rest >= 0x7c00U) return std::bit_cast<float>(sign | 0x7f800000U | (rest & 0x3ffU) << 13);
-  if (rest >= 0x400U) return std::bit_cast<float>(sign | ((rest << 13) + 0x38000000U));
-  const float small = static_cast<float>(rest) * 0x1p-24f;
-  return sign != 0 ? -small : small;
-}
+using machine::cuda::float_of_bf16;
+using machine::cuda::float_of_f16;
 
 /// Adds `count` channels of a token, eight at most.
 TILEWISE_DEVICE inline void add_channels(const PoolArgs& args, int64_t at, int count, float* sums) {
