@@ -133,31 +133,8 @@ def _backward_of_method(ctx: Any, dout: Optional[Tensor], dlse: Optional[Tensor]
 torch.library.register_autograd("tilewise::attention", _backward_of_method, setup_context=_save_method)
 
 
-def _planned_on_cpu(q: Tensor, k: Tensor, v: Tensor, method_call: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    method, options, mask, spans, order_q, order_k, scale, softcap, _, layer, seed = method_call
-    host = [None if x is None else x.cpu() for x in (spans, order_q, order_k)]
-    memory, layout = ops.plan_with.default(q.cpu(), k.cpu(), v.cpu(), method, options, mask, *host, scale, softcap, layer, seed)
-    return memory.to(q.device), layout
-
-
-def _attention_on_gpu(q: Tensor, k: Tensor, v: Tensor, *method_call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator `attention` for tensors on a GPU. Its third output keeps no plan: the backward plans again."""
-    plan = _planned_on_cpu(q, k, v, method_call)
-    *_, scale, softcap, sink_logit, _, _ = method_call
-    out, lse = ops.attend.default(q, k, v, *plan, scale, softcap, sink_logit)
-    reads = ops.plan_count.default(plan[0].cpu(), plan[1], "reads", -1)
-    return out, lse, torch.cat([reads, plan[1][DENSE_READS : DENSE_READS + 1]])
-
-
-def _attention_backward_on_gpu(dout: Tensor, dlse: Optional[Tensor], q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, _: Tensor, *method_call: Any) -> Any:
-    *_ignored, scale, softcap, sink_logit, _layer, _seed = method_call
-    return ops.attend_backward.default(dout, dlse, q, k, v, out, lse, *_planned_on_cpu(q, k, v, method_call), scale, softcap, sink_logit)
-
-
 DENSE_READS = 5  # its place in a layout, enum LayoutField of tilewise_torch/ops/plan_tensors.h
 _library = torch.library.Library("tilewise", "FRAGMENT")
-_library.impl("attention", _attention_on_gpu, "CUDA")
-_library.impl("attention_backward", _attention_backward_on_gpu, "CUDA")
 
 
 _attend = ops.attend.default

@@ -60,6 +60,54 @@ def test_streams_and_memory():
     assert torch.cuda.memory_allocated() <= held + 2**20  # scratch goes back
 
 
+def plan_on_gpu(q, k, *args, **kwargs):
+    try:
+        return tilewise.plan(q, k, *args, **kwargs)
+    except NotImplementedError as error:
+        assert "plan with q.cpu()" in str(error)
+        pytest.skip("this build has no kernels for a GPU")
+
+
+def test_plan_on_gpu():
+    """mean_pool's plan as the CPU makes it, from a call that a graph can hold."""
+    host, gpu = on_gpu(seqlen_q=1024, seqlen_k=1024, batch=1)
+    options = dict(density=0.4, tile=128)
+    made = plan_on_gpu(*gpu[:2], "mean_pool", **options)
+    assert made.device.type == "cuda" and made.layout.device.type == "cpu"
+    made.validate(tilewise.Mask.causal())
+    assert made.density == pytest.approx(tilewise.plan(*host[:2], "mean_pool", **options).density, abs=0.02)
+    exact, _ = reference(*host, made.to_bits())
+    assert (attend(*gpu, made).cpu().double() - exact).abs().max() < 3e-2
+    graph, out = torch.cuda.CUDAGraph(), None
+    tilewise.attention(*gpu, "mean_pool", True, **options)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = tilewise.attention(*gpu, "mean_pool", True, **options)
+    for x in gpu:
+        x.copy_(x.flip(2))
+    graph.replay()
+    assert torch.equal(out, tilewise.attention(*gpu, "mean_pool", True, **options))
+
+
+@pytest.mark.parametrize("method", [one.name for one in tilewise.methods() if one.name != "random"])
+def test_attention(method):
+    """Whatever the method, planned there or on the CPU: what is attended and its gradient are those of its plan."""
+    host, gpu = on_gpu(seqlen_q=512, seqlen_k=512, batch=1)
+    attend(*gpu, tilewise.plan(*host[:2], "dense", tile=128).to("cuda"))
+    leaves = [x.clone().requires_grad_() for x in gpu]
+    out = tilewise.attention(*leaves, method, True)
+    exact_leaves = [x.double().requires_grad_() for x in host]
+    plan = tilewise.plan(*host[:2], method, v=host[2])
+    exact, _ = reference(*exact_leaves, plan.to_bits())
+    close = (out.detach().cpu().double() - exact.detach()).abs().amax(-1) < 3e-2
+    assert close.float().mean() > 0.9  # a tile more or less where two scores nearly meet
+    dout = torch.randn(out.shape, dtype=torch.float64)
+    out.backward(dout.to(out))
+    exact.backward(dout)
+    for got, expected in zip(leaves, exact_leaves):
+        assert got.grad is not None and ((got.grad.cpu().double() - expected.grad).abs().amax(-1) < 6e-2).float().mean() > 0.8
+
+
 def test_refusals():
     host, gpu = on_gpu(torch.float32)
     plan = random_plan(*host[:2])
@@ -67,7 +115,5 @@ def test_refusals():
         tilewise.attend(*gpu, plan.to("cuda"))
     with pytest.raises(ValueError, match="the context runs on|is on"):
         tilewise.attend(*gpu, plan)
-    with pytest.raises(NotImplementedError, match="plan with q.cpu"):
-        tilewise.plan(*gpu[:2], "dense")
     with pytest.raises(ValueError, match="takes the CPU"):
         tilewise.attend(*gpu, tilewise.Plan(plan.memory.cuda(), plan.layout.cuda()))

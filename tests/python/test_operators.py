@@ -234,18 +234,6 @@ def test_compiled_training_plans_once():
     assert len(seen) == 1 and torch.equal(got, model.project.weight.grad)
 
 
-def test_the_form_for_a_gpu_is_the_same():
-    """Its functions run on any device; torch calls them for tensors on a GPU."""
-    from tilewise import _operators
-
-    q, k, v = problem()
-    made_by = ("mean_pool", "tile=32", BAND, None, None, None, 0.2, 5.0, torch.randn(4), 0, 0)
-    outputs, others = ops.attention(q, k, v, *made_by), _operators._attention_on_gpu(q, k, v, *made_by)
-    assert all(torch.equal(a, b) for a, b in zip(outputs, others))
-    backward = (torch.randn_like(outputs[0]), None, q, k, v, *outputs, *made_by)
-    assert all(torch.equal(a, b) for a, b in zip(ops.attention_backward(*backward), _operators._attention_backward_on_gpu(*backward)))
-
-
 def test_plans_are_planned_again_where_activations_are_copied():
     q, k, v = (x.requires_grad_() for x in problem())
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach().clone(), lambda x: x):

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operators that plan and attend in one: their outputs have sizes that do not depend on data, so graphs hold them under torch.compile's default settings.
-// For tensors on a GPU python/tilewise/_operators.py has them, since methods plan on the CPU.
 #include "tilewise_torch/ops/attend_with.h"
 #include "tilewise_torch/ops/kept_plan.h"
 #include "tilewise_torch/ops/method_call.h"
@@ -13,13 +12,9 @@ std::tuple<TorchTensor, TorchTensor, TorchTensor> attention(const TorchTensor& q
                                                             const MaybeTensor& order_q, const MaybeTensor& order_k, std::optional<double> scale,
                                                             double softcap, const MaybeTensor& sink_logit, int64_t layer, int64_t seed) {
   return guarded([&] {
-    const Plan plan = plan_by({method, options, mask, spans, order_q, order_k, scale, softcap, layer, seed}, q, k, v);
-    auto [out, lse] = attend_with(plan, q, k, v, {scale, softcap, sink_logit});
-    std::vector<TorchTensor> views;
-    for (const MaybeTensor* tensor : {&spans, &order_q, &order_k}) {
-      if (tensor->has_value()) views.push_back(**tensor);
-    }
-    return std::tuple(std::move(out), std::move(lse), counts_that_keep(plan, std::move(views)));
+    PlacedPlan made = placed_plan_by({method, options, mask, spans, order_q, order_k, scale, softcap, layer, seed}, q, k, v);
+    auto [out, lse] = attend_with(made.plan, q, k, v, {scale, softcap, sink_logit});
+    return std::tuple(std::move(out), std::move(lse), counts_that_keep(made.plan, std::move(made.tensors)));
   });
 }
 
@@ -29,10 +24,10 @@ std::tuple<TorchTensor, TorchTensor, TorchTensor, TorchTensor> attention_backwar
     const MaybeTensor& order_q, const MaybeTensor& order_k, std::optional<double> scale, double softcap, const MaybeTensor& sink_logit, int64_t layer,
     int64_t seed) {
   return guarded([&] {
-    Plan plan = kept_plan(counts);
+    PlacedPlan made{kept_plan(counts), {}};
     // A method gives the same plan for the same tensors, so this costs time alone.
-    if (plan == nullptr) plan = plan_by({method, options, mask, spans, order_q, order_k, scale, softcap, layer, seed}, q, k, v);
-    return attend_backward_with(plan, dout, dlse, q, k, v, out, lse, {scale, softcap, sink_logit});
+    if (made.plan == nullptr) made = placed_plan_by({method, options, mask, spans, order_q, order_k, scale, softcap, layer, seed}, q, k, v);
+    return attend_backward_with(made.plan, dout, dlse, q, k, v, out, lse, {scale, softcap, sink_logit});
   });
 }
 
@@ -50,4 +45,10 @@ STABLE_TORCH_LIBRARY_IMPL(tilewise, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(tilewise, CUDA, m) {
+  m.impl("attention", TORCH_BOX(&attention));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward));
+}
+
 }  // namespace tilewise::ops

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "tilewise/plan/count.h"
+#include "tilewise_torch/ops/plan_tensors.h"
 
 namespace tilewise::ops {
 namespace {
@@ -54,7 +55,8 @@ Table& table() {
 }  // namespace
 
 TorchTensor counts_that_keep(const Plan& plan, std::vector<TorchTensor> views) {
-  auto kept = std::make_unique<Kept>(Kept{{reads(plan), plan->dense_reads}, plan, std::move(views)});
+  const bool is_on_gpu = device_of(plan).type == Device::Type::cuda;
+  auto kept = std::make_unique<Kept>(Kept{{is_on_gpu ? -1 : reads(plan), plan->dense_reads}, plan, std::move(views)});
   int64_t* const data = kept->counts.data();
   const std::array<int64_t, 1> size{2}, stride{1};
   table().add(std::move(kept));

@@ -6,7 +6,7 @@
 
 namespace tilewise::ops {
 
-/// int64 [2] on the CPU: pairs that the plan reads, and that the dense plan would. The tensor keeps the plan for kept_plan() as long as its memory lives, by the
+/// int64 [2] on the CPU: pairs that the plan reads (-1 for one on a GPU: to count them there would wait for it), and that the dense plan would. The tensor keeps the plan for kept_plan() as long as its memory lives, by the
 /// address of that memory: an operator whose outputs have fixed sizes hands its plan to the one that computes its gradient. Nothing is lost where torch copies
 /// the tensor (offloaded activations, pickles): the plan is then made again. `views`: tensors that the plan has views of.
 TorchTensor counts_that_keep(const Plan& plan, std::vector<TorchTensor> views);

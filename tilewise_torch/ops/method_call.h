@@ -18,7 +18,15 @@ struct MethodCall {
   int64_t layer, seed;
 };
 
-/// The plan of this method for these tensors, which must be on the CPU. Errors: those of plan_with; unsupported (another device).
+/// The plan of this method for these tensors, made where they are. Errors: those of plan_with; unsupported (a method that has no kernel for this on a GPU).
 Plan plan_by(const MethodCall& call, const TorchTensor& q, const TorchTensor& k, const MaybeTensor& v);
+
+/// A plan and the tensors that its arrays lie in.
+struct PlacedPlan {
+  Plan plan;
+  std::vector<TorchTensor> tensors;
+};
+/// The same for tensors on a GPU whatever the method: one that has no kernel there plans on the CPU from copies, and the plan is moved.
+PlacedPlan placed_plan_by(const MethodCall& call, const TorchTensor& q, const TorchTensor& k, const TorchTensor& v);
 
 }  // namespace tilewise::ops

@@ -72,7 +72,11 @@ void copy_strided(const TensorView& from, std::byte*& to, int axis, int64_t at) 
 
 }  // namespace
 
-std::vector<int64_t> layout_of(const Plan& plan) {
+namespace {
+
+/// `place(array, bytes)` says at which offset an array of so many bytes lies, and counts layout[kBytes] on.
+template <class Place>
+std::vector<int64_t> layout_with(const Plan& plan, Place&& place) {
   check(plan != nullptr, Error::Kind::value, "layout_of: the plan is null");
   const PlanData& data = *plan;
   std::vector<int64_t> layout(kArrays + kNumArrays * kNumbersPerArray, 0);
@@ -97,21 +101,15 @@ std::vector<int64_t> layout_of(const Plan& plan) {
   layout[kBoxesQ] = boxes_of(data.order_q);
   layout[kBoxesK] = boxes_of(data.order_k);
   at = kArrays;
-  int64_t bytes = 0;
   each_array(data, [&](const TensorView& array, Dtype dtype, int) {
     if (array.has_value()) {
-      check(array.device().type == Device::Type::cpu, Error::Kind::unsupported, "tilewise: the plan lies on ", array.device(),
-            "; takes one on the CPU");
-      layout[at] = bytes;
+      layout[at] = place(array, array.numel() * static_cast<int64_t>(size_of(dtype)), layout[kBytes]);
       for (int axis = 0; axis < array.rank(); ++axis) layout[at + 1 + static_cast<size_t>(axis)] = array.dim(axis);
-      bytes += array.numel() * static_cast<int64_t>(size_of(dtype));
-      bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     } else {
       layout[at] = -1;
     }
     at += kNumbersPerArray;
   });
-  layout[kBytes] = bytes;
   layout.insert(layout.end(), data.pools.begin(), data.pools.end());
   layout.insert(layout.end(), data.dense_reads_of_head.begin(), data.dense_reads_of_head.end());
   for (const Mask::Band& band : data.mask.bands) layout.insert(layout.end(), {band.left, band.right, band.sink});
@@ -123,6 +121,36 @@ std::vector<int64_t> layout_of(const Plan& plan) {
   write_boxes(layout, data.order_k);
   layout[kNumbers] = static_cast<int64_t>(layout.size());
   return layout;
+}
+
+}  // namespace
+
+Device device_of(const Plan& plan) {
+  Device device;
+  each_array(*plan, [&](const TensorView& array, Dtype, int) {
+    if (array.has_value()) device = array.device();
+  });
+  return device;
+}
+
+std::vector<int64_t> layout_of(const Plan& plan) {
+  return layout_with(plan, [](const TensorView& array, int64_t bytes, int64_t& all) {
+    check(array.device().type == Device::Type::cpu, Error::Kind::unsupported, "tilewise: the plan lies on ", array.device(),
+          "; takes one on the CPU");
+    const int64_t offset = all;
+    all = (all + bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return offset;
+  });
+}
+
+std::vector<int64_t> layout_within(const Plan& plan, const Buffer& memory) {
+  return layout_with(plan, [&](const TensorView& array, int64_t bytes, int64_t& all) {
+    all = static_cast<int64_t>(memory.bytes());
+    const int64_t offset = static_cast<const std::byte*>(array.raw()) - static_cast<const std::byte*>(memory.data());
+    check(array.is_contiguous() && offset >= 0 && offset + bytes <= all, Error::Kind::unsupported,
+          "tilewise: an array of the plan lies outside of the memory that was made for it; plan on the CPU and move the plan");
+    return offset;
+  });
 }
 
 void write_arrays(const Plan& plan, std::span<const int64_t> layout, std::byte* memory) {
@@ -174,7 +202,7 @@ Plan plan_at(std::byte* memory, int64_t bytes, Device device, std::span<const in
       const bool is_empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
       // What the sizes may come to; without elements they need no room, but their product is formed all the same.
       int64_t room = is_empty ? INT32_MAX : (bytes - offset) / static_cast<int64_t>(size_of(dtype));
-      bool fits = offset % kAlignment == 0 && offset <= bytes;
+      bool fits = offset % static_cast<int64_t>(size_of(dtype)) == 0 && offset <= bytes;
       for (int axis = 0; axis < rank && fits; ++axis) {
         const int64_t size = sizes[static_cast<size_t>(axis)];
         fits = size >= 0 && size <= room;

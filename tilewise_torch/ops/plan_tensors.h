@@ -38,8 +38,14 @@ enum LayoutField : size_t {
 inline constexpr int64_t kLayoutMagic = 0x31'57'54;  // "TW1"
 inline constexpr size_t kNumArrays = 37, kNumbersPerArray = 5;
 
+/// Where its arrays lie.
+Device device_of(const Plan& plan);
+
 /// Where the arrays of a plan go in memory of their own, 64-byte aligned. Errors: value (null plan), unsupported (arrays on a device).
 std::vector<int64_t> layout_of(const Plan& plan);
+
+/// Where the arrays of a plan lie in `memory`, which holds all of them. Errors: value (null plan), unsupported (one lies elsewhere, or has gaps).
+std::vector<int64_t> layout_within(const Plan& plan, const Buffer& memory);
 
 /// Copies the arrays to their places; `memory` has layout[kBytes] bytes.
 void write_arrays(const Plan& plan, std::span<const int64_t> layout, std::byte* memory);

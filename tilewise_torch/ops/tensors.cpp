@@ -51,7 +51,7 @@ int32_t torch_dtype(Dtype dtype) {
   return 0;
 }
 
-Device device_of(const TorchTensor& tensor) {
+Device torch_device_of(const TorchTensor& tensor) {
   int32_t type = 0, index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
   if (type == aoti_torch_device_type_cpu()) return {};
@@ -71,7 +71,7 @@ TensorView view(const TorchTensor& tensor, void* data) {
     shape.sizes[axis] = sizes[axis];
     steps[axis] = strides[axis];
   }
-  return {data, dtype_of(tensor), shape, steps, device_of(tensor)};
+  return {data, dtype_of(tensor), shape, steps, torch_device_of(tensor)};
 }
 
 TorchTensor empty_strided(const Shape& shape, const std::array<int64_t, Shape::kMaxRank>& strides, Dtype dtype, Device device) {
@@ -93,26 +93,41 @@ TorchTensor empty_on(const Shape& shape, Dtype dtype, Device device) {
   return empty_strided(shape, strides, dtype, device);
 }
 
-/// Scratch memory on a GPU from torch's caching allocator, so that the two do not compete for the device.
+/// Memory on a GPU from torch's caching allocator, so that the two do not compete for the device.
 class TorchMemory final : public Memory {
  public:
   explicit TorchMemory(Device device) : device_(device) {}
   void* allocate(size_t bytes) override {
     TorchTensor block = empty_on({static_cast<int64_t>(bytes)}, Dtype::u8, device_);
     void* const data = block.data_ptr();
-    const std::lock_guard lock(mutex_);
-    blocks_.insert_or_assign(data, std::move(block));
+    const std::lock_guard lock(blocks().mutex);
+    blocks().at.insert_or_assign(data, std::move(block));
     return data;
   }
   void release(void* data, size_t) noexcept override {
-    const std::lock_guard lock(mutex_);
-    blocks_.erase(data);
+    const std::lock_guard lock(blocks().mutex);
+    blocks().at.erase(data);
+  }
+  /// The tensor [bytes] u8 that a block is: it lives on when the block is released.
+  static TorchTensor tensor_of(void* data) {
+    const std::lock_guard lock(blocks().mutex);
+    const auto found = blocks().at.find(data);
+    check(found != blocks().at.end(), Error::Kind::unsupported, "tilewise: a plan on a GPU lies in memory that is not torch's");
+    return found->second;
   }
 
  private:
+  struct Blocks {
+    std::mutex mutex;
+    std::map<void*, TorchTensor> at;
+  };
+  // Of all devices, whose addresses differ. Never destroyed: buffers may outlive static objects.
+  static Blocks& blocks() {
+    static Blocks* const one = new Blocks;
+    return *one;
+  }
+
   Device device_;
-  std::mutex mutex_;
-  std::map<void*, TorchTensor> blocks_;
 };
 
 }  // namespace
@@ -128,13 +143,13 @@ TorchTensor with_contiguous_rows(const TorchTensor& tensor) {
 }
 MaybeTensor with_contiguous_rows(const MaybeTensor& tensor) { return tensor.has_value() ? MaybeTensor(with_contiguous_rows(*tensor)) : tensor; }
 
-TorchTensor empty(const Shape& shape, Dtype dtype, const TorchTensor& like) { return empty_on(shape, dtype, device_of(like)); }
+TorchTensor empty(const Shape& shape, Dtype dtype, const TorchTensor& like) { return empty_on(shape, dtype, torch_device_of(like)); }
 TorchTensor empty_on_host(const Shape& shape, Dtype dtype) { return empty_on(shape, dtype, {}); }
 
 TorchTensor empty_in_layout_of(const TorchTensor& like, const Shape& shape) {
   if (shape.rank != 4 || like.dim() != 4 || like.stride(1) >= like.stride(2)) return empty(shape, dtype_of(like), like);
   const int64_t row = shape[1] * shape[3];
-  return empty_strided(shape, {shape[2] * row, shape[3], row, 1}, dtype_of(like), device_of(like));
+  return empty_strided(shape, {shape[2] * row, shape[3], row, 1}, dtype_of(like), torch_device_of(like));
 }
 
 Context host_context() {
@@ -145,7 +160,7 @@ Context host_context() {
 
 Context context_of(const TorchTensor& tensor) {
   Context context = host_context();
-  context.device = device_of(tensor);
+  context.device = torch_device_of(tensor);
   if (context.device.type == Device::Type::cuda) {
     if (aoti_torch_get_current_cuda_stream != nullptr) {
       TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(context.device.index, &context.stream));
@@ -202,10 +217,12 @@ Plan plan_of(const TorchTensor& memory, const TorchTensor& layout) {
 }
 
 std::tuple<TorchTensor, TorchTensor> tensors_of(const Plan& plan) {
-  const std::vector<int64_t> numbers = layout_of(plan);
+  const bool is_on_gpu = plan != nullptr && plan->memory.size() == 1 && device_of(plan).type == Device::Type::cuda;
+  const std::vector<int64_t> numbers = is_on_gpu ? layout_within(plan, plan->memory.front()) : layout_of(plan);
   TorchTensor layout = empty_on_host({static_cast<int64_t>(numbers.size())}, Dtype::i64);
-  TorchTensor memory = empty_on_host({numbers[kBytes]}, Dtype::u8);
   std::copy(numbers.begin(), numbers.end(), static_cast<int64_t*>(layout.mutable_data_ptr()));
+  if (is_on_gpu) return {TorchMemory::tensor_of(plan->memory.front().data()), std::move(layout)};
+  TorchTensor memory = empty_on_host({numbers[kBytes]}, Dtype::u8);
   write_arrays(plan, numbers, static_cast<std::byte*>(memory.mutable_data_ptr()));
   return {std::move(memory), std::move(layout)};
 }

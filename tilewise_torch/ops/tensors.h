@@ -57,7 +57,8 @@ int as_int(std::string_view name, int64_t value);
 Mask mask_of(const std::vector<int64_t>& numbers, const MaybeTensor& spans);
 /// The plan in these two tensors, without a copy. Errors: value, dtype, device.
 Plan plan_of(const TorchTensor& memory, const TorchTensor& layout);
-/// A host plan as two tensors: memory and layout.
+/// A plan as two tensors, memory and layout: of one on the CPU a copy; one on a GPU, made with a context of context_of(), keeps its memory.
+/// Errors: unsupported (on a GPU in several pieces of memory).
 std::tuple<TorchTensor, TorchTensor> tensors_of(const Plan& plan);
 
 /// Runs body(), and turns every exception into the one that torch's boundary carries: its text begins with "[tilewise:KIND] ", which the Python door
