@@ -8,7 +8,7 @@
 A stage that the budget has no room for is left out and named. The file goes to bench/results/<date>-<device>-<commit>.json. Needs torch; the peer
 fa3_fwd is timed where it is installed.
 """
-import argparse, datetime, json, pathlib, re, subprocess, sys, time
+import argparse, datetime, json, os, pathlib, re, subprocess, sys, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench/results"
@@ -120,13 +120,25 @@ def print_bars(result):
 
 def newest():
     files = [f for f in RESULTS.glob("*h100*.json") if "bars" in f.read_text()[:400]]
-    return max(files, key=lambda f: f.stat().st_mtime) if files else None
+    # The date of a file in a checkout says nothing: of one day the latest commit counts.
+    added = lambda f: subprocess.run(["git", "log", "-1", "--format=%ct", "--", str(f)], cwd=ROOT, capture_output=True, text=True).stdout.strip() or "9" * 10  # noqa: E731
+    return max(files, key=lambda f: (json.loads(f.read_text())["date"], added(f))) if files else None
 
 
-def run(command, seconds, log):
+def package(folder, built):
+    """A folder for PYTHONPATH: the package as it stands in the checkout, with the operators that were built."""
+    inside = folder / "package/tilewise"
+    inside.mkdir(parents=True, exist_ok=True)
+    for file in [*(ROOT / "python/tilewise").glob("*.py"), built / "python/_ops.so"]:
+        (inside / file.name).unlink(missing_ok=True)
+        (inside / file.name).symlink_to(file)
+    return inside.parent
+
+
+def run(command, seconds, log, **environment):
     start = time.time()
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
         code, text = done.returncode, done.stdout
     except subprocess.TimeoutExpired as late:
         code, text = 124, (late.stdout or b"").decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
@@ -138,8 +150,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
-    parser.add_argument("--built", help="folder that holds the tilewise_sm90_*_test programs and libtilewise_sm90_bench.so")
-    parser.add_argument("--stages", default="tests,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS]))
+    parser.add_argument("--built", help="folder that holds the tilewise_sm90_*_test programs, libtilewise_sm90_bench.so and python/_ops.so")
+    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS]))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -159,7 +171,7 @@ def main():
     table, result, failed = [], None, False
     built = pathlib.Path(options.built).resolve() if options.built else scratch.resolve()
     if not options.built:
-        code, text, took = run(["tools/sm90_harness.sh", options.build], 240, log)
+        code, text, took = run(["tools/sm90_harness.sh", options.build, sys.executable], 240, log)
         table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
         if code: sys.exit(text[-3000:])
     tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test"),
@@ -173,6 +185,14 @@ def main():
                     code, text, took = run(command, min(end - time.time(), seconds), log)
                     table.append((name, "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
                     failed |= code != 0
+        elif stage == "python":
+            if not (built / "python/_ops.so").exists():
+                table.append((stage, "left out", 0, f"{built}/python/_ops.so is not there"))
+                continue
+            code, text, took = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/python/test_cuda.py"], min(left, 120), log,
+                                   PYTHONPATH=str(package(scratch.resolve(), built)))
+            table.append((stage, "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
+            failed |= code != 0
         elif stage == "sanitize":
             for tool in ("memcheck", "initcheck", "synccheck"):
                 for kind, test in tests.items():

@@ -3,12 +3,14 @@
 # Builds in DIR what runs on a Hopper GPU: tilewise_sm90_test, tilewise_sm90_decode_test and tilewise_sm90_backward_test (attend_forward, attend_decode and
 # attend_backward against what they are defined as), tilewise_sm90_plan_test (plans made on the device against the host's), tilewise_sm90_plan_bench and
 # libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake and Ninja, no GPU.
-# usage: tools/sm90_harness.sh DIR
+# With a PYTHON that has torch, also the operators of the Python package (DIR/python/_ops.so).
+# usage: tools/sm90_harness.sh DIR [PYTHON]
 set -eu
-dir=${1:?usage: tools/sm90_harness.sh DIR}
+dir=${1:?usage: tools/sm90_harness.sh DIR [PYTHON]}
+python=${2:-}
 cd "$(dirname "$0")/.."
 cmake -S . -B "$dir" -G Ninja -DCMAKE_BUILD_TYPE=Release -DTILEWISE_WITH_CUDA=ON -DTILEWISE_WITH_INFER=OFF -DTILEWISE_WITH_APP=OFF \
-  -DTILEWISE_WITH_TESTS=OFF -DTILEWISE_WITH_INSTALL=OFF > "$dir.log" || { cat "$dir.log"; exit 1; }
+  -DTILEWISE_WITH_TESTS=OFF -DTILEWISE_WITH_INSTALL=OFF ${python:+-DTILEWISE_WITH_TORCH=ON "-DPython_EXECUTABLE=$python"} > "$dir.log" || { cat "$dir.log"; exit 1; }
 # The list of every kernel's registers comes with the object, so that a cached build has it, too.
 nvcc="${NVCC:-nvcc} -std=c++20 -O3 -I. --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a"
 $nvcc -Xptxas -v -cubin tilewise/attend/sm90/forward.cu -o "$dir/forward.cubin" > "$dir/forward.ptxas" 2>&1 || { cat "$dir/forward.ptxas"; exit 1; }
@@ -58,4 +60,4 @@ if command -v cuobjdump > /dev/null; then
   test "$count" -gt 0 || { echo "no HGMMA in the kernels"; exit 1; }
   echo "$count HGMMA"
 fi
-cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench tilewise_sm90_bench > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
+cmake --build "$dir" --target tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench tilewise_sm90_bench ${python:+tilewise_ops} > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
