@@ -16,14 +16,19 @@ def on_gpu(dtype=torch.bfloat16, **sizes):
     return (q, k, v), (q.cuda(), k.cuda(), v.cuda())
 
 
-def attend(*args, **kwargs):
+def run(function, *args, **kwargs):
+    """function(...), or the test is left out where the build has no kernels for a GPU at all."""
     try:
-        return tilewise.attend(*args, **kwargs)
+        return function(*args, **kwargs)
     except NotImplementedError as error:
         assert "no backend takes this problem" in str(error) and "cuda:0" in str(error)
         if "sm90" not in str(error):
             pytest.skip("this build has no kernels for a GPU")
         raise
+
+
+def attend(*args, **kwargs):
+    return run(tilewise.attend, *args, **kwargs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -58,6 +63,72 @@ def test_streams_and_memory():
         out = attend(*gpu, plan)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= held + 2**20  # scratch goes back
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_backward(dim):
+    """Gradients of out and lse, in q, k, v and the sink logit."""
+    host, gpu = on_gpu(dim=dim)
+    plan = random_plan(*host[:2], tile=128)
+    sink = torch.randn(4)
+    leaves = [x.clone().requires_grad_() for x in (*gpu, sink.cuda())]
+    out, lse = attend(*leaves[:3], plan.to("cuda"), sink_logit=leaves[3], return_lse=True)
+    exact_leaves = [x.double().requires_grad_() for x in (*host, sink)]
+    exact, exact_lse = reference(*exact_leaves[:3], plan.to_bits(), sink_logit=exact_leaves[3])
+    dout, dlse = torch.randn(out.shape, dtype=torch.float64), torch.randn(lse.shape, dtype=torch.float64)
+    ((out * dout.to(out)).sum() + (lse * dlse.to(lse)).sum()).backward()
+    ((exact * dout).sum() + (exact_lse * dlse).sum()).backward()
+    for got, expected in zip(leaves, exact_leaves):
+        assert (got.grad.cpu().double() - expected.grad).abs().max() < 2e-2 * expected.grad.abs().max() + 1e-2
+
+
+@pytest.mark.parametrize("new", [1, 5])
+def test_decode(new):
+    """Over plain, paged and INT8 caches, with lengths that stay on the GPU."""
+    q, k, v = problem(batch=2, heads=8, heads_kv=2, seqlen_q=new, seqlen_k=256, dtype=torch.bfloat16)
+    lengths = torch.tensor([256, 100], dtype=torch.int32)
+    allowed = (torch.arange(256) <= (lengths[:, None] - new + torch.arange(new))[..., None])[:, None]
+    exact, _ = reference(q, k, v, allowed)
+    gpu = [x.cuda() for x in (q, k, v)]
+    plain = run(tilewise.decode, *gpu, lengths=lengths.cuda())
+    assert (plain.cpu().double() - exact).abs().max() < 3e-2
+    order = torch.randperm(8)
+    pool = lambda x: x.view(2, 2, 4, 64, 64).transpose(1, 2).reshape(8, 2, 64, 64)[order].cuda()  # noqa: E731
+    table = torch.argsort(order).view(2, 1, 4).int().cuda()
+    paged = run(tilewise.decode, gpu[0], tilewise.Paged(pool(k), table), tilewise.Paged(pool(v), table), lengths=lengths.cuda())
+    assert (paged.cpu().double() - exact).abs().max() < 3e-2
+    codes = []
+    for x in (k, v):
+        scale = x.float().abs().amax((2, 3), keepdim=True) / 127
+        codes.append((torch.round(x.float() / scale).to(torch.int8), scale))
+    exact, _ = reference(q, *(data.double() * scale.double() for data, scale in codes), allowed)
+    quantised = run(tilewise.decode, gpu[0], *(tilewise.Quantised(data.cuda(), scale.cuda(), tokens=0) for data, scale in codes), lengths=lengths.cuda())
+    assert (quantised.cpu().double() - exact).abs().max() < 3e-2
+
+
+def test_compiled_and_autocast():
+    host, gpu = on_gpu()
+    plan = random_plan(*host[:2], tile=128).to("cuda")
+    expected = attend(*gpu, plan)
+    compiled = torch.compile(lambda q, k, v: tilewise.attend(q * 1, k, v, plan), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*gpu), expected)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(tilewise.attend(*(x.float() for x in gpu), plan), expected)
+
+
+def test_graph_with_new_data():
+    host, gpu = on_gpu(seqlen_q=1024, seqlen_k=1024)
+    plan = random_plan(*host[:2], tile=128).to("cuda")
+    attend(*gpu, plan)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = tilewise.attend(*gpu, plan)
+    for i in range(3):
+        for x in gpu:
+            x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(i)))
+        graph.replay()
+        assert torch.equal(out, tilewise.attend(*gpu, plan))
 
 
 def plan_on_gpu(q, k, *args, **kwargs):
