@@ -5,19 +5,15 @@
 #include "tilewise/select/mean_pool.h"
 #include "tilewise/select/plan.h"
 #ifdef TILEWISE_WITH_CUDA
-#include "tilewise/select/cuda/mean_pool_plan.h"
+#include "tilewise/select/cuda/scored_plan.h"
 #endif
 
 namespace tilewise::method {
 
 Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Context& context) {
   check_ranges("mean_pool", options);
-#ifdef TILEWISE_WITH_CUDA
-  const bool is_on_gpu = context.device.type == Device::Type::cuda && problem.q.device().type == Device::Type::cuda;
-#else
-  constexpr bool is_on_gpu = false;
-#endif
-  const select::Inputs inputs = inputs_of("mean_pool", problem, is_on_gpu ? context.device : Device{});
+  const bool is_on_device = is_on_gpu(problem, context);
+  const select::Inputs inputs = inputs_of("mean_pool", problem, is_on_device ? context.device : Device{});
   refuse_grids("mean_pool", problem);
   select::Budget budget;
   budget.sink = budget.diagonal = 1;
@@ -29,7 +25,7 @@ Planned mean_pool(const Problem& problem, const MeanPoolOptions& options, Contex
   }
   Planned planned;
 #ifdef TILEWISE_WITH_CUDA
-  if (is_on_gpu) {
+  if (is_on_device) {
     planned.plan = select::cuda::mean_pool_plan(inputs, options.tile, budget, context);
     return planned;
   }

@@ -13,6 +13,14 @@ select::Inputs inputs_of(std::string_view method, const Problem& problem, Device
   return inputs;
 }
 
+bool is_on_gpu([[maybe_unused]] const Problem& problem, [[maybe_unused]] const Context& context) {
+#ifdef TILEWISE_WITH_CUDA
+  return context.device.type == Device::Type::cuda && problem.q.device().type == Device::Type::cuda;
+#else
+  return false;
+#endif
+}
+
 void refuse_grids(std::string_view method, const Problem& problem) {
   check(problem.mask.grids.empty(), Error::Kind::unsupported, method,
         ": neighbourhood masks are not taken; give bands or spans, or use dense, which reads all keys of a neighbourhood's sequence under test");

@@ -11,6 +11,9 @@ namespace tilewise::method {
 /// Errors: as there.
 TILEWISE_API select::Inputs inputs_of(std::string_view method, const Problem& problem, Device device = {});
 
+/// Whether the search runs on a GPU: the tensors and the context are on one, and that is built.
+bool is_on_gpu(const Problem& problem, const Context& context);
+
 /// Refuses what a method without neighbourhoods cannot take. Errors: unsupported.
 void refuse_grids(std::string_view method, const Problem& problem);
 

@@ -3,12 +3,16 @@
 
 #include "tilewise/methods/problem.h"
 #include "tilewise/select/plan.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/select/cuda/scored_plan.h"
+#endif
 
 namespace tilewise::method {
 
 Planned xattention(const Problem& problem, const XAttentionOptions& options, Context& context) {
   check_ranges("xattention", options);
-  const select::Inputs inputs = inputs_of("xattention", problem);
+  const bool is_on_device = is_on_gpu(problem, context);
+  const select::Inputs inputs = inputs_of("xattention", problem, is_on_device ? context.device : Device{});
   const bool is_causal = select::is_causal(inputs.mask, inputs.seqlen_k());
   check(is_causal || select::is_full(inputs.mask, inputs.seqlen_q(), inputs.seqlen_k()), Error::Kind::unsupported,
         "xattention: the mask is neither causal nor full in every head; give Mask::causal() or Mask::full()");
@@ -34,10 +38,15 @@ Planned xattention(const Problem& problem, const XAttentionOptions& options, Con
     budget.forced = select::Budget::Forced::beside;
   }
   const uint64_t seed = static_cast<uint64_t>(options.seed) ^ problem.seed;
+  const select::AntidiagonalParams params{options.tile, options.stride, options.selector, options.norm, options.kdb, seed};
   Planned planned;
-  planned.plan =
-      select::plan(select::antidiagonal_scores(inputs, {options.tile, options.stride, options.selector, options.norm, options.kdb, seed}, context),
-                   budget, context);
+#ifdef TILEWISE_WITH_CUDA
+  if (is_on_device) {
+    planned.plan = select::cuda::antidiagonal_plan(inputs, params, budget, context);
+    return planned;
+  }
+#endif
+  planned.plan = select::plan(select::antidiagonal_scores(inputs, params, context), budget, context);
   return planned;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What it takes to make plans on a Hopper GPU: mean pool and top-k (8K, 32K, 128K), complete() and the order of rows beside the attention of the same plan (32K, density .10).
+// What it takes to make plans on a Hopper GPU: mean pool and top-k (8K, 32K, 128K), xattention's scores and choice beside causal dense attention (32K), complete() and the order of rows beside the attention of the same plan (32K, density .10).
 // Protocol: each part is a CUDA graph; parts of a row take turns in windows of 60 ms, one round to soak and `--rounds` measured, median of the rounds. 32 query
 // heads on 8, D=128, bf16, inputs above the size of L2. Values are not checked here: tilewise_sm90_plan_test does that.
 // usage: tilewise_sm90_plan_bench [--rounds 5] [--commit ID] --out FILE.json
@@ -16,9 +16,12 @@
 #include <vector>
 
 #include "tilewise/attend/attend.h"
+#include "tilewise/attend/sm90/device_plan.h"
 #include "tilewise/machine/cuda/memory.h"
 #include "tilewise/plan/cuda/complete.h"
 #include "tilewise/plan/cuda/launch.h"
+#include "tilewise/plan/make.h"
+#include "tilewise/select/cuda/antidiagonal.h"
 #include "tilewise/select/cuda/mean_pool.h"
 #include "tilewise/select/cuda/plan.h"
 
@@ -196,6 +199,44 @@ void bench(int64_t seqlen, const char* name, bool has_attention, int rounds, Con
   for (Graph& graph : parts) cudaGraphExecDestroy(graph.exec);
 }
 
+/// xattention at its threshold of .9, with the causal dense attention of the same tensors in the same turns.
+void bench_xattention(int64_t seqlen, const char* name, int rounds, Context& context, cudaStream_t stream, const Normals& normals, Results& results) {
+  const Bytes q_bytes(static_cast<size_t>(seqlen * kHeadsQ * kDim) * 2), k_bytes(static_cast<size_t>(seqlen * kHeadsKv * kDim) * 2);
+  const Bytes v_bytes(static_cast<size_t>(seqlen * kHeadsKv * kDim) * 2), out_bytes(static_cast<size_t>(seqlen * kHeadsQ * kDim) * 2);
+  normals.fill(q_bytes, seqlen * kHeadsQ * kDim);
+  normals.fill(k_bytes, seqlen * kHeadsKv * kDim);
+  normals.fill(v_bytes, seqlen * kHeadsKv * kDim);
+  const select::Inputs inputs{.q = tensor(q_bytes, kHeadsQ, seqlen),
+                              .k = tensor(k_bytes, kHeadsKv, seqlen),
+                              .mask = Mask::causal(),
+                              .softmax_scale = 1 / std::sqrt(static_cast<float>(kDim))};
+  const Plan dense = copy_to_device(dense_plan({.seqlen_q = seqlen, .seqlen_k = seqlen, .tile = kTile, .heads_q = kHeadsQ}), context);
+  const AttendParams params{
+      .q = inputs.q, .k = inputs.k, .v = tensor(v_bytes, kHeadsKv, seqlen), .out = tensor(out_bytes, kHeadsQ, seqlen), .plan = dense};
+  const select::Budget budget{.mass = {.9f}, .sink = 1, .diagonal = 1};
+  for (const int stride : {8, 16}) {
+    const select::AntidiagonalParams of{.tile = kTile, .stride = stride};
+    const Bytes values(select::cuda::antidiagonal_bytes(inputs, of)), strips(select::cuda::antidiagonal_workspace_bytes(inputs, of));
+    const select::Scores scores = select::cuda::antidiagonal_in(inputs, of, values.data);
+    const select::cuda::PlanRoom room = select::cuda::most_runs(scores, budget);
+    const Bytes lists(select::cuda::plan_bytes(scores, room)), chosen(select::cuda::plan_workspace_bytes(scores));
+    const Plan plan = select::cuda::plan_in(scores, room, lists.data, context.device);
+    const auto score = [&] { select::cuda::antidiagonal_into(inputs, of, scores, strips.data, context); };
+    const auto choose = [&] { select::cuda::plan_into(scores, budget, plan, chosen.data, context); };
+    std::vector<Graph> graphs;
+    graphs.emplace_back("xattention", stream, [&] {
+      score();
+      choose();
+    });
+    graphs.emplace_back("scores alone", stream, score);
+    graphs.emplace_back("choice alone", stream, choose);
+    graphs.emplace_back("dense attention", stream, [&] { attend_forward(params, context); });
+    time_in_turns(graphs, rounds, stream);
+    for (const Graph& graph : graphs) results.add("xattention S=" + std::to_string(stride) + " " + name, graph);
+    for (Graph& graph : graphs) cudaGraphExecDestroy(graph.exec);
+  }
+}
+
 int run(int argc, char** argv) {
   int rounds = 5;
   std::string commit = "unknown", out;
@@ -215,6 +256,7 @@ int run(int argc, char** argv) {
   Results results;
   bench(8192, "8K", false, rounds, context, stream, normals, results);
   bench(32768, "32K", true, rounds, context, stream, normals, results);
+  bench_xattention(32768, "32K", rounds, context, stream, normals, results);
   bench(131072, "128K", false, rounds, context, stream, normals, results);
   cudaDeviceProp properties{};
   require(cudaGetDeviceProperties(&properties, 0), "properties");

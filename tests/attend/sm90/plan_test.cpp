@@ -18,10 +18,12 @@
 #include "tilewise/attend/sm90/device_plan.h"
 #include "tilewise/methods/mean_pool.h"
 #include "tilewise/methods/method.h"
+#include "tilewise/methods/xattention.h"
 #include "tilewise/plan/complete.h"
 #include "tilewise/plan/cuda/complete.h"
 #include "tilewise/plan/cuda/launch.h"
 #include "tilewise/plan/cuda/validate.h"
+#include "tilewise/select/cuda/antidiagonal.h"
 #include "tilewise/select/cuda/mean_pool.h"
 #include "tilewise/select/cuda/plan.h"
 
@@ -186,13 +188,13 @@ void check_select(uint64_t seed, Context& context, int repeats, bool is_small) {
   if (!is_short) expect_same(*got, *want, false, note);
 }
 
-// Inputs of the method mean_pool on the device.
-struct MeanPoolCase {
+// Inputs of a method on the device.
+struct MethodCase {
   tilewise::testing::TestTensor q, k;
   std::unique_ptr<DeviceTensor> q_device, k_device;
   select::Inputs inputs;
 
-  MeanPoolCase(Random& random, Dtype dtype, int64_t heads_kv, int64_t group, int64_t seqlen_q, int64_t seqlen_k, int64_t dim) {
+  MethodCase(Random& random, Dtype dtype, int64_t heads_kv, int64_t group, int64_t seqlen_q, int64_t seqlen_k, int64_t dim) {
     const auto seed = static_cast<unsigned>(random(0, 1 << 30));
     q = tilewise::testing::random_tensor(dtype, 1, heads_kv * group, seqlen_q, dim, seed, 2);
     k = tilewise::testing::random_tensor(dtype, 1, heads_kv, seqlen_k, dim, seed + 1, 2);
@@ -216,12 +218,23 @@ select::Scores on_host(const select::Scores& scores, const Zoned& values) {
   return copy;
 }
 
+// The largest share of `relative` of a wanted score and `floor` that scores differ by.
+double worst_difference(const select::Scores& got, const select::Scores& want, double relative, double floor) {
+  const auto *a = static_cast<const float*>(got.values.view.raw()), *b = static_cast<const float*>(want.values.view.raw());
+  double worst = 0;
+  for (int64_t i = 0; i < want.values.view.numel(); ++i) {
+    const double share = static_cast<double>(std::abs(a[i] - b[i])) / (relative * static_cast<double>(b[i]) + floor);
+    worst = share > worst || share != share ? share : worst;
+  }
+  return worst;
+}
+
 void check_mean_pool(uint64_t seed, Context& context, bool is_small) {
   Random random(seed);
   const int64_t dims[] = {8, 20, 64, 128, 256};
   const Dtype dtypes[] = {Dtype::bf16, Dtype::f16, Dtype::f32};
   const int64_t most = is_small ? 200 : 2000;
-  MeanPoolCase c(random, dtypes[random(0, 2)], random(1, 2), random(1, 2), random(1, most), random(1, most), dims[random(0, 4)]);
+  MethodCase c(random, dtypes[random(0, 2)], random(1, 2), random(1, 2), random(1, most), random(1, most), dims[random(0, 4)]);
   if (random.chance(0.5)) c.inputs.mask.bands = {{random(0, most), random(0, 9), random(0, 20)}};
   if (random.chance(0.3)) c.inputs.softcap = 5;
   const int tile = static_cast<int>(random(0, 1) == 0 ? 64 : random(16, 128));
@@ -236,19 +249,69 @@ void check_mean_pool(uint64_t seed, Context& context, bool is_small) {
   host_inputs.k = c.k.view;
   Context host;
   const select::Scores want = select::mean_pool_scores(host_inputs, tile, host), got = on_host(scores, values);
-  const auto *a = static_cast<const float*>(got.values.view.raw()), *b = static_cast<const float*>(want.values.view.raw());
-  double worst = 0;
-  for (int64_t i = 0; i < want.values.view.numel(); ++i) {
-    worst = std::max(worst, static_cast<double>(std::abs(a[i] - b[i])) / (5e-5 * static_cast<double>(b[i]) + 1e-7));
-  }
+  const double worst = worst_difference(got, want, 5e-5, 1e-7);
   if (!(worst <= 1)) report("mean_pool_into: scores differ by " + std::to_string(worst) + " of the bound", note);
+}
+
+// Scores of xattention, its plan from them as users call it, and the same bits again.
+void check_xattention(uint64_t seed, Context& context, int repeats, bool is_small) {
+  Random random(seed + 7777);
+  const int64_t dims[] = {8, 20, 64, 72, 128, 256};
+  const Dtype dtypes[] = {Dtype::bf16, Dtype::bf16, Dtype::f16, Dtype::f32};
+  const int64_t most = is_small ? 400 : seed % 4 == 0 ? 6000 : 1500;
+  const MethodCase c(random, dtypes[random(0, 3)], random(1, 2), random(1, 2), random(1, most), random(1, most), dims[random(0, 5)]);
+  const int strides[] = {2, 4, 8, 8, 16, 16};
+  method::XAttentionOptions options{.tile = random.chance(0.3) ? 64 : 128, .stride = strides[random(0, 5)], .threshold = .8f};
+  if (random.chance(0.2)) options.density = .2f;
+  if (random.chance(0.2)) options.selector = select::Selector::double_inverse;
+  const std::string note = "xattention, seed " + std::to_string(seed);
+  Problem problem{.q = c.inputs.q, .k = c.inputs.k};
+  const bool is_full = random.chance(0.3);
+  if (is_full) problem.mask = Mask::full();
+  if (random.chance(0.3)) problem.softcap = 5;
+  select::Inputs inputs = c.inputs;
+  inputs.mask = problem.mask;
+  inputs.softcap = problem.softcap;
+  const select::AntidiagonalParams params{options.tile, options.stride, options.selector};
+  const Zoned values(select::cuda::antidiagonal_bytes(inputs, params)), workspace(select::cuda::antidiagonal_workspace_bytes(inputs, params));
+  const select::Scores scores = select::cuda::antidiagonal_in(inputs, params, values.data());
+  std::vector<unsigned char> first;
+  for (int i = 0; i < repeats; ++i) {
+    values.wipe();
+    workspace.wipe();
+    select::cuda::antidiagonal_into(inputs, params, scores, workspace.data(), context);
+    wait_for(context, note);
+    expect(values.is_intact() && workspace.is_intact(), "antidiagonal_into: memory outside was written", note);
+    if (i == 0) first = values.bytes();
+    expect(first == values.bytes(), "antidiagonal_into: a repeat differs", note);
+  }
+  select::Inputs host_inputs = inputs;
+  host_inputs.q = c.q.view;
+  host_inputs.k = c.k.view;
+  Context host;
+  const select::Scores got = on_host(scores, values);
+  const double worst = worst_difference(got, select::antidiagonal_scores(host_inputs, params, host), 2e-4, 1e-5);
+  if (!(worst <= 1)) report("antidiagonal_into: scores differ by " + std::to_string(worst) + " of the bound", note);
+  select::Budget budget;
+  if (options.density > 0) {
+    budget.share = {options.density};
+    budget.floor = 1;
+  } else {
+    budget.mass = {options.threshold};
+  }
+  if (is_full)
+    budget.forced = select::Budget::Forced::beside;
+  else
+    budget.sink = budget.diagonal = 1;
+  const Plan plan = method::xattention(problem, options, context).plan;
+  expect_same(*copy_to_host(plan, context), *select::plan(got, budget, host), false, note);
 }
 
 // The method as users call it: the plan of the same scores.
 void check_method(uint64_t seed, Context& context, bool is_small) {
   Random random(seed);
   const int64_t most = is_small ? 200 : 2000;
-  const MeanPoolCase c(random, Dtype::bf16, 2, random(1, 2), random(1, most), random(1, most), 64);
+  const MethodCase c(random, Dtype::bf16, 2, random(1, 2), random(1, most), random(1, most), 64);
   const std::string note = "method mean_pool, seed " + std::to_string(seed);
   const method::MeanPoolOptions options{.tile = 64, .threshold = .8f, .density = random.chance(0.5) ? .2f : 0};
   const Problem problem{.q = c.inputs.q, .k = c.inputs.k};
@@ -268,19 +331,22 @@ void check_method(uint64_t seed, Context& context, bool is_small) {
   expect_same(*copy_to_host(plan, context), *select::plan(on_host(scores, values), budget, host), false, note);
 }
 
-// The method mean_pool from q and k to out, its transpose, its order and its check in one graph, replayed with other q, k and v.
-void check_graph(uint64_t seed, int replays) {
+// The method mean_pool or xattention from q and k to out, its transpose, its order and its check in one graph, replayed with other q, k and v.
+void check_graph(uint64_t seed, int replays, bool is_mean_pool) {
   const Stream stream;
   Context context = device_context(stream.raw);
   Random random(seed);
   const int64_t seqlen = 3000, dim = 64, heads_kv = 2, group = 2;  // more rows than multiprocessors: forward orders them
   const int tile = 64;
-  MeanPoolCase c(random, Dtype::bf16, heads_kv, group, seqlen, seqlen, dim);
+  MethodCase c(random, Dtype::bf16, heads_kv, group, seqlen, seqlen, dim);
   const tilewise::testing::TestTensor out = tilewise::testing::make_tensor(Dtype::bf16, 1, heads_kv * group, seqlen, dim);
   const DeviceTensor out_device(out.view), out_again(out.view);
   const select::Budget budget{.mass = {.8f}, .sink = 1, .diagonal = 1, .forced = select::Budget::Forced::beside};
-  const Zoned values(select::cuda::mean_pool_bytes(c.inputs, tile)), pools(select::cuda::mean_pool_workspace_bytes(c.inputs, tile));
-  const select::Scores scores = select::cuda::mean_pool_in(c.inputs, tile, values.data());
+  const select::AntidiagonalParams params_of{.tile = tile, .stride = 8};
+  const Zoned values(is_mean_pool ? select::cuda::mean_pool_bytes(c.inputs, tile) : select::cuda::antidiagonal_bytes(c.inputs, params_of)),
+      pools(is_mean_pool ? select::cuda::mean_pool_workspace_bytes(c.inputs, tile) : select::cuda::antidiagonal_workspace_bytes(c.inputs, params_of));
+  const select::Scores scores =
+      is_mean_pool ? select::cuda::mean_pool_in(c.inputs, tile, values.data()) : select::cuda::antidiagonal_in(c.inputs, params_of, values.data());
   const select::cuda::PlanRoom room = select::cuda::most_runs(scores, budget);
   const Zoned lists(select::cuda::plan_bytes(scores, room)), chosen(select::cuda::plan_workspace_bytes(scores));
   const Plan plan = select::cuda::plan_in(scores, room, lists.data(), context.device);
@@ -289,7 +355,10 @@ void check_graph(uint64_t seed, int replays) {
   const Plan both = plan::cuda::complete_in(plan, transposed, by_key.data());
   const AttendParams params{.q = c.inputs.q, .k = c.inputs.k, .v = c.inputs.k, .out = out_device.view, .plan = plan};
   const auto work = [&] {
-    select::cuda::mean_pool_into(c.inputs, scores, pools.data(), context);
+    if (is_mean_pool)
+      select::cuda::mean_pool_into(c.inputs, scores, pools.data(), context);
+    else
+      select::cuda::antidiagonal_into(c.inputs, params_of, scores, pools.data(), context);
     select::cuda::plan_into(scores, budget, plan, chosen.data(), context);
     plan::cuda::complete_into(both, moved.data(), context);
     plan::cuda::validate_into(both, fault.data(), context);
@@ -356,9 +425,11 @@ int main(int argc, char** argv) {
       check_select(seed, context, options.repeats, options.is_small);
       check_mean_pool(seed, context, options.is_small);
       check_method(seed, context, options.is_small);
+      check_xattention(seed, context, options.repeats, options.is_small);
       ++ran;
     }
   });
-  options.stage("graph", [&] { check_graph(options.seed, options.is_small ? 3 : 100); });
+  options.stage("graph", [&] { check_graph(options.seed, options.is_small ? 3 : 100, true); });
+  options.stage("graph of xattention", [&] { check_graph(options.seed, options.is_small ? 3 : 100, false); });
   return options.summary();
 }
