@@ -28,7 +28,7 @@ class RunList(ctypes.Structure):
 class ForwardInput(ctypes.Structure):
     _fields_ = [("q", Tensor16), ("k", Tensor16), ("v", Tensor16), ("out", Tensor16), ("lse", ctypes.c_void_p), ("lse_strides", ctypes.c_int64 * 2),
                 ("softmax_scale", ctypes.c_float), ("masked", RunList), ("whole", RunList), ("band", ctypes.c_int64 * 3), ("order", ctypes.c_void_p),
-                ("counter", ctypes.c_void_p), ("threshold_log2", ctypes.c_float), ("tile", ctypes.c_int)]
+                ("counter", ctypes.c_void_p), ("threshold_log2", ctypes.c_float), ("tile", ctypes.c_int), ("split", ctypes.c_void_p * 5)]
 
 
 VARIANTS = {"plan": 0, "proof": 1, "counter": 2, "row_by_row": 3, "general": 4}  # ForwardVariant
@@ -87,11 +87,15 @@ class Bench:
         for each in self.libraries:
             each.tilewise_attend_sm90_forward.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
             each.tilewise_attend_sm90_schedule.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+            each.tilewise_attend_sm90_split.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+            for name in ("split_bytes", "forward_input_bytes"): getattr(each, "tilewise_attend_sm90_" + name).restype = ctypes.c_int64
+            if each.tilewise_attend_sm90_forward_input_bytes() != ctypes.sizeof(ForwardInput): sys.exit(f"{library}: ForwardInput is laid out otherwise")
         self.rounds, self.rows, self.is_loud = rounds, [], True
         self.has_fa3 = importlib.util.find_spec("fa3_fwd") is not None
 
-    def ours(self, q, k, v, whole=None, masked=None, variant="plan", order="schedule", threshold=8.0, tile=128):
-        """order: "schedule" (the library's, made beforehand), "each" (made in every call), "numbered", "dealt" (no counter), or a tensor."""
+    def ours(self, q, k, v, whole=None, masked=None, variant="plan", order="schedule", threshold=8.0, tile=128, is_split=False):
+        """is_split: the last round's rows in parts (docs/notes/sm90.md, "Row splitting"); run.shares says how many thread blocks take them, 0: none is.
+        order: "schedule" (the library's, made beforehand), "each" (made in every call), "numbered", "dealt" (no counter), or a tensor."""
         number, _, name = variant.rpartition(":")  # "1:plan": of the second library
         library = self.libraries[int(number or 0)]
         out = torch.full_like(q, float("nan"))
@@ -107,22 +111,30 @@ class Bench:
             f.band[0] = 1 << 40
         items = q.shape[1] * (-(-q.shape[2] // min(tile, 128)))
         workspace = torch.zeros(2 * items + 2, dtype=torch.int32, device="cuda")
+        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+        space = torch.zeros(library.tilewise_attend_sm90_split_bytes(ctypes.byref(f), multiprocessors) if is_split else 0, dtype=torch.uint8, device="cuda")
         is_given = isinstance(order, torch.Tensor)
         if is_given: f.order = order.data_ptr()
         if is_given or order == "numbered": f.counter = workspace[2 * items:].data_ptr()
 
         def schedule():
-            error = library.tilewise_attend_sm90_schedule(ctypes.byref(f), workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
+            stream = torch.cuda.current_stream().cuda_stream
+            error = library.tilewise_attend_sm90_schedule(ctypes.byref(f), workspace.data_ptr(), stream)
+            if not error and is_split: error = library.tilewise_attend_sm90_split(ctypes.byref(f), workspace.data_ptr(), space.data_ptr(), multiprocessors, stream)
             if error: raise RuntimeError(f"schedule: cuda error {error}")
 
         if not is_given and order in ("schedule", "each"): schedule()
 
-        def run(keep=(q, k, v, out, lse, whole, masked, order, workspace)):
+        def run(keep=(q, k, v, out, lse, whole, masked, order, workspace, space)):
             if not is_given and order == "each": schedule()
             error = library.tilewise_attend_sm90_forward(ctypes.byref(f), VARIANTS[name], torch.cuda.current_stream().cuda_stream)
             if error: raise RuntimeError(f"{variant}: cuda error {error}")
 
-        run.out, run.lse = out, lse
+        run.out, run.lse, run.shares = out, lse, 0
+        if is_split:
+            at = f.split[2] - space.data_ptr()
+            rows, positions = space[at : at + 8].view(torch.int32).tolist()
+            run.shares = positions - rows
         return run
 
     def cudnn(self, q, k, v, is_causal=False):
@@ -284,6 +296,23 @@ def sparse(bench, n, densities, tile=128, tile_q=128, head_dim=128, heads=(32, 8
     bench.count_computed(start, flops)
 
 
+def split(bench, n, head_dim=128):
+    """Rows of the last round in parts against whole rows, dense and sparse, 32 heads and one."""
+    for heads in ((32, 8), (1, 1)):
+        q, k, v = inputs(n, *heads, head_dim)
+        generator = torch.Generator("cuda").manual_seed(7)
+        for density in (1, .5, .25, .10):
+            count = max(1, round(density * (n // 128)))
+            whole = full_list(n, n // 128) if density == 1 else random_tiles(n, heads[0], n // 128, count, 128, generator)[0]
+            kernels = {"plan": bench.ours(q, k, v, whole), "split": bench.ours(q, k, v, whole, is_split=True)}
+            for run in kernels.values(): run()
+            check(f"split {density}", kernels["split"].out, kernels["plan"].out)
+            if not torch.allclose(kernels["split"].lse, kernels["plan"].lse, atol=1e-4): sys.exit(f"FAIL split {density}: lse")
+            shares = kernels["split"].shares
+            bench.turns(f"split D={head_dim} {n // 1024}K {heads[0]} heads {density}", 4.0 * n * n * head_dim * heads[0] * count / (n // 128), kernels,
+                        dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=density, mask="full", shares=shares))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
@@ -304,6 +333,7 @@ def main():
         if "narrow" in wanted: sparse(bench, n, (.5, .25, .10, .05), tile=64, tile_q=64)
         if "d64" in wanted: dense(bench, n, ["plan"], head_dim=64)
         if "d256" in wanted: dense(bench, n, ["plan"], head_dim=256, heads=(16, 4))
+        if "split" in wanted: split(bench, n)
         if "general" in wanted: dense(bench, n, ["plan", "general"])
     if options.out: bench.write(options.out, options.commit)
 

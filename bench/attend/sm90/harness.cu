@@ -14,6 +14,16 @@ extern "C" int tilewise_attend_sm90_schedule(ForwardInput* input, int* workspace
   return make_schedule(*input, nullptr, workspace, stream);
 }
 
+/// What make_split() takes after the order of work, and input->split.
+extern "C" int64_t tilewise_attend_sm90_split_bytes(const ForwardInput* input, int multiprocessors) {
+  return static_cast<int64_t>(split_bytes(*input, multiprocessors));
+}
+extern "C" int tilewise_attend_sm90_split(ForwardInput* input, const int* workspace, void* space, int multiprocessors, cudaStream_t stream) {
+  return make_split(*input, workspace, space, multiprocessors, stream);
+}
+/// For a check that the Python side lays ForwardInput out alike.
+extern "C" int64_t tilewise_attend_sm90_forward_input_bytes() { return static_cast<int64_t>(sizeof(ForwardInput)); }
+
 extern "C" int64_t tilewise_attend_sm90_decode_workspace(const DecodeInput* input) { return static_cast<int64_t>(decode_workspace(*input)); }
 extern "C" int tilewise_attend_sm90_decode(const DecodeInput* input, cudaStream_t stream) { return attend_sm90_decode(*input, stream); }
 /// For a check that the Python side lays DecodeInput out alike.

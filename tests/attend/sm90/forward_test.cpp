@@ -3,6 +3,7 @@
 // machine with the GPU has no GoogleTest:
 //   tilewise_sm90_test [--cases N] [--seed S] [--repeats R] [--small] [--only NAME]
 // Keys that no row reads are NaN on the device, outputs are poisoned and stand between red zones, and every repeat must give the same bits.
+#include <atomic>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "tilewise/attend/attend.h"
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/sm90/device_plan.h"
+#include "tilewise/attend/sm90/forward.h"
 #include "tilewise/plan/rows.h"
 
 namespace tilewise::attend::testing {
@@ -257,6 +259,74 @@ Options simple_options(int64_t seqlen, int64_t head_dim = 128) {
   return o;
 }
 
+// Few long rows, cut into parts: the same as whole rows up to rounding, and the same bits each time, in a graph, too.
+void split() {
+  std::atomic<bool>& is_on = sm90::splits_rows();
+  const bool before = is_on;
+  for (uint64_t seed = 1; seed <= 24; ++seed) {
+    Rng rng(seed);
+    Options o;
+    PlanOptions& p = o.plan;
+    const bool is_ragged = chance(rng, 0.5);
+    p.heads_kv = static_cast<int>(uniform(rng, 1, 2));
+    p.heads_q = p.heads_kv * static_cast<int>(uniform(rng, 1, 2));
+    p.seqlen_q = seed % 8 == 0 ? 6000 : is_ragged ? uniform(rng, 1, 900) : 640;
+    p.seqlen_k = is_ragged ? uniform(rng, 2000, 6000) : 4096;
+    p.tile = 128;
+    p.groups = chance(rng, 0.5) ? 1 : p.heads_q;
+    p.mask = static_cast<MaskKind>(uniform(rng, 0, 3));
+    p.density = chance(rng, 0.3) ? 1.0 : 0.3;
+    p.longest_run = chance(rng, 0.5) ? 64 : 3000;
+    p.has_one_run = chance(rng, 0.3);
+    p.has_stop = chance(rng, 0.8);
+    p.grain = 64;
+    p.empty_rows = 0.2;
+    o.head_dim = o.head_dim_v = chance(rng, 0.5) ? 128 : 64;
+    o.dtype = chance(rng, 0.6) ? Dtype::bf16 : Dtype::f16;
+    const Problem problem(rng, o);
+    const std::string note = "split, seed " + std::to_string(seed) + ": " + describe(o);
+    if (is_dry) continue;
+    problem.poison();
+    const Stream own;
+    Context context = device_context(own.raw);
+    const OnDevice device(problem, context);
+    const auto wipe = [&] {
+      device.out.wipe();
+      device.lse.wipe();
+      cuda_ok(cudaDeviceSynchronize(), "wipe");
+    };
+    const auto bits = [&] { return std::pair(device.out.bytes(), device.lse.bytes()); };
+    const auto call = [&] { return attend_forward(device.params, context); };
+    std::vector<double> out[2], lse[2];
+    std::pair<std::vector<unsigned char>, std::vector<unsigned char>> first;
+    for (const int i : {0, 1}) {
+      is_on = i == 1;
+      if (!runs_alike(i == 1 ? 5 : 1, note, wipe, call, bits)) return;
+      first = bits();
+      if (!device.out.values(out[i]) || !device.lse.values(lse[i])) return report("memory outside of out or lse was written", note);
+    }
+    const double unit = o.dtype == Dtype::bf16 ? 0x1p-8 : 0x1p-11;
+    const double error = largest_difference(out[1], out[0]), bound = 2 * unit * largest_magnitude(out[0]);
+    if (!(error <= bound)) return report("out differs by " + std::to_string(error) + ", bound " + std::to_string(bound), note);
+    if (!(largest_difference(lse[1], lse[0]) <= 2e-5)) return report("lse differs by " + std::to_string(largest_difference(lse[1], lse[0])), note);
+    cuda_ok(cudaStreamBeginCapture(own.raw, cudaStreamCaptureModeThreadLocal), "capture");
+    call();
+    cudaGraph_t graph = nullptr;
+    cuda_ok(cudaStreamEndCapture(own.raw, &graph), "capture");
+    cudaGraphExec_t exec = nullptr;
+    cuda_ok(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    for (int i = 0; i < 20; ++i) {
+      wipe();
+      cuda_ok(cudaGraphLaunch(exec, own.raw), "replay");
+      cuda_ok(cudaStreamSynchronize(own.raw), "replay");
+      if (bits() != first) return report("replay " + std::to_string(i) + " differs", note);
+    }
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+  }
+  is_on = before;
+}
+
 // What an error leaves behind: nothing.
 void errors() {
   Rng rng(1);
@@ -408,6 +478,7 @@ int main(int argc, char** argv) {
   using namespace tilewise::attend::testing;
   const TestOptions o(argc, argv);
   o.stage("cases", [&] { for_each_seed(o.cases, o.seed, [&](uint64_t seed) { run_case(seed, o.repeats, o.is_small); }); });
+  o.stage("split", split);
   o.stage("errors", errors);
   o.stage("streams", streams);
   o.stage("graphs", graphs);

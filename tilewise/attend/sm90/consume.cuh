@@ -3,6 +3,7 @@
 #pragma once
 
 #include "tilewise/attend/sm90/mask.cuh"
+#include "tilewise/attend/sm90/merge_parts.cuh"
 #include "tilewise/attend/sm90/softmax.cuh"
 
 namespace tilewise::attend::sm90 {
@@ -273,10 +274,20 @@ __device__ void consume_across_rows(const typename C::Args& args, Shared<C>& sha
     }
     return next;
   };
+  const auto store_row = [&](const ItemInfo& of, const float(&from)[C::kHeadDim / 2], const float(&lse)[2]) {
+    store<C>(args, shared.out + group * (C::kBlocks * 64 * 128), from, lse, of);
+  };
   const auto finish = [&](const ItemInfo& item) {
-    float lse[2];
-    softmax.finish(acc, lse, nullptr);
-    store<C>(args, shared.out + group * (C::kBlocks * 64 * 128), acc, lse, item);
+    bool is_row = true;
+    if constexpr (C::kIsSplit) {
+      is_row = item.head >= 0;
+      if (!is_row) put_part<C>(args.split, group, ~item.head, shared.pending.first[group * 4 + thread_index_again() / 32 % 4], acc, softmax);
+    }
+    if (is_row) {
+      float lse[2];
+      softmax.finish(acc, lse, nullptr);
+      store_row(item, acc, lse);
+    }
     softmax.reset();
     for (float& x : acc) x = 0;
   };
@@ -284,6 +295,9 @@ __device__ void consume_across_rows(const typename C::Args& args, Shared<C>& sha
     softmax.exponentiate(scores);
     pack<C>(p, scores);
   };
+  if constexpr (C::kIsSplit) {
+    if (threadIdx.x % 32 == 0) shared.pending.first[group * 4 + thread_index_again() / 32 % 4] = 0;
+  }
   ItemInfo item = next_item();
   if (item.first < 0) return;
   softmax.reset();
@@ -337,6 +351,7 @@ __device__ void consume_across_rows(const typename C::Args& args, Shared<C>& sha
   wgmma_wait_group<0>(acc);
   at.release(at.v_place, shared.v_ring);
   finish(item);
+  if constexpr (C::kIsSplit) merge_pending<C>(args, group, shared.pending.first[group * 4 + thread_index_again() / 32 % 4], store_row);
 }
 
 template <class C>

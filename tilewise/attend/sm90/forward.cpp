@@ -2,6 +2,9 @@
 #include "tilewise/attend/sm90/forward.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
 
 #include "tilewise/attend/check.h"
 #include "tilewise/attend/sm90/operands.h"
@@ -93,6 +96,14 @@ GeneralInput general_input(const AttendParams& params) {
 
 }  // namespace
 
+std::atomic<bool>& splits_rows() {
+  static std::atomic<bool> is_on = [] {
+    const char* const value = std::getenv("TILEWISE_SM90_SPLIT");
+    return value != nullptr && std::string_view(value) == "1";
+  }();
+  return is_on;
+}
+
 std::optional<std::string> refusal(const AttendParams& params) {
   struct Named {
     const char* name;
@@ -126,9 +137,16 @@ Ran forward(const AttendParams& params, Context& context) {
   Buffer schedule;
   int multiprocessors = 0;
   check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, context.device.index), "attend_forward: sm90");
-  if (items > multiprocessors) {  // else every thread block has one row at most
+  const bool is_split = !is_general && splits_rows() && can_split(input, multiprocessors);
+  if (items > multiprocessors || is_split) {  // else every thread block has one row at most
     schedule = device_buffer("attend_forward", schedule_ints(items) * sizeof(int32_t), context);
     check_cuda(make_schedule(input, parts, static_cast<int32_t*>(schedule.data()), stream), "attend_forward: sm90: the order of rows");
+  }
+  Buffer split;
+  if (is_split) {
+    split = device_buffer("attend_forward", split_bytes(input, multiprocessors), context);
+    check_cuda(make_split(input, static_cast<const int32_t*>(schedule.data()), split.data(), multiprocessors, stream),
+               "attend_forward: sm90: the last rows' parts");
   }
   check_cuda(attend_sm90_forward(input, parts, kPlain, stream), "attend_forward: sm90: the launch failed");
   return ran;

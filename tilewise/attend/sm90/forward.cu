@@ -78,6 +78,7 @@ cudaError_t run(const ForwardInput& input, const GeneralInput* general, bool is_
   typename C::Args args;
   bool is_made = make_args(args, input, C::kTileK, C::kIsGeneral ? 1 : C::kBlocks);
   if constexpr (C::kIsGeneral) is_made = is_made && add_general(args, input, *general);
+  if constexpr (C::kIsSplit) args.split = input.split;
   if (!is_made) return cudaErrorInvalidValue;
   const int64_t of_head = items_per_head(input, general), items = of_head * input.q.heads * input.q.batch;
   if (items > std::numeric_limits<int>::max() - (1 << 20)) return cudaErrorInvalidValue;
@@ -94,6 +95,7 @@ cudaError_t run_dtype(const ForwardInput& input, const GeneralInput* general, cu
   if (general) return run<ForwardConfig<HeadDim, T, kGeneral>>(input, general, false, stream);
   if constexpr (HeadDim <= 128) {
     if (input.tile == 64) return run<ForwardConfig<HeadDim, T, kNarrow>>(input, nullptr, false, stream);
+    if (input.tile == 128 && input.split.parts) return run<ForwardConfig<HeadDim, T, kSplit>>(input, nullptr, false, stream);
   }
   return input.tile == 128 ? run<ForwardConfig<HeadDim, T>>(input, nullptr, false, stream) : cudaErrorInvalidValue;
 }

@@ -58,8 +58,10 @@ cudaError_t launch(const typename C::Args& args, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const void* parameters[] = {&args};
   return cudaLaunchKernel(reinterpret_cast<const void*>(attend_sm90_forward_kernel<C>),
-                          dim3(args.counter ? std::min(args.items, multiprocessors * C::kThreadBlocks) : args.items), dim3(C::kThreads),
-                          const_cast<void**>(parameters), sizeof(Shared<C>), stream);
+                          dim3(C::kIsSplit    ? multiprocessors
+                               : args.counter ? std::min(args.items, multiprocessors * C::kThreadBlocks)
+                                              : args.items),
+                          dim3(C::kThreads), const_cast<void**>(parameters), sizeof(Shared<C>), stream);
 }
 
 }  // namespace tilewise::attend::sm90

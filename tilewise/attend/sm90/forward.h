@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <atomic>
 #include <optional>
 #include <string>
 
@@ -13,5 +14,9 @@ std::optional<std::string> refusal(const AttendParams& params);
 /// attend_forward on a Hopper GPU, for bf16 and f16 with up to 256 channels. The plan's arrays are on the device (copy_to_device()), work is ordered
 /// on Context::stream, and the call returns when it is queued. pairs_read is -1: the counts of a device plan are not known to the host.
 Ran forward(const AttendParams& params, Context& context);
+
+/// Whether rows of the last round may be split over thread blocks. Off until it has been measured (docs/notes/sm90.md, "Row splitting"), unless
+/// TILEWISE_SM90_SPLIT=1; for tests and measurements.
+std::atomic<bool>& splits_rows();
 
 }  // namespace tilewise::attend::sm90

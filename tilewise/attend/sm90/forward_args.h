@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "tilewise/attend/cuda/mask.h"
+#include "tilewise/attend/sm90/split_rows.h"
 #include "tilewise/machine/sm90/tensor_map.h"
 #include "tilewise/plan/cuda/run_list_view.h"
 
@@ -41,6 +42,11 @@ struct ForwardArgs {
   int is_by_counter;                 // kProof alone: keys by a counter, no plan
   float scale_log2;                  // what scores are multiplied by before exp2
   float rescale_threshold;           // in units of scores: how far a row maximum may grow before acc is rescaled
+};
+
+/// Of the kernel whose last rows may be split.
+struct SplitForwardArgs : ForwardArgs {
+  SplitView split;
 };
 
 /// The parts that the plain kernel leaves out, so that they cost it nothing.
@@ -78,6 +84,7 @@ struct ForwardInput {
   int32_t* counter = nullptr;
   float rescale_threshold_log2 = 8;  // probabilities then stay below 2^8: exact enough in f32, far from the end of f16
   int tile = 128;
+  SplitView split;                   // make_split_schedule(); has parts: the kernel that reads them
 };
 
 /// The rest of it; `needs_general` says whether any of it is in use.
@@ -107,6 +114,7 @@ enum ForwardVariant : int {
   kRowByRow = 3,   // nothing of a row overlaps the row before
   kGeneral = 4,    // the kernel with every part, on a problem that needs none
   kNarrow = 5,     // rows of 64 queries, which the plain call takes by itself
+  kSplit = 6,      // rows of the last round in parts, which the plain call takes where ForwardInput::split has parts
 };
 
 /// cudaErrorInvalidValue: a stride that the copy engine refuses, or more than 2^31 items. `general` may be null.

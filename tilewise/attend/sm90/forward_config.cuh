@@ -22,7 +22,8 @@ struct ForwardConfig {
   static constexpr int kBlocks = HeadDim / 64;  // column blocks of 128 bytes
   static constexpr bool kIsGeneral = Variant == kGeneral;
   static constexpr bool kIsProof = Variant == kProof;
-  using Args = std::conditional_t<kIsGeneral, GeneralArgs, ForwardArgs>;
+  static constexpr bool kIsSplit = Variant == kSplit;
+  using Args = std::conditional_t<kIsGeneral, GeneralArgs, std::conditional_t<kIsSplit, SplitForwardArgs, ForwardArgs>>;
   // Rows of 64 queries have a warpgroup each: two thread blocks a multiprocessor, which hide one another's softmax, with stages of half the size.
   static constexpr bool kIsNarrow = Variant == kNarrow;
   static constexpr int kTileQ = kIsNarrow ? 64 : 128, kTileK = HeadDim == 256 || kIsNarrow ? 64 : 128;
@@ -51,7 +52,7 @@ struct StageInfo {
 };
 /// What they must know of an item; first < 0: no more.
 struct ItemInfo {
-  int head;   // b * Hq + h: one number, since a register too many would spill
+  int head;   // b * Hq + h: one number, since a register too many would spill; split: ~ of an index into SplitView::parts for a part of a row
   int first;  // slot of the first query
   int count;  // queries; the plain kernel leaves the end to the copy engine
   int row_word;  // general: 64-query words of the row before the item
@@ -77,6 +78,14 @@ struct RowRuns<true> {
   int64_t begin_masked = 0, begin_whole = 0, begin_picked = 0;
 };
 
+/// The runs of a part of a row, as a row of its own.
+struct PartRuns : RowRuns<false> {
+  int skip = 0, cut = 0;  // keys of another part: at the start of the first run, at the end of the last
+  int part = -1;          // its index in SplitView::parts; -1: a whole row
+};
+template <class C>
+using RunsOf = std::conditional_t<C::kIsSplit, PartRuns, RowRuns<C::kIsGeneral>>;
+
 /// What one lane holds of 32 consecutive runs.
 template <bool kIsGeneral>
 struct RunChunk {
@@ -89,12 +98,20 @@ struct RunChunk<true> {
 };
 
 /// An item on its way from the warp that claims to those that copy keys and values.
-template <bool kIsGeneral>
+template <class C>
 struct ClaimedItem {
   int number;  // -1: no more
-  RowRuns<kIsGeneral> row;
-  RunChunk<kIsGeneral> runs[32];  // the row's first
+  RunsOf<C> row;
+  RunChunk<C::kIsGeneral> runs[32];  // the row's first
 };
+
+/// Of each warp of consumers the rows that it has yet to merge, as a list through SplitView::arrived: 1 + an index into its parts, 0: no more.
+template <bool kEnabled>
+struct PendingRows {
+  int32_t first[kSplitWarps];
+};
+template <>
+struct PendingRows<false> {};
 
 template <class C>
 struct alignas(1024) Shared {  // 1024: the period of the 128-byte swizzle
@@ -107,9 +124,10 @@ struct alignas(1024) Shared {  // 1024: the period of the 128-byte swizzle
   Ring<C::kStagesV> v_ring;
   alignas(16) ItemInfo item;
   Ring<C::kItems> item_ring;
-  ClaimedItem<C::kIsGeneral> claimed[C::kItems];
+  ClaimedItem<C> claimed[C::kItems];
   alignas(16) StageInfo stage[C::kStagesK];
   StageKeys<C::kTileK, C::kIsGeneral> keys[C::kStagesK];
+  PendingRows<C::kIsSplit> pending;
 };
 
 /// Where a column block is to the copy engine.

@@ -182,6 +182,9 @@ __device__ void produce_queries(const typename C::Args& args, Shared<C>& shared,
   __syncwarp();
   if (lane == 0) {
     shared.item = {item.batch * args.heads_q + item.head, item.first, item.count, item.row_word};
+    if constexpr (C::kIsSplit) {
+      if (item.part >= 0) shared.item.head = ~item.part;
+    }
     mbarrier_arrive_expect_tx(&shared.q_ring.full[0], sizeof(shared.q));
     if (!is_by_token) {
 #pragma unroll
@@ -209,10 +212,10 @@ __device__ void claim_items(const typename C::Args& args, Shared<C>& shared) {
   RingPlace<C::kItems> place;
   ItemWalk<C> items(args);
   RunChunk<C::kIsGeneral> first;
-  RowRuns<C::kIsGeneral> row;
+  RunsOf<C> row;
   const auto publish = [&](int number) {
     place.wait_empty(shared.item_ring);
-    ClaimedItem<C::kIsGeneral>& claimed = shared.claimed[place.stage];
+    ClaimedItem<C>& claimed = shared.claimed[place.stage];
     claimed.runs[lane] = first;
     if (lane == 0) {
       claimed.number = number;
@@ -224,10 +227,11 @@ __device__ void claim_items(const typename C::Args& args, Shared<C>& shared) {
   };
   int number;
   while (items.advance(number, row, first)) {
-    const Item item = item_of<C>(args, number);
+    Item item = item_of<C>(args, number);
     if constexpr (C::kIsGeneral) {
       if (item.count <= 0) continue;  // a row of less than its most slots has no second part
     }
+    if constexpr (C::kIsSplit) item.part = row.part;
     publish(number);
     q_place.wait_empty(shared.q_ring);
     produce_queries<C>(args, shared, item);
@@ -248,10 +252,10 @@ __device__ void produce(const typename C::Args& args, Shared<C>& shared, AnyRing
   RingPlace<C::kItems> item_place;
   while (true) {
     item_place.wait_full(shared.item_ring);
-    const ClaimedItem<C::kIsGeneral>& claimed = shared.claimed[item_place.stage];
+    const ClaimedItem<C>& claimed = shared.claimed[item_place.stage];
     const int number = claimed.number;
     if (number < 0) break;
-    const RowRuns<C::kIsGeneral> row = claimed.row;
+    const RunsOf<C> row = claimed.row;
     const RunChunk<C::kIsGeneral> first = claimed.runs[threadIdx.x % 32];
     __syncwarp();
     if (threadIdx.x % 32 == 0) item_place.release(shared.item_ring);

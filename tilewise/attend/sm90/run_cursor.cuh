@@ -10,15 +10,15 @@ namespace tilewise::attend::sm90 {
 
 enum RunKind : int { masked_runs, whole_runs, picked_runs };
 
-/// Up to 128 queries of a row. A number is (b * Hq + h) * items_per_head + i.
+/// Up to 128 queries of a row. `part`: see PartRuns. A number is (b * Hq + h) * items_per_head + i.
 struct Item {
-  int batch, head, first, count, row_word;
+  int batch, head, first, count, row_word, part;
 };
 
 template <class C>
 __device__ Item item_of(const typename C::Args& args, int number) {
   const int of_head = number % args.items_per_head, head = number / args.items_per_head;
-  Item item = {head / args.heads_q, head % args.heads_q, of_head * C::kTileQ, C::kTileQ, 0};
+  Item item = {head / args.heads_q, head % args.heads_q, of_head * C::kTileQ, C::kTileQ, 0, -1};
   if constexpr (C::kIsGeneral) {
     const int row = of_head / args.items_per_row, part = of_head % args.items_per_row;
     const int row_first = args.edge ? args.edge[row] : row * args.tile;
@@ -31,7 +31,7 @@ __device__ Item item_of(const typename C::Args& args, int number) {
 }
 
 template <class C>
-__device__ RunChunk<C::kIsGeneral> load_run(const typename C::Args& args, const RowRuns<C::kIsGeneral>& row, int index) {
+__device__ RunChunk<C::kIsGeneral> load_run(const typename C::Args& args, const RunsOf<C>& row, int index) {
   RunChunk<C::kIsGeneral> run;
   if (index >= row.num_runs) return run;
   const RunListView* list = index < row.end_masked ? &args.masked : &args.whole;
@@ -50,18 +50,25 @@ __device__ RunChunk<C::kIsGeneral> load_run(const typename C::Args& args, const 
   }
   run.start = list->start[at];
   run.stop = list->stop ? list->stop[at] : min(run.start + list->grain, end);
+  if constexpr (C::kIsSplit) cut_run(row, index, run.start, run.stop);
   return run;
 }
 
 /// The items of this thread block, in the order of work. A block claims its next item from a counter in memory when it begins one: longest rows
-/// first, that evens out rows of any lengths. Without a counter it has one item.
+/// first, that evens out rows of any lengths. Without a counter it has one item. Where rows are split it claims shares, whose parts are items.
 template <class C>
 class ItemWalk {
  public:
   __device__ explicit ItemWalk(const typename C::Args& args) : args_(args) {}
 
   /// Moves to the next item; gives its number, its row and that row's first 32 runs, one a lane. False: no more.
-  __device__ bool advance(int& number, RowRuns<C::kIsGeneral>& row, RunChunk<C::kIsGeneral>& first) {
+  __device__ bool advance(int& number, RunsOf<C>& row, RunChunk<C::kIsGeneral>& first) {
+    if constexpr (C::kIsSplit) {
+      if (next_part_ < end_part_) {  // of the share at hand
+        next_of_share(number, row, first);
+        return true;
+      }
+    }
     int position = position_;
     if (is_started_) {
       position = INT_MAX;
@@ -69,6 +76,16 @@ class ItemWalk {
       position = __shfl_sync(kAllLanes, position, 0);
     }
     is_started_ = true;
+    if constexpr (C::kIsSplit) {
+      if (position >= args_.split.ends[1]) return false;
+      const int share = position - args_.split.ends[0];
+      if (share >= 0) {
+        next_part_ = args_.split.share_begin[share];
+        end_part_ = args_.split.share_begin[share + 1];
+        next_of_share(number, row, first);
+        return true;
+      }
+    }
     if (position >= args_.items) return false;
     number = args_.order ? args_.order[position] : position;
     row = row_of(number);
@@ -89,8 +106,8 @@ class ItemWalk {
     return 1;
   }
   __device__ static int lane() { return threadIdx.x % 32; }
-  __device__ RowRuns<C::kIsGeneral> row_of(int number) const {
-    RowRuns<C::kIsGeneral> row;
+  __device__ RunsOf<C> row_of(int number) const {
+    RunsOf<C> row;
     const int of_head = number % args_.items_per_head, of_batch = number / args_.items_per_head;
     const Place at = {of_head / items_per_row(), args_.items_per_head / items_per_row(), of_batch / args_.heads_q, of_batch % args_.heads_q};
     int num_whole = 0;
@@ -105,6 +122,17 @@ class ItemWalk {
       row.row_word = of_head % args_.items_per_row * (C::kTileQ / 64);
     }
     return row;
+  }
+  __device__ void next_of_share(int& number, RunsOf<C>& row, RunChunk<C::kIsGeneral>& first) {
+    const RowPart part = args_.split.parts[next_part_];
+    number = part.item;
+    row = row_of(number);
+    if (part.word != 0) {
+      row.part = next_part_;
+      take_part(part, row);
+    }
+    first = load_run<C>(args_, row, lane());
+    ++next_part_;
   }
   struct Place {
     int row, num_rows, batch, head;
@@ -121,13 +149,14 @@ class ItemWalk {
   const typename C::Args& args_;
   const int position_ = static_cast<int>(blockIdx.x);
   bool is_started_ = false;
+  int next_part_ = 0, end_part_ = 0;  // split: what is left of a share
 };
 
 /// The keys of a row as [key, stop) of its current run. `row` may lie in shared memory: where its lists begin is asked once in 32 runs.
 template <class C>
 class RunCursor {
  public:
-  using Runs = RowRuns<C::kIsGeneral>;
+  using Runs = RunsOf<C>;
   using Chunk = RunChunk<C::kIsGeneral>;
 
   __device__ RunCursor(const typename C::Args& args, const Runs& row, Chunk first)
