@@ -50,9 +50,9 @@ struct Runs {
 struct Split {
   int heads, rows, blocks, grain, keys;
   bool has_stop;
-  HostRuns masked, whole;
-  std::vector<int32_t> lengths, order, share_begin, ends, arrived;
-  std::vector<RowPart> parts;
+  HostRuns masked = {}, whole = {};
+  std::vector<int32_t> lengths = {}, order = {}, share_begin = {}, ends = {}, arrived = {};
+  std::vector<RowPart> parts = {};
   SplitArgs args{};
 
   int items() const { return heads * rows; }
