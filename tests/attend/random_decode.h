@@ -29,6 +29,7 @@ struct DecodeOptions {
   int page = 0;                          // 0: contiguous
   bool is_table_per_head = false, is_pool_per_head = true;  // of a paged operand with several heads; not both false
   bool is_v_broadcast = false, is_ragged = true, has_lengths = true, has_v = true, has_lse = true, has_sink = false;
+  int grain = 1;                         // of the lengths of the plan's runs
   int plan_groups = 0;                   // G of the plan's lists; 0: dense_band
   bool has_rows = false, has_classes = false;
   Mask::Band band{Mask::kAll, 0, 0};
@@ -240,10 +241,10 @@ inline RowRuns random_row(Rng& rng, const DecodeOptions& o, int64_t length) {
   RowRuns row;
   int64_t at = uniform(rng, 0, 5);
   while (at < o.capacity) {
-    const int64_t stop = std::min(o.capacity, at + uniform(rng, 1, 40));
+    const int64_t stop = std::min(o.capacity, at + (o.grain == 1 ? uniform(rng, 1, 40) : o.grain * uniform(rng, 1, 3)));
     Run run{static_cast<int32_t>(at), static_cast<int32_t>(stop), {}};
     const uint64_t bits = static_cast<uint64_t>(uniform(rng, 1, (int64_t{1} << o.queries) - 1));
-    const int64_t kind = uniform(rng, 0, 2);
+    const int64_t kind = o.grain == 1 ? uniform(rng, 0, 2) : uniform(rng, 0, 1);
     if (kind != 0 && o.has_rows && chance(rng, 0.5)) run.rows = {bits};
     if (kind == 1 && chance(rng, 0.7)) {
       row.masked.push_back(run);

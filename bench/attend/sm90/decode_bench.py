@@ -4,7 +4,9 @@
 Protocol: each kernel runs for windows of 60 ms in turn, one round to soak and `--rounds` measured, median of the rounds. Rows in microseconds replay a
 CUDA graph of calls that go round caches of together 256 MB or more, so that none finds its keys in L2. `share` is of what reading 2 GiB reaches in the same
 turns. Output is checked once against cuDNN or f64 before timing.
-usage: decode_bench.py LIBRARY [--rows dense,short,paged,listed,quantised] [--rounds 5] [--out FILE.json] [--commit ID]
+usage: decode_bench.py LIBRARY [--rows dense,short,paged,listed,quantised] [--rounds 5] [--out FILE.json] [--commit ID] [--variants]
+--variants: kernels that are not switched on yet (DecodeVariant of attend/sm90/decode_args.h) take turns with those that are, and a table of all of them
+comes last.
 """
 import argparse, ctypes, datetime, json, statistics, subprocess, sys
 import torch
@@ -30,7 +32,7 @@ class DecodeInput(ctypes.Structure):
     _fields_ = [("q", P), ("out", P), ("lse", P), ("q_stride", L * 3), ("out_stride", L * 3), ("lse_stride", L * 3), ("is_bf16", I), ("batch", I),
                 ("heads_q", I), ("heads_kv", I), ("seqlen_q", I), ("capacity", I), ("page", I), ("k", Store), ("v", Store), ("lengths", P),
                 ("masked", RunList), ("whole", RunList), ("picked", RunList), ("is_dense", I), ("edge", P), ("num_rows", I), ("bands", L * 48),
-                ("head_class", ctypes.c_uint8 * 256), ("sink_logit", P), ("softmax_scale", F), ("softcap", F), ("workspace", P), ("dependent", I)]
+                ("head_class", ctypes.c_uint8 * 256), ("sink_logit", P), ("softmax_scale", F), ("softcap", F), ("workspace", P), ("dependent", I), ("variant", I)]
 
 
 class Library:
@@ -43,7 +45,7 @@ class Library:
         bytes_there = self.c.tilewise_attend_sm90_decode_input_bytes()
         if bytes_there != ctypes.sizeof(DecodeInput): sys.exit(f"DecodeInput has {bytes_there} bytes, here {ctypes.sizeof(DecodeInput)}")
 
-    def ours(self, q, k, v, table=None, runs=None, scales=None, dependent=3):
+    def ours(self, q, k, v, table=None, runs=None, scales=None, dependent=3, variant=0):
         """q [B, Hq, Sq, D]; k and v [entries, heads, rows, D or D/2]; table [B, Hkv, pages] i32; runs: RunList holder, else every key; scales: of k and v,
         [entries, 1, groups]."""
         batch, heads_q, seqlen_q, _ = q.shape
@@ -69,7 +71,7 @@ class Library:
         if runs is None: f.is_dense = 1
         else: f.whole = runs.view
         f.softmax_scale = D ** -0.5
-        f.dependent = dependent
+        f.dependent, f.variant = dependent, variant
         workspace = torch.empty(self.c.tilewise_attend_sm90_decode_workspace(ctypes.byref(f)), dtype=torch.uint8, device="cuda")
         f.workspace = workspace.data_ptr()
 
@@ -122,13 +124,29 @@ def graph_of(runs):
     return replay
 
 
+VARIANTS = {"tilewise": {}, "light": {"variant": 1}, "light, early merge": {"variant": 3}, "light in order": {"variant": 1, "dependent": 0}}
+
+
 class Bench:
-    def __init__(self, library, rounds):
+    def __init__(self, library, rounds, has_variants=False):
         self.library, self.rounds, self.rows, self.dependent = Library(library), rounds, [], []
+        self.variants = VARIANTS if has_variants else {"tilewise": {}}
         generator = torch.Generator("cuda").manual_seed(1)
         self.memory = torch.randn(2, 16, HEADS_KV, 1 << 17, D, device="cuda", generator=generator, dtype=torch.bfloat16)  # 8 GiB
         self.probe = self.library.read(self.memory[0, :8].contiguous().view(-1)[: 1 << 30])  # 2 GiB
         self.generator = generator
+
+    def each(self, make):
+        """make(**what a variant asks for) of every variant."""
+        return {name: make(**asked) for name, asked in self.variants.items()}
+
+    def table(self):
+        """Rows by variants: microseconds and the share of the read bandwidth."""
+        found = {(row["row"], row["kernel"]): row for row in self.rows}
+        print(f"{'':28s}" + "".join(f"{name:>22s}" for name in VARIANTS))
+        for title in dict.fromkeys(row["row"] for row in self.rows):
+            cells = [found.get((title, name)) for name in VARIANTS]
+            print(f"{title:28s}" + "".join(f"{1e3 * c['time_ms']:12.2f} us {c['share']:.3f} " if c else " " * 22 for c in cells))
 
     def q(self, batch):
         return torch.randn(batch, HEADS_Q, 1, D, device="cuda", generator=self.generator, dtype=torch.bfloat16)
@@ -166,18 +184,20 @@ class Bench:
     def dense(self, batch, n):
         k, v = self.memory[0, :batch, :, :n], self.memory[1, :batch, :, :n]
         q = self.q(batch)
-        kernels = {"tilewise": self.library.ours(q, k, v), "tilewise in order": self.library.ours(q, k, v, dependent=0), "cudnn": cudnn(q, k, v)}
+        kernels = {**self.each(lambda **asked: self.library.ours(q, k, v, **asked)), "tilewise in order": self.library.ours(q, k, v, dependent=0),
+                   "cudnn": cudnn(q, k, v)}
         for run in kernels.values(): run()
-        for name in list(kernels)[:2]: check(f"dense {batch} {n}", kernels[name].out, kernels["cudnn"].out)
+        for name in list(kernels)[:-1]: check(f"dense {batch} {n}", kernels[name].out, kernels["cudnn"].out)
         self.turns(f"decode B={batch} {n >> 10}K", 4 * batch * HEADS_KV * n * D, kernels, dict(batch=batch, seqlen=n))
 
     def short(self, n):
         sets = [(self.q(1), self.memory[0, b : b + 1, :, at : at + n], self.memory[1, b : b + 1, :, at : at + n]) for b in range(8) for at in (0, 1 << 16)]
-        ours = [self.library.ours(*s) for s in sets]
+        ours = self.each(lambda **asked: [self.library.ours(*s, **asked) for s in sets])
         in_order = [self.library.ours(*s, dependent=0) for s in sets]
         peers = [cudnn(*s) for s in sets]
-        for a, b in zip(ours, peers): a(); b(); check(f"short {n}", a.out, b.out)
-        self.turns(f"decode B=1 {n >> 10}K", 4 * HEADS_KV * n * D, {"tilewise": graph_of(ours), "tilewise in order": graph_of(in_order), "cudnn": graph_of(peers),
+        for name, runs in ours.items():
+            for a, b in zip(runs, peers): a(); b(); check(f"short {n} {name}", a.out, b.out)
+        self.turns(f"decode B=1 {n >> 10}K", 4 * HEADS_KV * n * D, {**{name: graph_of(runs) for name, runs in ours.items()}, "tilewise in order": graph_of(in_order), "cudnn": graph_of(peers),
                     **{f"dependent {d}": graph_of([self.library.ours(*s, dependent=d) for s in sets]) for d in self.dependent}},
                    dict(batch=1, seqlen=n, is_graph=True))
 
@@ -201,7 +221,9 @@ class Bench:
         k, v, table = self.pages(batch, n)
         q = self.q(batch)
         start = (torch.arange(n // PAGE, device="cuda") * PAGE).expand(batch, HEADS_KV, -1)
-        kernels = {"tilewise": self.library.ours(q, k, v, table), "tilewise, a run a page": self.library.ours(q, k, v, table, Runs(start, start + PAGE, PAGE))}
+        lists = Runs(start, start + PAGE, PAGE)
+        kernels = {**self.each(lambda **asked: self.library.ours(q, k, v, table, **asked)),
+                   **{f"{name}, a run a page": run for name, run in self.each(lambda **asked: self.library.ours(q, k, v, table, lists, **asked)).items()}}
         for name, run in kernels.items():
             run()
             self.check_row(f"paged {name}", run, q, k, v, table, None, batch - 1, 3)
@@ -213,14 +235,16 @@ class Bench:
         def make():
             q = self.q(batch)
             chosen = torch.rand(batch, HEADS_KV, n // PAGE, device="cuda", generator=self.generator).topk(kept // PAGE, dim=2).indices.sort(dim=2).values
-            return q, self.library.ours(q, k, v, table, Runs(chosen * PAGE, chosen * PAGE + PAGE, PAGE)), chosen
+            lists = Runs(chosen * PAGE, chosen * PAGE + PAGE, PAGE)
+            return q, self.each(lambda **asked: self.library.ours(q, k, v, table, lists, **asked)), chosen
 
         sets = [make() for _ in range(20 if batch == 1 else 2)]  # B=1: 16 MB each
-        q, run, chosen = sets[0]
-        run()
+        q, runs, chosen = sets[0]
         tokens = (chosen[batch - 1, 5][:, None] * PAGE + torch.arange(PAGE, device="cuda")).flatten()
-        self.check_row("listed", run, q, k, v, table, tokens, batch - 1, 5)
-        self.turns(f"listed {kept} of {n >> 10}K B={batch}", 4 * batch * HEADS_KV * kept * D, {"tilewise": graph_of([s[1] for s in sets])},
+        for name, run in runs.items():
+            run()
+            self.check_row(f"listed {name}", run, q, k, v, table, tokens, batch - 1, 5)
+        self.turns(f"listed {kept} of {n >> 10}K B={batch}", 4 * batch * HEADS_KV * kept * D, {name: graph_of([s[1][name] for s in sets]) for name in self.variants},
                    dict(batch=batch, seqlen=n, page=PAGE, kept=kept, is_graph=True))
 
     def quantised(self, n, bits):
@@ -239,7 +263,7 @@ class Bench:
         scatter = lambda x: torch.empty_like(x).index_copy_(0, place, x)
         pools = [scatter(c.view(pages, 1, PAGE, -1)) for c in stored]
         page_scales = [scatter(s.reshape(pages, 1, 1)) for s in scales]
-        kernels = {"tilewise": self.library.ours(q, *pools, table, scales=page_scales), "tilewise contiguous": flat}
+        kernels = {**self.each(lambda **asked: self.library.ours(q, *pools, table, scales=page_scales, **asked)), "tilewise contiguous": flat}
         for name, run in kernels.items():
             run()
             for h in (0, 7):
@@ -256,8 +280,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--commit", default="")
     parser.add_argument("--out")
+    parser.add_argument("--variants", action="store_true")
     options = parser.parse_args()
-    bench = Bench(options.library, options.rounds)
+    bench = Bench(options.library, options.rounds, options.variants)
     wanted = options.rows.split(",")
     if "dense" in wanted:
         for batch, n in ((1, 1 << 17), (16, 1 << 13), (16, 1 << 17)): bench.dense(batch, n)
@@ -269,6 +294,7 @@ def main():
         for batch in (1, 16): bench.listed(batch, 1 << 17, 4096)
     if "quantised" in wanted:
         for bits in (8, 4): bench.quantised(1 << 17, bits)
+    if options.variants: bench.table()
     if options.out:
         driver = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout.strip()
         result = {"schema": 1, "device": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, "torch": torch.__version__,

@@ -13,6 +13,7 @@
 #include "tests/attend/random_decode.h"
 #include "tests/attend/sm90/device_testing.h"
 #include "tilewise/attend/decode.h"
+#include "tilewise/attend/sm90/decode_args.h"
 #include "tilewise/attend/sm90/device_plan.h"
 
 namespace tilewise::attend::testing {
@@ -146,6 +147,38 @@ void run_case(uint64_t seed, int repeats, bool is_small) {
   Rng rng(seed);
   const DecodeOptions o = random_options(rng, is_small);
   check_case(make_case(rng, o), repeats, "seed " + std::to_string(seed) + ": " + describe(o));
+}
+
+// What the light kernels hold, on them and on the proven ones: by definition, and beside each other.
+void light_cases(int cases, uint64_t seed, int repeats) {
+  for_each_seed(cases, seed, [&](uint64_t at) {
+    Rng rng(at + 9000);
+    const auto one_of = [&rng](std::initializer_list<int64_t> values) {
+      return *(values.begin() + uniform(rng, 0, static_cast<int64_t>(values.size()) - 1));
+    };
+    DecodeOptions o;
+    o.batch = one_of({1, 1, 2, 5});
+    o.heads_kv = static_cast<int>(one_of({1, 2, 8}));
+    o.group = static_cast<int>(one_of({1, 3, 4, 8}));
+    o.dtype = chance(rng, 0.6) ? Dtype::bf16 : Dtype::f16;
+    o.head_dim = o.head_dim_v = one_of({64, 128});
+    o.storage_k = o.storage_v = static_cast<Storage>(one_of({0, 0, 1, 2}));
+    o.page = static_cast<int>(one_of({0, 64, 64, 128, 192}));
+    o.group_tokens = static_cast<int>(o.page > 0 ? one_of({0, 64}) : one_of({64, 128}));
+    const int64_t unit = o.page == 0 ? 1 : o.page;
+    o.capacity = std::max<int64_t>(1, one_of({uniform(rng, 1, 300), 64, 128, uniform(rng, 300, 3000)}) / unit) * unit;
+    o.is_table_per_head = chance(rng, 0.5);
+    o.is_pool_per_head = !o.is_table_per_head || chance(rng, 0.5);
+    o.is_v_broadcast = chance(rng, 0.2);
+    o.is_ragged = chance(rng, 0.7);
+    o.has_lengths = o.is_ragged || chance(rng, 0.5);
+    o.has_lse = chance(rng, 0.7);
+    o.has_sink = chance(rng, 0.3);
+    o.grain = static_cast<int>(one_of({64, 128}));
+    o.plan_groups = static_cast<int>(one_of({0, 1, o.heads_kv, int64_t{o.heads_kv} * o.group}));
+    o.layout = chance(rng, 0.5) ? Layout::contiguous : Layout::heads_last;
+    check_case(make_case(rng, o), repeats, "light seed " + std::to_string(at) + ": " + describe(o));
+  });
 }
 
 // Long lists have more parts than the merge has warps.
@@ -392,8 +425,23 @@ void graphs() {
 
 int main(int argc, char** argv) {
   using namespace tilewise::attend::testing;
+  namespace sm90 = tilewise::attend::sm90;
   const TestOptions o(argc, argv);
   o.stage("cases", [&] { for_each_seed(o.cases, o.seed, [&](uint64_t seed) { run_case(seed, o.repeats, o.is_small); }); });
+  const std::pair<int, const char*> variants[] = {{sm90::kDecodeProven, "light cases on the proven kernels"},
+                                                  {sm90::kDecodeLight, "light"},
+                                                  {sm90::kDecodeLight | sm90::kDecodeEarlyMerge, "light, early merge"}};
+  for (const auto& [variant, name] : variants) {
+    sm90::decode_variant = variant;
+    o.stage(name, [&] { light_cases(o.cases / 3, o.seed, o.repeats); });
+    if (variant == sm90::kDecodeProven) continue;
+    o.stage("light long", long_cases);
+    o.stage("light neighbours", neighbours);
+    o.stage("light lost pages", lost_pages);
+    o.stage("light streams", streams);
+    o.stage("light graphs", graphs);
+  }
+  sm90::decode_variant = sm90::kDecodeProven;
   o.stage("long", long_cases);
   o.stage("neighbours", neighbours);
   o.stage("lost pages", lost_pages);

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "tilewise/attend/sm90/decode_consume.cuh"
+#include "tilewise/attend/sm90/decode_light.cuh"
 #include "tilewise/attend/sm90/decode_produce.cuh"
 
 namespace tilewise::attend::sm90 {
@@ -18,15 +19,22 @@ __global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_decode_kernel(cons
     machine::sm90::prefetch_tensormap(&args.k.map);
     if (args.has_v) machine::sm90::prefetch_tensormap(&args.v.map);
     for (int stage = 0; stage < C::kStages; ++stage) {
-      machine::sm90::mbarrier_init(&shared.ring.full[stage], C::kIsQuantised ? 33 : 1);  // the lanes' copies of scales arrive, too
+      machine::sm90::mbarrier_init(&shared.ring.full[stage], C::kHasKeyScales ? 33 : 1);  // the lanes' copies of scales arrive, too
       machine::sm90::mbarrier_init(&shared.ring.empty[stage], C::kConsumers);
     }
     machine::sm90::fence_mbarrier_init();
   }
   __syncthreads();
   machine::sm90::griddepcontrol_wait();
+  if constexpr (C::kIsLight) {
+    if (args.light.has_early_merge) machine::sm90::griddepcontrol_launch_dependents();
+  }
   if (threadIdx.x / 32 >= C::kConsumers) {
-    DecodeProducer<C>(args, shared).run();
+    if constexpr (C::kIsLight) {
+      DecodeLightProducer<C>(args, shared).run();
+    } else {
+      DecodeProducer<C>(args, shared).run();
+    }
   } else {
     DecodeConsumer<C>(args, shared).run();
   }
@@ -289,12 +297,44 @@ cudaError_t run_storage(DecodeArgs& args, const DecodeInput& input, int blocks, 
   return cudaErrorInvalidValue;
 }
 
+template <int HeadDim, class T>
+cudaError_t run_light(DecodeArgs& args, const DecodeInput& input, int blocks, cudaStream_t stream) {
+  switch (input.k.storage) {
+    case DecodeStorage::plain: return run<DecodeConfig<HeadDim, T, DecodeStorage::plain, true>>(args, input, blocks, stream);
+    case DecodeStorage::int8: return run<DecodeConfig<HeadDim, T, DecodeStorage::int8, true>>(args, input, blocks, stream);
+    case DecodeStorage::int4: return run<DecodeConfig<HeadDim, T, DecodeStorage::int4, true>>(args, input, blocks, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
 template <int HeadDim>
 cudaError_t run_dtype(DecodeArgs& args, const DecodeInput& input, int blocks, cudaStream_t stream) {
+  if constexpr (HeadDim <= 128) {
+    if ((input.variant & kDecodeLight) != 0 && decode_is_light(input)) {
+      return input.is_bf16 ? run_light<HeadDim, bf16>(args, input, blocks, stream) : run_light<HeadDim, f16>(args, input, blocks, stream);
+    }
+  }
   return input.is_bf16 ? run_storage<HeadDim, bf16>(args, input, blocks, stream) : run_storage<HeadDim, f16>(args, input, blocks, stream);
 }
 
 }  // namespace
+
+bool decode_is_light(const DecodeInput& input) {
+  const DecodeUnits units = units_of(input);
+  if (input.seqlen_q != 1 || units.num_rows != 1 || units.rows > 8 || input.softcap != 0 || !input.v.data || boxes_of(input).box != kDecodeStage)
+    return false;
+  if (input.edge || input.picked.begin || input.masked.rows || input.whole.rows) return false;
+  if (input.page % kDecodeStage != 0 || input.k.channels != input.v.channels || (input.k.channels != 64 && input.k.channels != 128)) return false;
+  for (int head = 0; head < input.heads_q; ++head) {
+    const Band& band = input.bands[head < GeneralArgs::kHeads ? input.head_class[head] : 0];
+    if (band.left < input.capacity || band.right < 0) return false;
+  }
+  if (input.k.storage == DecodeStorage::plain) return true;
+  for (const DecodeStore* store : {&input.k, &input.v}) {
+    if (store->zero.data || (store->scale.stride_group != 0 && store->group_tokens % kDecodeStage != 0)) return false;
+  }
+  return reinterpret_cast<uintptr_t>(input.q) % 16 == 0 && input.q_stride[0] % 8 == 0 && input.q_stride[1] % 8 == 0;
+}
 
 size_t decode_workspace(const DecodeInput& input) { return static_cast<size_t>(workspace_of(input).bytes); }
 
@@ -343,6 +383,8 @@ cudaError_t attend_sm90_decode(const DecodeInput& input, cudaStream_t stream) {
   args.scale_log2 = input.softcap == 0 ? input.softmax_scale * kLog2E : kLog2E;
   args.softcap = input.softcap;
   args.softcap_scale = input.softcap == 0 ? 0 : input.softmax_scale / input.softcap;
+  args.light = {Divisor(args.units.heads_q / args.units.heads), Divisor(input.heads_q / input.heads_kv), Divisor(input.heads_q),
+                (input.variant & kDecodeEarlyMerge) != 0};
   args.strands = strands_of(args.units, multiprocessors);
   char* const workspace = static_cast<char*>(input.workspace);
   args.sums = reinterpret_cast<float*>(workspace);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "tilewise/attend/sm90/decode_parts.h"
 #include "tilewise/attend/sm90/forward_args.h"
 
 namespace tilewise::attend::sm90 {
@@ -33,6 +34,14 @@ struct DecodeStore {
 
 inline constexpr int kDecodeDependent = 3;
 
+/// Kernels beside the proven one, to be measured against it; bits.
+enum DecodeVariant : int {
+  kDecodeProven = 0,
+  kDecodeLight = 1,       // decode_light.cuh, where decode_is_light() says that it holds the problem; the proven one elsewhere
+  kDecodeEarlyMerge = 2,  // light kernels let the merge go at their start: there is room for it beside them
+};
+inline int decode_variant = kDecodeProven;  // of calls that do not say; a test sets it
+
 struct DecodeInput {
   const void* q = nullptr;  // [B, Hq, Sq, D]; strides in elements
   void* out = nullptr;      // [B, Hq, Sq, Dv], or null
@@ -55,29 +64,7 @@ struct DecodeInput {
   void* workspace = nullptr;  // decode_workspace() bytes
   int dependent =
       kDecodeDependent;  // which kernels begin before the one ahead of them has ended (programmatic dependent launch): 1 the first, 2 the merge
-};
-
-inline constexpr int kDecodeStage = 64;  // keys of a stage of the ring
-
-#ifdef __CUDACC__
-#define TILEWISE_HOST_DEVICE __host__ __device__
-#else
-#define TILEWISE_HOST_DEVICE
-#endif
-
-/// Division of 0 to 2^31 - 1 by a number known to the host: three instructions where the compiler takes thirty, and the producer is one warp.
-struct Divisor {
-  int divisor = 1, shift = 31;
-  uint32_t factor = 1u << 31;  // ceil(2^(31 + bits) / divisor), 2^bits the next power of two
-
-  Divisor() = default;
-  explicit Divisor(int by) : divisor(by) {
-    int bits = 0;
-    while ((int64_t{1} << bits) < by) ++bits;
-    shift = 31 + bits;
-    factor = static_cast<uint32_t>(((uint64_t{1} << shift) + static_cast<uint64_t>(by) - 1) / static_cast<uint64_t>(by));
-  }
-  TILEWISE_HOST_DEVICE int quotient(int x) const { return static_cast<int>(uint64_t{static_cast<uint32_t>(x)} * factor >> shift); }
+  int variant = decode_variant;
 };
 
 /// A box is up to `box` neighbouring tokens of one page, which the copy engine takes at once. Boxes stand at multiples of `box` of their page, so
@@ -126,6 +113,10 @@ struct DecodeArgs {
   float* sums;           // [units, most_parts, rows, kHeadDim]
   float2* stats;         // [units, most_parts, rows]: row maximum in log2, sum of exponentials
   int32_t* parts;        // [units]: parts in use; 0: a row without queries
+  struct Light {
+    Divisor of_batch, group, heads_q;  // units of a sequence, query heads of a K/V head, of all
+    int has_early_merge;      // the merge is let go at the start
+  } light;
 };
 
 struct DecodeMergeArgs {
@@ -141,25 +132,9 @@ struct DecodeMergeArgs {
   const float* sink_logit;
 };
 
-/// The parts of a unit: every one has `boxes` of them, the last maybe fewer.
-struct DecodeParts {
-  int count, boxes;
-};
-inline constexpr int kDecodeMostParts = 64;  // so that the merge of a row stays small beside its parts
-inline constexpr int kDecodeLeastKeys = 256;   // of a part
-/// Parts grow as the square root of the list: 256 keys of 4 K, 512 of 8 K, 2,048 of 128 K. A short list needs parts for many multiprocessors, a long one
-/// has them anyhow, and each part costs a write and a read of its sums.
-TILEWISE_HOST_DEVICE constexpr DecodeParts decode_parts(int boxes, int box_shift) {
-  const int of_stage = kDecodeStage >> box_shift;
-  const int64_t keys = int64_t{boxes} << box_shift;
-  int64_t each = kDecodeLeastKeys;
-  while (4 * each * each <= 32 * keys) each *= 2;
-  each >>= box_shift;
-  const int64_t least = (int64_t{boxes} + kDecodeMostParts - 1) / kDecodeMostParts;
-  if (each < least) each = (least + of_stage - 1) & -of_stage;
-  const auto count = static_cast<int>((boxes + each - 1) / each);
-  return {count < 1 ? 1 : count, static_cast<int>(each)};
-}
+/// Whether a light kernel holds the problem: one new token whose mask hides nothing, up to 8 heads a list, 64 or 128 channels of k and v, whole boxes of 64
+/// tokens, and of integers one scale a box and no zeros.
+bool decode_is_light(const DecodeInput& input);
 
 /// Bytes of DecodeInput::workspace, exact.
 size_t decode_workspace(const DecodeInput& input);

@@ -16,7 +16,7 @@ using machine::sm90::f16;
 using machine::sm90::Ring;
 using machine::sm90::RingPlace;
 
-template <int HeadDim, class T, DecodeStorage Storage>
+template <int HeadDim, class T, DecodeStorage Storage, bool Light = false>
 struct DecodeConfig {
   using Element = T;  // of q
   static constexpr DecodeStorage kStorage = Storage;
@@ -24,6 +24,8 @@ struct DecodeConfig {
   // Integers become bf16, which holds all of them. What an f16 query would lose in bf16 goes into a second product.
   using Operand = std::conditional_t<kIsQuantised, bf16, T>;
   static constexpr int kTerms = kIsQuantised && std::is_same_v<T, f16> ? 2 : 1;
+  static constexpr bool kIsLight = Light;  // decode_light.cuh
+  static constexpr bool kHasKeyScales = kIsQuantised && !kIsLight;
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kSteps = HeadDim / 16;
   static constexpr int kRowBytes = HeadDim * (Storage == DecodeStorage::plain ? 16 : Storage == DecodeStorage::int8 ? 8 : 4) / 8;
@@ -32,12 +34,12 @@ struct DecodeConfig {
   static constexpr int kSideBytes = kDecodeStage * kRowBytes;
   static constexpr int kConsumers = 8;  // warps
   // What is left of 227 KiB beside the sums of four warps and 4 KiB of alignment, notes and barriers.
-  static constexpr int kStageBytes = 2 * kSideBytes + (kIsQuantised ? 16 * kDecodeStage : 0);
+  static constexpr int kStageBytes = 2 * kSideBytes + (kHasKeyScales ? 16 * kDecodeStage : 0);
   static constexpr int kRoom = 232448 - 4096 - kConsumers / 2 * 32 * HeadDim + (HeadDim == 256 && !kIsQuantised ? 1024 : 0);
   static constexpr int kStages = kRoom / kStageBytes < 16 ? kRoom / kStageBytes : 16;
   // Warps that take turns with stages: one alone is busy for longer than a stage takes to come. No more of them than stages: a warp may then be a
   // round ahead of another, and no further, which is what the parity of a barrier can tell.
-  static constexpr int kProducers = kStages >= 4 ? 4 : 2;
+  static constexpr int kProducers = kIsLight ? 1 : kStages >= 4 ? 4 : 2;
   static constexpr int kThreads = 32 * (kConsumers + kProducers);
 };
 
@@ -57,6 +59,14 @@ struct alignas(16) DecodeNotes {
   int part, is_first, is_last;  // stage of the part
   DecodeChunk chunk[kDecodeStage / kDecodeChunk];
 };
+/// A light kernel's stage is one box.
+struct alignas(16) DecodeLightNotes {
+  int unit;  // -1: no more
+  int part, is_first, is_last;  // stage of the part
+  int low, high;  // keys [low, high) are to be read
+  int flags;  // kIsAbsent
+  float scale_k, scale_v;
+};
 template <bool kEnabled>
 struct DecodeStageScales {
   float scale_k[kDecodeStage], zero_k[kDecodeStage], scale_v[kDecodeStage], zero_v[kDecodeStage];
@@ -70,8 +80,8 @@ struct alignas(1024) DecodeShared {  // 1024: the period of the 128-byte swizzle
   float4 sums[C::kConsumers / 2][C::kSteps][32];
   float stats[C::kConsumers][3][8];
   float zero_sums[C::kConsumers][8];
-  alignas(16) DecodeNotes notes[C::kStages];
-  DecodeStageScales<C::kIsQuantised> scales[C::kStages];
+  alignas(16) std::conditional_t<C::kIsLight, DecodeLightNotes, DecodeNotes> notes[C::kStages];
+  DecodeStageScales<C::kHasKeyScales> scales[C::kStages];
   Ring<C::kStages> ring;
 };
 
@@ -110,5 +120,14 @@ struct DecodeUnit {
     return {first, min(units.seqlen_q, units.edge[row + 1])};
   }
 };
+template <class C>
+__device__ DecodeUnit decode_unit(const DecodeArgs& args, int unit) {
+  if constexpr (!C::kIsLight) return DecodeUnit(args.units, unit);
+  DecodeUnit at;
+  at.batch = args.light.of_batch.quotient(unit);
+  at.head = (unit - at.batch * args.light.of_batch.divisor) * args.units.heads;
+  at.head_kv = args.light.group.quotient(at.head);
+  return at;
+}
 
 }  // namespace tilewise::attend::sm90

@@ -13,13 +13,24 @@ class DecodeConsumer {
   __device__ DecodeConsumer(const DecodeArgs& args, DecodeShared<C>& shared)
       : args_(args), shared_(shared), lane_(threadIdx.x % 32), warp_(threadIdx.x / 32) {
     tiles_ = 1;
-    while (tiles_ * 8 < args.units.rows) tiles_ *= 2;
+    if constexpr (!C::kIsLight) {
+      while (tiles_ * 8 < args.units.rows) tiles_ *= 2;
+    }
     splits_ = C::kConsumers / tiles_;
     tile_ = warp_ % tiles_;
     split_ = warp_ / tiles_;
   }
 
   __device__ void run() {
+    if constexpr (C::kIsLight) {
+      run_light();
+    } else {
+      run_general();
+    }
+  }
+
+ private:
+  __device__ void run_general() {
     int unit = blockIdx.x % args_.units.count, chunk = 0;
     load_queries(unit);  // of the first item, while its keys are on their way
     while (true) {
@@ -33,7 +44,7 @@ class DecodeConsumer {
         clear();
       }
       for (int c = (split_ - chunk) & (splits_ - 1); c < kDecodeStage / kDecodeChunk; c += splits_) {
-        const DecodeChunk here = shared_.notes[place_.stage].chunk[c];
+        const DecodeChunk here = chunk_of(c);
         if (here.low < here.high) attend(c, here);
       }
       chunk += kDecodeStage / kDecodeChunk;
@@ -44,47 +55,121 @@ class DecodeConsumer {
     }
   }
 
- private:
+  // The same with queries loaded at one place in the code.
+  __device__ void run_light() {
+    int unit = -1, next = blockIdx.x, chunk = 0;  // no more blocks than units and strands, and strands count in units
+    while (next >= args_.units.count) next -= args_.units.count;
+#pragma unroll 1
+    while (true) {
+      if (unit != next) load_queries(unit = next);
+      place_.wait_full(shared_.ring);
+      const int4 notes = *reinterpret_cast<const int4*>(&shared_.notes[place_.stage]);  // unit, part, is_first, is_last
+      if (notes.x < 0) return;
+      if (notes.x != unit) {
+        next = notes.x;
+        continue;
+      }
+      if (notes.z) {
+        chunk = 0;
+        clear();
+      }
+      const int c = (split_ - chunk) & (C::kConsumers - 1);
+      if (c < kDecodeStage / kDecodeChunk) {
+        const DecodeChunk here = chunk_of(c);
+        if (here.low < here.high) attend(c, here);
+      }
+      chunk += kDecodeStage / kDecodeChunk;
+      __syncwarp();
+      if (lane_ == 0) place_.release(shared_.ring);
+      place_.advance();
+      if (notes.w) finish(unit, notes.y);
+    }
+  }
+
+  __device__ DecodeChunk chunk_of(int c) const {
+    if constexpr (C::kIsLight) {
+      const DecodeLightNotes& notes = shared_.notes[place_.stage];
+      const auto cut = [c](int x) { return static_cast<uint8_t>(min(max(x - c * kDecodeChunk, 0), kDecodeChunk)); };
+      return {0, cut(notes.low), cut(notes.high), static_cast<uint8_t>(notes.flags), 0xFF};
+    } else {
+      return shared_.notes[place_.stage].chunk[c];
+    }
+  }
+
   __device__ void load_queries(int unit) {
-    const DecodeUnit at(args_.units, unit);
-    const int2 queries = at.queries(args_.units);
+    const DecodeUnit at = decode_unit<C>(args_, unit);
+    const int2 queries = C::kIsLight ? int2{0, 1} : at.queries(args_.units);
     const int length = decode_length(args_, at.batch);
-    const int g = lane_ / 4, t = lane_ % 4, seqlen_q = args_.units.seqlen_q;
+    const int g = lane_ / 4, t = lane_ % 4, seqlen_q = C::kIsLight ? 1 : args_.units.seqlen_q;
     const int row = tile_ * 8 + g, query = row % seqlen_q;
     const bool is_row = row < args_.units.rows && query >= queries.x && query < queries.y;
     using T = typename C::Element;
     const T* const from =
         static_cast<const T*>(args_.q) + at.batch * args_.q_stride[0] + (at.head + row / seqlen_q) * args_.q_stride[1] + query * args_.q_stride[2];
-    float sum = 0;
+    [[maybe_unused]] float sum = 0;
+    if constexpr (C::kIsQuantised && C::kIsLight) {
+      load_codes_queries(from, is_row);
+    } else {
 #pragma unroll
-    for (int step = 0; step < C::kSteps; ++step) {
+      for (int step = 0; step < C::kSteps; ++step) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int channel = channel_of_step<C>(step, t, half, 0);
-        if constexpr (!C::kIsQuantised) {
-          q_[step][half][0] = is_row && channel < args_.head_dim ? __ldg(reinterpret_cast<const uint32_t*>(from + channel)) : 0;
-        } else {
-          float x[2];
+        for (int half = 0; half < 2; ++half) {
+          const int channel = channel_of_step<C>(step, t, half, 0);
+          if constexpr (!C::kIsQuantised) {
+            if constexpr (C::kIsLight) {
+              q_[step][half][0] = is_row ? __ldg(reinterpret_cast<const uint32_t*>(from + channel)) : 0;
+            } else {
+              q_[step][half][0] = is_row && channel < args_.head_dim ? __ldg(reinterpret_cast<const uint32_t*>(from + channel)) : 0;
+            }
+          } else {
+            float x[2];
 #pragma unroll
-          for (int place = 0; place < 2; ++place) {
-            const int mine = channel_of_step<C>(step, t, half, place);
-            x[place] = is_row && mine < args_.head_dim ? static_cast<float>(from[mine]) : 0.0f;
-            sum += x[place];
+            for (int place = 0; place < 2; ++place) {
+              const int mine = channel_of_step<C>(step, t, half, place);
+              x[place] = is_row && mine < args_.head_dim ? static_cast<float>(from[mine]) : 0.0f;
+              sum += x[place];
+            }
+            split_terms(q_[step][half], x[0], x[1]);
           }
-          split_terms(q_[step][half], x[0], x[1]);
         }
       }
-    }
-    if constexpr (C::kIsQuantised) {
-      sum += __shfl_xor_sync(kDecodeLanes, sum, 1);
-      sum += __shfl_xor_sync(kDecodeLanes, sum, 2);
+      if constexpr (C::kHasKeyScales) {
+        sum += __shfl_xor_sync(kDecodeLanes, sum, 1);
+        sum += __shfl_xor_sync(kDecodeLanes, sum, 2);
+      }
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int own = tile_ * 8 + 2 * t + i;
       query_[i] = own % seqlen_q;
-      bounds_[i] = decode_bounds(args_, length, at.head + min(own, args_.units.rows - 1) / seqlen_q, query_[i]);
-      if constexpr (C::kIsQuantised) q_sum_[i] = __shfl_sync(kDecodeLanes, sum, (2 * t + i) * 4);
+      if constexpr (!C::kIsLight) bounds_[i] = decode_bounds(args_, length, at.head + min(own, args_.units.rows - 1) / seqlen_q, query_[i]);
+      if constexpr (C::kHasKeyScales) q_sum_[i] = __shfl_sync(kDecodeLanes, sum, (2 * t + i) * 4);
+    }
+  }
+
+  /// The same of whole channels, 16 bytes at a time: a lane's channels stand together in spans, as it reads codes.
+  __device__ void load_codes_queries(const typename C::Element* from, bool is_row) {
+    constexpr int kSpan = C::kStorage == DecodeStorage::int8 ? 16 : C::kHeadDim == 64 ? 16 : 32, kSpans = C::kHeadDim / 4 / kSpan;
+    uint4 own[kSpans][kSpan / 8];
+#pragma unroll
+    for (int span = 0; span < kSpans; ++span) {
+#pragma unroll
+      for (int i = 0; i < kSpan / 8; ++i) {
+        own[span][i] = is_row ? __ldg(reinterpret_cast<const uint4*>(from + span * 4 * kSpan + lane_ % 4 * kSpan) + i) : uint4{0, 0, 0, 0};
+      }
+    }
+    const auto number = [&](int channel) {  // of lane group 0; constant once loops are unrolled
+      const uint4& eight = own[channel / (4 * kSpan)][channel % kSpan / 8];
+      const uint32_t word = channel % 8 < 2 ? eight.x : channel % 8 < 4 ? eight.y : channel % 8 < 6 ? eight.z : eight.w;
+      const auto bits = static_cast<uint16_t>(channel % 2 == 0 ? word : word >> 16);
+      return static_cast<float>(reinterpret_cast<const typename C::Element&>(bits));
+    };
+#pragma unroll
+    for (int step = 0; step < C::kSteps; ++step) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        split_terms(q_[step][half], number(channel_of_step<C>(step, 0, half, 0)), number(channel_of_step<C>(step, 0, half, 1)));
+      }
     }
   }
 
@@ -113,7 +198,7 @@ class DecodeConsumer {
   }
 
   __device__ DecodeTile tile_of(int which, int c) const {
-    const int box = args_.boxes.box, key = c * kDecodeChunk, in_box = key & (box - 1);
+    const int box = C::kIsLight ? kDecodeStage : args_.boxes.box, key = c * kDecodeChunk, in_box = key & (box - 1);
     return {machine::sm90::smem_address(shared_.keys[place_.stage][which]) + (key - in_box) * C::kRowBytes + in_box * C::kWidth,
             static_cast<uint32_t>(box * C::kWidth)};
   }
@@ -134,18 +219,19 @@ class DecodeConsumer {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       score[i] = even[i] + odd[i];
-      if constexpr (C::kIsQuantised) {
+      if constexpr (C::kIsQuantised && C::kIsLight) score[i] *= shared_.notes[place_.stage].scale_k;
+      if constexpr (C::kHasKeyScales) {
         const DecodeStageScales<true>& scales = shared_.scales[place_.stage];
         const int key = c * kDecodeChunk + g + i / 2 * 8;
         if (args_.k.zero.data) score[i] -= scales.zero_k[key] * q_sum_[i % 2];
         score[i] *= scales.scale_k[key];
       }
-      if (args_.softcap != 0) score[i] = args_.softcap * tanhf(score[i] * args_.softcap_scale);
+      if (!C::kIsLight && args_.softcap != 0) score[i] = args_.softcap * tanhf(score[i] * args_.softcap_scale);
       score[i] *= args_.scale_log2;
       if (here.flags & DecodeChunk::kIsAbsent) score[i] = NAN;
       if (!is_read[i / 2]) score[i] = -INFINITY;
     }
-    if (here.queries != 0xFF || (here.flags & DecodeChunk::kIsMasked)) {
+    if (!C::kIsLight && (here.queries != 0xFF || (here.flags & DecodeChunk::kIsMasked))) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const bool is_seen =
@@ -160,9 +246,13 @@ class DecodeConsumer {
       p[i] = machine::sm90::ex2_approx(score[i] - shift_[i % 2]);
       row_sum_[i % 2] += p[i];
     }
-    if (!args_.has_v) return;
+    if (!C::kIsLight && !args_.has_v) return;
     float zero[2] = {0, 0};
-    if constexpr (C::kIsQuantised) {
+    if constexpr (C::kIsQuantised && C::kIsLight) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[i] *= shared_.notes[place_.stage].scale_v;
+    }
+    if constexpr (C::kHasKeyScales) {
       const DecodeStageScales<true>& scales = shared_.scales[place_.stage];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -177,7 +267,7 @@ class DecodeConsumer {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       split_terms(b[i], p[2 * i], p[2 * i + 1]);
-      if constexpr (C::kIsQuantised) {  // of what the product will see
+      if constexpr (C::kHasKeyScales) {  // of what the product will see
 #pragma unroll
         for (int term = 0; term < C::kTerms; ++term) {
           zero_sum_[0] += zero[i] * __uint_as_float(b[i][term] << 16);
@@ -224,11 +314,11 @@ class DecodeConsumer {
     for (int i = 0; i < 2; ++i) {
       for (int other = 4; other < 32; other *= 2) {
         row_sum_[i] += __shfl_xor_sync(kDecodeLanes, row_sum_[i], other);
-        if constexpr (C::kIsQuantised) zero_sum_[i] += __shfl_xor_sync(kDecodeLanes, zero_sum_[i], other);
+        if constexpr (C::kHasKeyScales) zero_sum_[i] += __shfl_xor_sync(kDecodeLanes, zero_sum_[i], other);
       }
     }
     const int64_t first = (int64_t{unit} * args_.units.most_parts + part) * args_.units.rows;
-    if (splits_ == 1) {
+    if (!C::kIsLight && splits_ == 1) {
       store_stats(first);
 #pragma unroll
       for (int step = 0; step < C::kSteps; ++step) {
@@ -260,7 +350,7 @@ class DecodeConsumer {
       factor[i] = weight(row_max_[i], most);
       row_max_[i] = most;
       row_sum_[i] = sum;
-      if (C::kIsQuantised && split_ == 0 && g == 0) shared_.zero_sums[tile_][row] = zero;
+      if (C::kHasKeyScales && split_ == 0 && g == 0) shared_.zero_sums[tile_][row] = zero;
     }
     if (split_ == 0) store_stats(first);
     const int half = splits_ / 2;
@@ -288,7 +378,7 @@ class DecodeConsumer {
         sum = {sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w};
       }
       const float(&zero)[8] = shared_.zero_sums[tile];
-      store_sums(first, tile, step, sum, C::kIsQuantised ? zero[2 * t] : 0, C::kIsQuantised ? zero[2 * t + 1] : 0);
+      store_sums(first, tile, step, sum, C::kHasKeyScales ? zero[2 * t] : 0, C::kHasKeyScales ? zero[2 * t + 1] : 0);
     }
   }
   __device__ static void meet() { machine::sm90::bar_sync(1, 32 * C::kConsumers); }
@@ -304,7 +394,7 @@ class DecodeConsumer {
 
   // sum: as a lane has it of a step in sums_.
   __device__ void store_sums(int64_t first, int tile, int step, const float4& sum, float zero0, float zero1) const {
-    if (!args_.has_v) return;
+    if (!C::kIsLight && !args_.has_v) return;
     const int row = tile * 8 + lane_ % 4 * 2, g = lane_ / 4;
     float* const to = args_.sums + (first + row) * C::kHeadDim;
     const int low = channel_of_sum<C>(step, g, 0), high = channel_of_sum<C>(step, g, 1);
