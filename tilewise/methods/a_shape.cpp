@@ -5,6 +5,9 @@
 
 #include "tilewise/methods/problem.h"
 #include "tilewise/select/plan.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/select/cuda/mask_plan.h"
+#endif
 
 namespace tilewise::method {
 namespace {
@@ -29,21 +32,31 @@ Tensor spans_of(const AShapeOptions& options, const select::RowGrid& grid, const
 
 Planned a_shape(const Problem& problem, const AShapeOptions& options, Context& context) {
   check_ranges("a_shape", options);
-  const select::Inputs inputs = inputs_of("a_shape", problem);
+  const bool is_on_device = is_on_gpu(problem, context);
+  const select::Inputs inputs = inputs_of("a_shape", problem, is_on_device ? context.device : Device{});
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
         "a_shape: the mask is not plainly causal; sink and window look back from a query, give Mask::causal()");
+  const bool has_spans = options.dense_last > 0 && options.dense_last < inputs.seqlen_q();
+  check(!is_on_device || !has_spans, Error::Kind::unsupported, "a_shape: dense_last ", options.dense_last,
+        " makes a mask of spans, which is not built on a GPU; plan on the host and copy the plan, or give 0");
   const select::RowGrid grid = select::plain_rows(inputs, options.tile);
   Mask shape;
   Tensor spans;  // the plan copies it
   if (options.dense_last == 0) {
     shape.bands = {Mask::Band{options.local - 1, 0, options.init}};
-  } else if (options.dense_last >= inputs.seqlen_q()) {
-    shape = inputs.mask;
-  } else {
+  } else if (has_spans) {
     spans = spans_of(options, grid, context);
     shape.spans = spans.view;
+  } else {
+    shape = inputs.mask;
   }
   Planned planned;
+#ifdef TILEWISE_WITH_CUDA
+  if (is_on_device) {
+    planned.plan = select::cuda::mask_plan(shape, inputs.mask, grid, inputs.batch(), inputs.heads_q(), context);
+    return planned;
+  }
+#endif
   planned.plan = select::plan_of_mask(shape, inputs.mask, grid, inputs.batch(), inputs.heads_q(), context);
   return planned;
 }

@@ -7,6 +7,9 @@
 #include "tilewise/methods/problem.h"
 #include "tilewise/plan/rows.h"
 #include "tilewise/select/plan.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/select/cuda/scored_plan.h"
+#endif
 
 namespace tilewise::method {
 namespace {
@@ -68,20 +71,9 @@ void score_head(const select::Inputs& inputs, const select::Scores& scores, int6
 
 Planned oracle(const Problem& problem, const OracleOptions& options, Context& context) {
   check_ranges("oracle", options);
-  const select::Inputs inputs = inputs_of("oracle", problem);
+  const bool is_on_device = is_on_gpu(problem, context);
+  const select::Inputs inputs = inputs_of("oracle", problem, is_on_device ? context.device : Device{});
   refuse_grids("oracle", problem);
-  const select::Scores scores = select::make_scores(inputs, select::score_rows(inputs, options.tile), options.tile, context);
-  const bool has_pairs = inputs.seqlen_q() > 0 && inputs.seqlen_k() > 0;
-  for (int64_t b = 0; b < scores.batch && has_pairs; ++b) {
-    for (int head = 0; head < scores.heads; ++head) {
-      try {
-        score_head(inputs, scores, b, head, options.rule, context);
-      } catch (const Error& error) {  // what attend does not take, this method does not
-        if (error.kind() != Error::Kind::unsupported) throw;
-        fail(Error::Kind::unsupported, "oracle: the true attention cannot be computed. ", error.what());
-      }
-    }
-  }
   select::Budget budget;
   const bool is_sum = options.rule == OracleOptions::Rule::sum;
   if (options.force || !is_sum) {
@@ -100,6 +92,24 @@ Planned oracle(const Problem& problem, const OracleOptions& options, Context& co
     budget.at_least = {options.threshold};
   }
   Planned planned;
+#ifdef TILEWISE_WITH_CUDA
+  if (is_on_device) {  // antidiagonals of one token are the true logits
+    planned.plan = select::cuda::antidiagonal_plan(inputs, {.tile = options.tile, .stride = 1}, budget, context, !is_sum);
+    return planned;
+  }
+#endif
+  const select::Scores scores = select::make_scores(inputs, select::score_rows(inputs, options.tile), options.tile, context);
+  const bool has_pairs = inputs.seqlen_q() > 0 && inputs.seqlen_k() > 0;
+  for (int64_t b = 0; b < scores.batch && has_pairs; ++b) {
+    for (int head = 0; head < scores.heads; ++head) {
+      try {
+        score_head(inputs, scores, b, head, options.rule, context);
+      } catch (const Error& error) {  // what attend does not take, this method does not
+        if (error.kind() != Error::Kind::unsupported) throw;
+        fail(Error::Kind::unsupported, "oracle: the true attention cannot be computed. ", error.what());
+      }
+    }
+  }
   planned.plan = select::plan(scores, budget, context);
   return planned;
 }

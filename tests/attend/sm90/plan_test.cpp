@@ -16,8 +16,11 @@
 #include "tests/select/testing.h"
 #include "tilewise/attend/attend.h"
 #include "tilewise/attend/sm90/device_plan.h"
+#include "tilewise/methods/a_shape.h"
+#include "tilewise/methods/dense.h"
 #include "tilewise/methods/mean_pool.h"
 #include "tilewise/methods/method.h"
+#include "tilewise/methods/oracle.h"
 #include "tilewise/methods/xattention.h"
 #include "tilewise/plan/complete.h"
 #include "tilewise/plan/cuda/complete.h"
@@ -331,6 +334,38 @@ void check_method(uint64_t seed, Context& context, bool is_small) {
   expect_same(*copy_to_host(plan, context), *select::plan(on_host(scores, values), budget, host), false, note);
 }
 
+// Methods that read shapes alone give the host's plan; oracle gives the host's plan of the device's scores, which are near the host's.
+void check_other_methods(uint64_t seed, Context& context, bool is_small) {
+  Random random(seed + 5555);
+  const int64_t most = is_small ? 300 : 2000;
+  const MethodCase c(random, random.chance(0.5) ? Dtype::bf16 : Dtype::f16, 2, random(1, 2), random(1, most), random(1, most), 64);
+  const std::string note = "methods, seed " + std::to_string(seed);
+  const Problem problem{.q = c.inputs.q, .k = c.inputs.k}, of_host{.q = c.q.view, .k = c.k.view};
+  Context host;
+  const method::AShapeOptions shape{.init = static_cast<int>(random(0, 100)), .local = static_cast<int>(random(1, 500)), .tile = 64};
+  expect_same(*copy_to_host(method::a_shape(problem, shape, context).plan, context), *method::a_shape(of_host, shape, host).plan, false,
+              "a_shape, " + note);
+  expect_same(*copy_to_host(method::dense(problem, {}, context).plan, context), *method::dense(of_host, {}, host).plan, false, "dense, " + note);
+  const select::AntidiagonalParams params{.tile = 64, .stride = 1};
+  const bool is_max = random.chance(0.5);
+  const Zoned values(select::cuda::antidiagonal_bytes(c.inputs, params)), strips(select::cuda::antidiagonal_workspace_bytes(c.inputs, params));
+  const select::Scores scores = select::cuda::antidiagonal_in(c.inputs, params, values.data());
+  select::cuda::antidiagonal_into(c.inputs, params, scores, strips.data(), context, is_max);
+  wait_for(context, note);
+  expect(values.is_intact() && strips.is_intact(), "antidiagonal_into: memory outside was written", note);
+  const method::OracleOptions options{.rule = is_max ? method::OracleOptions::Rule::max : method::OracleOptions::Rule::sum,
+                                      .threshold = is_max ? .05f : .9f};
+  select::Budget budget;
+  if (is_max) {
+    budget.at_least = {options.threshold};
+    budget.sink = budget.diagonal = 1;
+  } else {
+    budget.mass = {options.threshold};
+  }
+  expect_same(*copy_to_host(method::oracle(problem, options, context).plan, context), *select::plan(on_host(scores, values), budget, host), false,
+              "oracle, " + note);
+}
+
 // The method mean_pool or xattention from q and k to out, its transpose, its order and its check in one graph, replayed with other q, k and v.
 void check_graph(uint64_t seed, int replays, bool is_mean_pool) {
   const Stream stream;
@@ -426,6 +461,7 @@ int main(int argc, char** argv) {
       check_mean_pool(seed, context, options.is_small);
       check_method(seed, context, options.is_small);
       check_xattention(seed, context, options.repeats, options.is_small);
+      check_other_methods(seed, context, options.is_small);
       ++ran;
     }
   });

@@ -34,7 +34,8 @@ size_t antidiagonal_workspace_bytes(const Inputs& inputs, const AntidiagonalPara
   return antidiagonal_workspace(inputs, params, score_space(inputs, params.tile, nullptr), nullptr, launch);
 }
 
-void antidiagonal_into(const Inputs& inputs, const AntidiagonalParams& params, const Scores& scores, void* workspace, const Context& context) {
+void antidiagonal_into(const Inputs& inputs, const AntidiagonalParams& params, const Scores& scores, void* workspace, const Context& context,
+                       bool takes_largest) {
   constexpr const char* kName = "select::cuda::antidiagonal_into";
   require(kName, inputs, params);
   require_tensors(kName, inputs, context);
@@ -42,8 +43,9 @@ void antidiagonal_into(const Inputs& inputs, const AntidiagonalParams& params, c
   check(scores.tile_k == params.tile, Error::Kind::value, kName, ": scores have tiles of ", scores.tile_k, ", params ", params.tile,
         "; take the scores from antidiagonal_in() with the same params");
   const machine::cuda::DeviceScope scope(context.device.index);
-  machine::cuda::check_cuda(launch_antidiagonal(antidiagonal_launch(inputs, params, scores, workspace), static_cast<cudaStream_t>(context.stream)),
-                            kName, ": the launch failed");
+  machine::cuda::check_cuda(
+      launch_antidiagonal(antidiagonal_launch(inputs, params, scores, workspace, takes_largest), static_cast<cudaStream_t>(context.stream)), kName,
+      ": the launch failed");
 }
 
 }  // namespace tilewise::select::cuda

@@ -22,10 +22,11 @@ TILEWISE_API Scores antidiagonal_in(const Inputs& inputs, const AntidiagonalPara
 TILEWISE_API size_t antidiagonal_workspace_bytes(const Inputs& inputs, const AntidiagonalParams& params);
 
 /// As antidiagonal_scores() into `scores`, from antidiagonal_in() with the same params, on context.stream. `workspace`: antidiagonal_workspace_bytes(), aligned to 4.
+/// takes_largest: a row's score of a tile is that of its largest scored group, not the sum over them. With stride 1 groups are queries and the scores exact: what oracle asks for.
 /// Dtypes  bf16 and f16 on tensor cores, f32 on the f32 units (about ten times slower); products are exact, sums f32 in an order of their own: equal to the host's up to
 ///         rounding, the same bits each time.
 /// Errors  value (params, scale, softcap, scores that are not from antidiagonal_in()); unsupported; shape, dtype, device; cuda.
 TILEWISE_API void antidiagonal_into(const Inputs& inputs, const AntidiagonalParams& params, const Scores& scores, void* workspace,
-                                    const Context& context);
+                                    const Context& context, bool takes_largest = false);
 
 }  // namespace tilewise::select::cuda

@@ -48,7 +48,8 @@ inline size_t antidiagonal_workspace(const Inputs& inputs, const AntidiagonalPar
   return parts.bytes();
 }
 
-inline AntidiagonalLaunch antidiagonal_launch(const Inputs& inputs, const AntidiagonalParams& params, const Scores& scores, void* workspace) {
+inline AntidiagonalLaunch antidiagonal_launch(const Inputs& inputs, const AntidiagonalParams& params, const Scores& scores, void* workspace,
+                                              bool takes_largest = false) {
   AntidiagonalLaunch launch;
   AntidiagonalArgs& args = launch.args;
   args = {};
@@ -75,6 +76,7 @@ inline AntidiagonalLaunch antidiagonal_launch(const Inputs& inputs, const Antidi
   args.kdb = params.kdb;
   args.terms = params.selector == Selector::double_inverse ? 2 : params.selector == Selector::triple_inverse ? 3 : 1;
   args.tile = params.tile;
+  args.takes_largest = takes_largest;
   const std::vector<int> order = query_order(params);
   std::copy(order.begin(), order.end(), args.place);
   args.scale = inputs.softmax_scale / (static_cast<float>(params.stride) * params.norm);

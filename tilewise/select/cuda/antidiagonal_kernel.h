@@ -28,6 +28,7 @@ struct AntidiagonalArgs {
   int64_t rows, tiles, lead;  // of the plan; slots of its first row, 0: as many as the others
   int rows_an_item;
   int64_t batch_heads, items;
+  bool takes_largest;  // a row's score is that of the unit with the largest one, not the sum over its units
   int part;  // key groups of a part: a power of two up to 64 that divides the groups of a tile
   // Of each thread block.
   float* sums;  // [kUnits, columns] of parts
@@ -343,14 +344,16 @@ TILEWISE_DEVICE void write_scores(Block& block, const AntidiagonalArgs& args, co
     for (int64_t row = item.row; row < item.last_row; ++row) {
       const UnitRange units = units_of(args, row);
       for (int64_t tile = thread; tile < args.tiles; tile += kScoreThreads) {
-        float sum = 0;
+        float score = 0;
         const int64_t first = tile * parts_a_tile, past = first + parts_a_tile, seen = int64_t{strips} * parts_a_strip,
                       last = past < seen ? past : seen;
         for (int64_t unit = units.first - item.first_unit; unit < units.last - item.first_unit; ++unit) {
+          float mass = args.takes_largest ? 0 : score;
           for (int64_t part = first; part < last; ++part)
-            sum += place.sums[unit * args.columns + part] * place.most[part / parts_a_strip * kUnits + unit];
+            mass += place.sums[unit * args.columns + part] * place.most[part / parts_a_strip * kUnits + unit];
+          score = args.takes_largest && !(mass > score || mass != mass) ? score : mass;
         }
-        scores[row * args.stride_row + tile] = sum;
+        scores[row * args.stride_row + tile] = score;
       }
     }
   });
@@ -364,7 +367,7 @@ TILEWISE_DEVICE void antidiagonal_kernel(Block& block, const AntidiagonalArgs& a
   typename Block::template Registers<UnitPieces> units(block);
   typename Block::template Registers<GroupPiece> groups(block);
   typename Block::template Registers<StripRow> rows(block);
-  const auto slot = [&](int64_t stage) { return block.shared() + stage % kStages * kStageBytes; };
+  const auto slot = [&](int64_t stage) { return block.shared() + static_cast<unsigned long>(stage % kStages) * kStageBytes; };
   for (int64_t turn = 0; turn * blocks < args.items; ++turn) {
     const int64_t index = turn * blocks + (turn % 2 == 0 ? block.index() : blocks - 1 - block.index());
     if (index >= args.items) continue;

@@ -20,6 +20,11 @@ __global__ void __launch_bounds__(512) write_runs(const __grid_constant__ Choose
   write_runs_kernel(block, args);
 }
 
+__global__ void __launch_bounds__(kMaskPlanThreads) mask_plan_rows(const __grid_constant__ MaskPlanArgs args) {
+  DeviceBlock block(shared_memory);
+  mask_plan_kernel(block, args);
+}
+
 __global__ void __launch_bounds__(kPoolThreads) pool(const __grid_constant__ MeanPoolArgs args) {
   DeviceBlock block(shared_memory);
   pool_kernel(block, args);
@@ -51,6 +56,11 @@ cudaError_t launch_plan(const PlanLaunch& launch, cudaStream_t stream) {
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   if (const cudaError_t error = plan::cuda::launch_place_rows(launch.place, stream); error != cudaSuccess) return error;
   if (blocks > 0) write_runs<<<blocks, threads, write_shared_bytes(launch.args.tiles), stream>>>(launch.args);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_mask_plan(const MaskPlanArgs& args, cudaStream_t stream) {
+  if (args.items > 0) mask_plan_rows<<<static_cast<unsigned>(mask_plan_blocks(args.items)), kMaskPlanThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "tilewise/select/cuda/antidiagonal_args.h"
+#include "tilewise/select/cuda/mask_plan_kernel.h"
 #include "tilewise/select/cuda/mean_pool_kernel.h"
 #include "tilewise/select/cuda/plan_args.h"
 
@@ -11,6 +12,7 @@ namespace tilewise::select::cuda {
 
 cudaError_t launch_plan(const PlanLaunch& launch, cudaStream_t stream);
 cudaError_t launch_antidiagonal(const AntidiagonalLaunch& launch, cudaStream_t stream);
+cudaError_t launch_mask_plan(const MaskPlanArgs& args, cudaStream_t stream);
 cudaError_t launch_mean_pool(const MeanPoolLaunch& launch, cudaStream_t stream);
 
 }  // namespace tilewise::select::cuda

@@ -38,12 +38,12 @@ Plan mean_pool_plan(const Inputs& inputs, int tile, const Budget& budget, const 
       [&](const Scores& scores) { mean_pool_into(inputs, scores, pools.data(), context); }, budget, context);
 }
 
-Plan antidiagonal_plan(const Inputs& inputs, const AntidiagonalParams& params, const Budget& budget, const Context& context) {
+Plan antidiagonal_plan(const Inputs& inputs, const AntidiagonalParams& params, const Budget& budget, const Context& context, bool takes_largest) {
   constexpr const char* kName = "select::cuda::antidiagonal_plan";
   const Buffer strips = attend::sm90::device_buffer(kName, antidiagonal_workspace_bytes(inputs, params), context);
   return scored_plan(
       kName, antidiagonal_bytes(inputs, params), [&](void* memory) { return antidiagonal_in(inputs, params, memory); },
-      [&](const Scores& scores) { antidiagonal_into(inputs, params, scores, strips.data(), context); }, budget, context);
+      [&](const Scores& scores) { antidiagonal_into(inputs, params, scores, strips.data(), context, takes_largest); }, budget, context);
 }
 
 }  // namespace tilewise::select::cuda

@@ -12,6 +12,7 @@ namespace tilewise::select::cuda {
 TILEWISE_API Plan mean_pool_plan(const Inputs& inputs, int tile, const Budget& budget, const Context& context);
 
 /// plan(antidiagonal_scores()). Errors: as antidiagonal_into and plan_into; memory.
-TILEWISE_API Plan antidiagonal_plan(const Inputs& inputs, const AntidiagonalParams& params, const Budget& budget, const Context& context);
+TILEWISE_API Plan antidiagonal_plan(const Inputs& inputs, const AntidiagonalParams& params, const Budget& budget, const Context& context,
+                                    bool takes_largest = false);
 
 }  // namespace tilewise::select::cuda
