@@ -31,7 +31,7 @@ class ForwardInput(ctypes.Structure):
                 ("counter", ctypes.c_void_p), ("threshold_log2", ctypes.c_float), ("tile", ctypes.c_int), ("split", ctypes.c_void_p * 5)]
 
 
-VARIANTS = {"plan": 0, "proof": 1, "counter": 2, "row_by_row": 3, "general": 4}  # ForwardVariant
+VARIANTS = {"plan": 0, "proof": 1, "counter": 2, "row_by_row": 3, "general": 4, "seam": 7, "narrow_seam": 8}  # ForwardVariant
 
 
 class Lists:
@@ -313,6 +313,23 @@ def split(bench, n, head_dim=128):
                         dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=density, mask="full", shares=shares))
 
 
+def seam(bench, n, tile):
+    """What stands between two rows in two orders, the same bits: dense, causal, and lists of `tile` keys for rows of `tile` queries."""
+    q, k, v = inputs(n)
+    generator = torch.Generator("cuda").manual_seed(7)
+    other = "seam" if tile == 128 else "narrow_seam"
+    lists = {} if tile == 64 else {"dense": ((full_list(n, n // 128), None), 1), "causal": (causal_lists(n, n // 128), .5)}
+    for density in (.5, .25, .10, .05):
+        count = max(1, round(density * (n // tile)))
+        lists[f"density {count * tile / n:.3f}"] = ((random_tiles(n, 32, n // tile, count, tile, generator)[0], None), count * tile / n)
+    for name, ((whole, masked), share) in lists.items():
+        kernels = {variant: bench.ours(q, k, v, whole, masked, variant=variant, tile=tile) for variant in ("plan", other)}
+        for run in kernels.values(): run()
+        if not torch.equal(kernels["plan"].out, kernels[other].out): sys.exit(f"FAIL {other}, {name}: other bits")
+        bench.turns(f"seam {tile} D=128 {n // 1024}K {name}", 4.0 * n * n * 128 * 32 * share, kernels,
+                    dict(seqlen=n, head_dim=128, heads_q=32, heads_kv=8, density=share, tile_q=tile, tile_k=tile, mask="causal" if masked else "full"))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
@@ -334,6 +351,8 @@ def main():
         if "d64" in wanted: dense(bench, n, ["plan"], head_dim=64)
         if "d256" in wanted: dense(bench, n, ["plan"], head_dim=256, heads=(16, 4))
         if "split" in wanted: split(bench, n)
+        if "seam" in wanted: seam(bench, n, 128)
+        if "narrow_seam" in wanted: seam(bench, n, 64)
         if "general" in wanted: dense(bench, n, ["plan", "general"])
     if options.out: bench.write(options.out, options.commit)
 

@@ -194,7 +194,7 @@ Split uniform_rows(int heads, int rows, int stages, int blocks) {
 
 TEST(SplitRows, ReadsEachKeyOnce) {
   int num_split = 0;
-  for (unsigned seed = 0; seed < 600; ++seed) {
+  for (unsigned seed = 0; seed < 200; ++seed) {
     Rng rng(seed);
     const auto pick = [&](int64_t low, int64_t high) { return static_cast<int>(uniform(rng, low, high)); };
     Split split{.heads = pick(1, 3),
@@ -224,7 +224,7 @@ TEST(SplitRows, ReadsEachKeyOnce) {
     num_split += expect_sound(split) ? 1 : 0;
     ASSERT_FALSE(HasFailure()) << seed;
   }
-  EXPECT_GT(num_split, 60);
+  EXPECT_GT(num_split, 20);
 }
 
 // The last run of a list without stops ends with the keys.

@@ -328,18 +328,39 @@ __device__ void consume_across_rows(const typename C::Args& args, Shared<C>& sha
       // After the wait: meanwhile the other warpgroup's products fill the matrix units (docs/notes/sm90.md, "Who hides the softmax").
       probabilities();
     }
-    const ItemInfo next = next_item();
-    if (next.first < 0) break;
+    ItemInfo next;
+    if constexpr (C::kStoresUnderQk) {
+      at.q_place.wait_full(shared.q_ring);
+      next = shared.item;
+      if (next.first < 0) break;
+      at.v_place.wait_full(shared.v_ring);
+      wgmma_pv<C>(acc, p, shared.v[at.v_place.stage]);  // of this row's last stage
+      load_q_registers<C>(q, shared.q[group]);
+      __syncwarp();
+      at.release(at.q_place, shared.q_ring);
+    } else {
+      next = next_item();
+      if (next.first < 0) break;
+    }
     at.k_place.wait_full(shared.k_ring);
     wgmma_qk<C>(scores, q, shared.k[at.k_place.stage]);  // of the next row's first stage
-    at.v_place.wait_full(shared.v_ring);
-    wgmma_pv<C>(acc, p, shared.v[at.v_place.stage]);     // of this row's last
-    info = shared.stage[at.k_place.stage];
-    wgmma_wait_group<1>(scores);
-    at.release(at.k_place, shared.k_ring);
-    wgmma_wait_group<0>(acc);
-    at.release(at.v_place, shared.v_ring);
-    finish(item);
+    if constexpr (C::kStoresUnderQk) {
+      info = shared.stage[at.k_place.stage];
+      wgmma_wait_group<1>(acc);
+      at.release(at.v_place, shared.v_ring);
+      finish(item);
+      wgmma_wait_group<0>(scores);
+      at.release(at.k_place, shared.k_ring);
+    } else {
+      at.v_place.wait_full(shared.v_ring);
+      wgmma_pv<C>(acc, p, shared.v[at.v_place.stage]);   // of this row's last
+      info = shared.stage[at.k_place.stage];
+      wgmma_wait_group<1>(scores);
+      at.release(at.k_place, shared.k_ring);
+      wgmma_wait_group<0>(acc);
+      at.release(at.v_place, shared.v_ring);
+      finish(item);
+    }
     item = next;
     at.mask(scores, info, item);
     softmax.raise_max(scores);

@@ -125,6 +125,8 @@ cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* g
     if (variant == kProof || variant == kByCounter) {
       return run<ForwardConfig<128, bf16, kProof>>(input, nullptr, variant == kByCounter, stream);
     }
+    if (variant == kSeam && input.tile == 128) return run<ForwardConfig<128, bf16, kSeam>>(input, nullptr, false, stream);
+    if (variant == kNarrowSeam && input.tile == 64) return run<ForwardConfig<128, bf16, kNarrowSeam>>(input, nullptr, false, stream);
     if (variant == kRowByRow) return run<ForwardConfig<128, bf16, kRowByRow>>(input, nullptr, false, stream);
     GeneralInput none;
     none.slots_q = input.q.seqlen;

@@ -115,7 +115,11 @@ enum ForwardVariant : int {
   kGeneral = 4,    // the kernel with every part, on a problem that needs none
   kNarrow = 5,     // rows of 64 queries, which the plain call takes by itself
   kSplit = 6,      // rows of the last round in parts, which the plain call takes where ForwardInput::split has parts
+  kSeam = 7,        // a row's last PV before the next row's first QK, so that Q is loaded under the one and the row stored under the other
+  kNarrowSeam = 8,  // the same for rows of 64 queries
 };
+
+constexpr bool is_narrow(int variant) { return variant == kNarrow || variant == kNarrowSeam; }
 
 /// cudaErrorInvalidValue: a stride that the copy engine refuses, or more than 2^31 items. `general` may be null.
 cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* general, int variant, cudaStream_t stream);

@@ -25,12 +25,13 @@ struct ForwardConfig {
   static constexpr bool kIsSplit = Variant == kSplit;
   using Args = std::conditional_t<kIsGeneral, GeneralArgs, std::conditional_t<kIsSplit, SplitForwardArgs, ForwardArgs>>;
   // Rows of 64 queries have a warpgroup each: two thread blocks a multiprocessor, which hide one another's softmax, with stages of half the size.
-  static constexpr bool kIsNarrow = Variant == kNarrow;
+  static constexpr bool kIsNarrow = is_narrow(Variant);
   static constexpr int kTileQ = kIsNarrow ? 64 : 128, kTileK = HeadDim == 256 || kIsNarrow ? 64 : 128;
   static constexpr int kThreadBlocks = kIsNarrow ? 2 : 1;  // of a multiprocessor
   // Q in registers: fewer bytes read by each product, and its buffer is free for the next row at once. 256 channels do not fit.
   static constexpr bool kHasQInRegisters = !kIsGeneral && HeadDim <= 128;
   static constexpr bool kRunsAcrossRows = kHasQInRegisters && Variant != kRowByRow;
+  static constexpr bool kStoresUnderQk = Variant == kSeam || Variant == kNarrowSeam;  // to be measured
   // V is let go of one step later than K, so it has the spare stage where shared memory has room.
   static constexpr int kStagesK = 2, kStagesV = HeadDim == 256 ? 2 : 3;
   static constexpr int kItems = 2;  // claimed ahead
