@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The CUDA backends, compiled for Hopper alone (its instructions exist nowhere else) and put into tilewise_core.
+# The CUDA backends, put into tilewise_core: attend/sm90 compiled for Hopper alone (its instructions exist nowhere else), attend/cuda as PTX of compute
+# capability 8.0, which the driver of any later GPU compiles at its first call (a file for each dtype, so that no more than what is asked for).
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
@@ -18,8 +19,16 @@ set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_IN
 # CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
 target_compile_options(tilewise_sm90 PRIVATE -std=c++20 --expt-relaxed-constexpr -Xcompiler=-fno-gnu-unique)
 
+add_library(tilewise_cuda OBJECT tilewise/attend/cuda/forward_bf16.cu tilewise/attend/cuda/forward_f16.cu tilewise/attend/cuda/forward_f32.cu)
+target_include_directories(tilewise_cuda PRIVATE "${PROJECT_SOURCE_DIR}")
+set_target_properties(tilewise_cuda PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON CUDA_ARCHITECTURES 80-virtual)
+target_compile_options(tilewise_cuda PRIVATE -std=c++20 --expt-relaxed-constexpr -Xcompiler=-fno-gnu-unique)
+
 target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/machine/cuda/memory.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/forward.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/problem.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/workspace.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/backward.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/backward_steps.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/decode.cpp"
@@ -34,6 +43,7 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mean_pool.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/scored_plan.cpp"
+  $<TARGET_OBJECTS:tilewise_cuda>
   $<TARGET_OBJECTS:tilewise_sm90>)
 target_include_directories(tilewise_core SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(tilewise_core PRIVATE CUDA::cudart_static)
@@ -45,16 +55,17 @@ set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" 
 
 # What runs on the GPU machine, which has neither GoogleTest nor this tree's other tools (tools/gpu_check.py).
 add_executable(tilewise_sm90_test EXCLUDE_FROM_ALL tests/attend/sm90/forward_test.cpp)
+add_executable(tilewise_cuda_test EXCLUDE_FROM_ALL tests/attend/cuda/device_test.cpp)
 add_executable(tilewise_sm90_decode_test EXCLUDE_FROM_ALL tests/attend/sm90/decode_test.cpp)
 add_executable(tilewise_sm90_backward_test EXCLUDE_FROM_ALL tests/attend/sm90/backward_test.cpp)
 add_executable(tilewise_sm90_plan_test EXCLUDE_FROM_ALL tests/attend/sm90/plan_test.cpp)
 add_executable(tilewise_sm90_plan_bench EXCLUDE_FROM_ALL bench/attend/sm90/plan_bench.cpp)
-foreach(test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench)
+foreach(test tilewise_cuda_test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench)
   target_link_libraries(${test} PRIVATE tilewise_core tilewise_flags CUDA::cudart_static)
   target_include_directories(${test} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(${test} PRIVATE -static-libgcc -static-libstdc++)
 endforeach()
-add_library(tilewise_sm90_bench SHARED EXCLUDE_FROM_ALL bench/attend/sm90/harness.cu bench/attend/sm90/backward_harness.cpp)
+add_library(tilewise_sm90_bench SHARED EXCLUDE_FROM_ALL bench/attend/sm90/harness.cu bench/attend/sm90/backward_harness.cpp bench/attend/cuda/harness.cpp)
 target_link_libraries(tilewise_sm90_bench PRIVATE tilewise_core CUDA::cudart_static)
 target_include_directories(tilewise_sm90_bench SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_options(tilewise_sm90_bench PRIVATE -static-libgcc -static-libstdc++)

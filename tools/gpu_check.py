@@ -20,6 +20,8 @@ BENCHES = {"dense": ("dense", "8192,32768", 25), "proof": ("proof", "8192,32768"
 DECODES = {"decode": ("dense,short", 25), "paged": ("paged,listed,quantised", 25)}
 # Rows of bench/attend/sm90/backward_bench.py, lengths, seconds.
 BACKWARDS = {"backward": ("dense,causal", "8192,32768", 25), "backward64": ("d64,d64causal", "32768", 15), "backsparse": ("sparse", "8192,32768", 25)}
+# bench/attend/cuda/forward_bench.py: the path for any GPU; it has no bar.
+ANY_GPU = {"cuda": ("8192", 20)}
 # tilewise_sm90_plan_bench, and about how many seconds it takes.
 PLANS = {"plans": 50}
 # Milliseconds of mean pool and top-k.
@@ -157,8 +159,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
-    parser.add_argument("--built", help="folder that holds the tilewise_sm90_*_test programs, libtilewise_sm90_bench.so and python/_ops.so")
-    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS]))
+    parser.add_argument("--built", help="folder that holds the tilewise_*_test programs, libtilewise_sm90_bench.so and python/_ops.so")
+    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS, *ANY_GPU]))
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -182,7 +184,7 @@ def main():
         table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
         if code: sys.exit(text[-3000:])
     tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test"),
-             "backward": str(built / "tilewise_sm90_backward_test"), "plan": str(built / "tilewise_sm90_plan_test")}
+             "backward": str(built / "tilewise_sm90_backward_test"), "cuda": str(built / "tilewise_cuda_test"), "plan": str(built / "tilewise_sm90_plan_test")}
     for stage in options.stages.split(","):
         left = end - time.time()
         if stage == "tests":
@@ -211,6 +213,9 @@ def main():
         else:
             if stage in PLANS:
                 seconds, command = PLANS[stage], [str(built / "tilewise_sm90_plan_bench")]
+            elif stage in ANY_GPU:
+                lengths, seconds = ANY_GPU[stage]
+                command = [sys.executable, "bench/attend/cuda/forward_bench.py", str(built / "libtilewise_sm90_bench.so"), "--lengths", lengths]
             elif stage in DECODES:
                 rows, seconds = DECODES[stage]
                 command = [sys.executable, "bench/attend/sm90/decode_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows]

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "tests/attend/attend_testing.h"
+#include "tests/attend/random_problem.h"
 #include "tilewise/attend/check.h"
 
 // A problem of every kind from one number: shapes, plan, mask, orders, pools, dtype, strides and options, biased to where code breaks.

@@ -13,6 +13,7 @@
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/reference/measure.h"
 #ifdef TILEWISE_WITH_CUDA
+#include "tilewise/attend/cuda/forward.h"
 #include "tilewise/attend/sm90/backward.h"
 #include "tilewise/attend/sm90/decode.h"
 #include "tilewise/attend/sm90/forward.h"
@@ -41,6 +42,11 @@ const std::array kBackends{
         .backward = &sm90::backward,
         .decode_refusal = &sm90::refusal,
         .decode = &sm90::decode,
+    },
+    Backend{
+        .name = "cuda",
+        .forward_refusal = &cuda::refusal,
+        .forward = &cuda::forward,
     },
 #endif
     Backend{

@@ -208,24 +208,10 @@ TEST_P(EveryTarget, InSlotsGivesTheSameBits) {
     problem.lse.wipe();
     cpu::forward(problem.params(), context);
 
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    const auto in_slots = [&](const HostTensor& tokens, const Order& order) {
-      const Tensor slots = prepare::to_slots(tokens.view, order, context);
-      HostTensor poisoned = converted(slots.view, tokens.view.dtype(), o.layout);
-      for (int64_t b = 0; b < slots.view.dim(0) && order.token.has_value(); ++b) {
-        for (int64_t h = 0; h < slots.view.dim(1); ++h) {
-          for (int64_t s = 0; s < slots.view.dim(2); ++s) {
-            if (order.token.at<int32_t>(order.token.dim(0) == 1 ? 0 : b, h * order.token.dim(1) / slots.view.dim(1), s) >= 0) continue;
-            for (int64_t d = 0; d < slots.view.dim(3); ++d) poisoned.set(nan, b, h, s, d);
-          }
-        }
-      }
-      return poisoned;
-    };
     ForwardProblem own = problem;
-    own.q = in_slots(problem.q, plan.order_q);
-    own.k = in_slots(problem.k, plan.order_k);
-    own.v = in_slots(problem.v, plan.order_k);
+    own.q = slots_of(problem.q, plan.order_q, o.layout, context);
+    own.k = slots_of(problem.k, plan.order_k, o.layout, context);
+    own.v = slots_of(problem.v, plan.order_k, o.layout, context);
     const int64_t slots_q = own.q.view.dim(2);
     own.out = HostTensor(o.dtype, {o.plan.batch, o.plan.heads_q, slots_q, problem.out.view.dim(3)}, o.layout);
     own.lse = HostTensor(Dtype::f32, {o.plan.batch, o.plan.heads_q, slots_q}, o.layout);

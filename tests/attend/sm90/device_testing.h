@@ -101,6 +101,7 @@ struct Stream {
 inline std::mutex gpu;  // one problem on the device at a time
 inline std::atomic<int> failures{0}, ran{0};
 inline bool is_dry = false;  // the host's part alone
+inline std::string expected_backend = "sm90";
 
 inline void report(const std::string& what, const std::string& note) {
   if (++failures <= 20) std::printf("FAIL %s: %s\n", what.c_str(), note.c_str()), std::fflush(stdout);
@@ -117,7 +118,7 @@ inline cudaError_t finished_within(int seconds) {
   }
 }
 
-/// Whether `repeats` calls, wipe() before each, end on this backend and leave the same bits(); what does not is reported. A hang ends the process.
+/// Whether `repeats` calls, wipe() before each, end on expected_backend and leave the same bits(); what does not is reported. A hang ends the process.
 template <class Wipe, class Call, class Bits>
 bool runs_alike(int repeats, const std::string& note, const Wipe& wipe, const Call& call, const Bits& bits) {
   decltype(bits()) first;
@@ -125,7 +126,7 @@ bool runs_alike(int repeats, const std::string& note, const Wipe& wipe, const Ca
     wipe();
     try {
       const Ran result = call();
-      if (result.backend != "sm90") report("backend " + result.backend, note);
+      if (result.backend != expected_backend) report("backend " + result.backend, note);
     } catch (const std::exception& error) {
       report(error.what(), note);
       return false;

@@ -98,17 +98,20 @@ class HostBlock {
 };
 
 /// kernel(block) for every block of a grid, the blocks in an order of their own.
-template <class Kernel>
+template <class Block = HostBlock, class Kernel>
 void launch_on_host(long blocks, int threads, size_t shared_bytes, unsigned seed, Kernel&& kernel) {
   std::mt19937 engine(seed);
   std::vector<long> indices(static_cast<size_t>(blocks));
   std::iota(indices.begin(), indices.end(), 0L);
   std::shuffle(indices.begin(), indices.end(), engine);
-  const std::unique_ptr<uint64_t[]> words(new uint64_t[(shared_bytes + 7) / 8]);
-  auto* const shared = reinterpret_cast<unsigned char*>(words.get());
+  struct alignas(16) Line {
+    unsigned char bytes[16];
+  };
+  const std::unique_ptr<Line[]> lines(new Line[(shared_bytes + 15) / 16]);
+  auto* const shared = reinterpret_cast<unsigned char*>(lines.get());
   for (const long index : indices) {
     std::memset(shared, 0xa5, shared_bytes);
-    HostBlock block(threads, index, shared, engine);
+    Block block(threads, index, shared, engine);
     kernel(block);
   }
 }

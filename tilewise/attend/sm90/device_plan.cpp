@@ -15,18 +15,6 @@
 namespace tilewise {
 namespace attend::sm90 {
 
-Buffer device_buffer(const char* function, size_t bytes, const Context& context) {
-  Buffer buffer(context.memory, bytes);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;  // memory of a graph under capture has no attributes yet
-  if (cudaStreamIsCapturing(static_cast<cudaStream_t>(context.stream), &status) != cudaSuccess) cudaGetLastError();
-  if (bytes == 0 || status != cudaStreamCaptureStatusNone) return buffer;
-  cudaPointerAttributes attributes{};
-  machine::cuda::check_cuda(cudaPointerGetAttributes(&attributes, buffer.data()), function, ": the memory of the context");
-  check(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged, Error::Kind::device, function,
-        ": Context::memory gives host memory; take cuda_memory(device, stream)");
-  return buffer;
-}
-
 namespace {
 
 std::vector<TensorView*> arrays_of(PlanData& plan) {

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <cstddef>
-
-#include "tilewise/base/context.h"
+#include "tilewise/attend/cuda/workspace.h"
 
 namespace tilewise::attend::sm90 {
 
-/// `bytes` of Context::memory, on the device. Errors: memory; device, when it is host memory.
-Buffer device_buffer(const char* function, size_t bytes, const Context& context);
+using cuda::device_buffer;
 
 }  // namespace tilewise::attend::sm90

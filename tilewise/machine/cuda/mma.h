@@ -1,25 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <bit>
 #include <cstdint>
 #include <cstring>
 
-#include "tilewise/machine/cuda/block.h"
+#include "tilewise/machine/cuda/numbers.h"
 
 // Products of a warp on its tensor cores (any GPU from Ampere on), and copies into shared memory that run beside them. On the CPU the same calls are loops
 // over the 32 lanes with the layout that the hardware documents, for the tests of block.h.
 namespace tilewise::machine::cuda {
-
-enum class Half : int { bf16, f16 };
-
-TILEWISE_HOST_DEVICE inline float float_of_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-TILEWISE_HOST_DEVICE inline float float_of_f16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000U) << 16, rest = bits & 0x7fffU;
-  if (rest >= 0x7c00U) return std::bit_cast<float>(sign | 0x7f800000U | (rest & 0x3ffU) << 13);
-  if (rest >= 0x400U) return std::bit_cast<float>(sign | ((rest << 13) + 0x38000000U));
-  const float small = static_cast<float>(rest) * 0x1p-24f;
-  return sign != 0 ? -small : small;
-}
 
 struct MmaA {
   uint32_t word[4];

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tilewise/attend/cuda/forward.cuh"
+
+namespace tilewise::attend::cuda {
+
+cudaError_t launch_forward_f16(const ForwardLaunch& launch, int head_dim, cudaStream_t stream) {
+  return launch_forward_of<machine::cuda::F16>(launch, head_dim, stream);
+}
+
+}  // namespace tilewise::attend::cuda

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "tilewise/attend/cuda/forward_args.h"
+
+// The kernels of this folder, as its host code launches them.
+namespace tilewise::attend::cuda {
+
+cudaError_t launch_forward_bf16(const ForwardLaunch& launch, int head_dim, cudaStream_t stream);
+cudaError_t launch_forward_f16(const ForwardLaunch& launch, int head_dim, cudaStream_t stream);
+cudaError_t launch_forward_f32(const ForwardLaunch& launch, int head_dim, cudaStream_t stream);
+
+}  // namespace tilewise::attend::cuda
