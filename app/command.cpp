@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "app/command.h"
 
+#include <charconv>
 #include <filesystem>
 
 #include "app/interrupt.h"
 #include "tilewise/base/file.h"
 #include "tilewise/machine/cpu/context.h"
+#include "tilewise/machine/device.h"
 
 namespace tilewise::app {
 namespace {
@@ -42,6 +44,24 @@ Context make_context(int threads) {
   Context context = usage([&] { return cpu_context(threads); });
   context.cancel = interrupt_token();
   return context;
+}
+
+Device parse_device(const std::string& text) {
+  constexpr std::string_view kCuda = "cuda";
+  if (text == "cpu") return {};
+  if (text == kCuda) return {Device::Type::cuda, 0};
+  Device device{Device::Type::cuda, 0};
+  const char* const end = text.data() + text.size();
+  if (text.starts_with("cuda:")) {
+    const auto [stop, code] = std::from_chars(text.data() + kCuda.size() + 1, end, device.index);
+    if (code == std::errc() && stop == end && device.index >= 0) return device;
+  }
+  throw UsageError("--device " + text + " is no device; takes cpu, cuda, or cuda:N for GPU N, counted from 0");
+}
+
+Context make_context(int threads, Device device) {
+  const Context context = make_context(threads);
+  return device.type == Device::Type::cpu ? context : machine::on_gpu(context, device.index);
 }
 
 void add_threads_option(CLI::App& app, int& threads) {

@@ -26,6 +26,10 @@ std::string quote_for_shell(std::string_view argument);
 
 /// A pool of `threads` (0: the default) that Ctrl-C stops. Errors: UsageError where the number or an environment variable cannot be used.
 Context make_context(int threads);
+/// "cpu", "cuda" (GPU 0) or "cuda:N". Errors: UsageError.
+Device parse_device(const std::string& text);
+/// make_context with its work on a device. Errors: device, where it cannot be used, with the reason.
+Context make_context(int threads, Device device);
 /// Adds --threads.
 void add_threads_option(CLI::App& app, int& threads);
 

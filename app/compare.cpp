@@ -15,20 +15,21 @@
 #include "app/table.h"
 #include "app/terminal.h"
 #include "tilewise/base/file.h"
+#include "tilewise/machine/device.h"
 #include "tilewise/plan/file.h"
 
 namespace tilewise::app {
 namespace {
 
 struct CompareOptions {
-  std::string model, qkv, mask, device = "cpu", report, json, recipe, save_plans;
+  std::string model, qkv, mask, device = "cpu", dtype, report, json, recipe, save_plans;
   std::vector<std::string> texts, methods;
   std::vector<int64_t> needles;
   int64_t length = 16384;
   double density = 0, max_bits = .005, max_error = .05;
-  int64_t seed = 0;
+  int64_t seed = 0, random_weights = 0;
   int threads = 0;
-  bool has_density = false, has_tune = false;
+  bool has_density = false, has_tune = false, has_random_weights = false;
   bool has_length = false, has_max_bits = false, has_max_error = false;  // was given
 };
 
@@ -80,12 +81,16 @@ void check_options(const CompareOptions& options) {
   } else {
     const std::pair<const char*, bool> of_models[] = {{"--model", !options.model.empty()},  {"--text", !options.texts.empty()},
                                                       {"--length", options.has_length},     {"--needle", !options.needles.empty()},
-                                                      {"--max-bits", options.has_max_bits}, {"--recipe", !options.recipe.empty()}};
+                                                      {"--max-bits", options.has_max_bits}, {"--recipe", !options.recipe.empty()},
+                                                      {"--dtype", !options.dtype.empty()},  {"--random-weights", options.has_random_weights}};
     for (const auto& [name, is_given] : of_models) {
       if (is_given) throw UsageError(std::string("--qkv reads tensors, ") + name + " goes with a model; give one kind");
     }
   }
-  if (options.device != "cpu") throw UsageError("--device " + options.device + " is not built here; this program runs on cpu");
+  if (parse_device(options.device).type == Device::Type::cuda && options.has_tune)
+    throw UsageError("--tune counts CPU time, which says nothing of a GPU; tune with --device cpu and give the options that it finds");
+  if (options.has_random_weights && !options.needles.empty())
+    throw UsageError("--needle asks what a model has learnt, and --random-weights has learnt nothing; leave one away");
   if (std::isnan(options.density)) throw UsageError("--density is not a number; takes 0 to 1");  // ranges let it pass
   if (std::isnan(options.max_bits)) throw UsageError("--max-bits is not a number; takes 0 to 1000");
   if (std::isnan(options.max_error)) throw UsageError("--max-error is not a number; takes 0 to 1000");
@@ -95,7 +100,9 @@ void check_options(const CompareOptions& options) {
 
 void check_model(const Model& model, const CompareOptions& options) {
   const ModelConfig& config = model.config();
-  check(config.reads_bytes, Error::Kind::unsupported, options.model, " has a vocabulary of ", config.vocab_size,
+  // Random weights say nothing anyhow: bytes are tokens for them whatever the vocabulary.
+  const bool takes_bytes = options.has_random_weights ? config.vocab_size >= 256 : config.reads_bytes;
+  check(takes_bytes, Error::Kind::unsupported, options.model, " has a vocabulary of ", config.vocab_size,
         " tokens, and --text reads bytes here: it takes models with vocabulary 256 and no tokenizer.json; the command of the Python package reads "
         "others "
         "through their tokenizer (docs/python.md)");
@@ -151,18 +158,29 @@ Comparison compare_texts(const CompareOptions& options, CompareRequest& request,
     request.needles.insert(request.needles.end(), prompts.begin(), prompts.end());
   }
   line.show("reading " + options.model);
-  const Model model = Model::load(options.model, context);
+  ModelOptions model_options;
+  // The kernels of a GPU are made for 16-bit numbers.
+  const bool is_bf16 = options.dtype.empty() ? context.device.type == Device::Type::cuda : options.dtype == "bf16";
+  model_options.dtype = is_bf16 ? Dtype::bf16 : Dtype::f32;
+  if (options.has_random_weights) model_options.random_weights = static_cast<uint64_t>(options.random_weights);
+  const Model model = Model::load(options.model, context, model_options);
   check_model(model, options);
   Comparison comparison = compare(model, request, context);
   comparison.input.model = input.model;
   comparison.input.texts = input.texts;
+  if (options.has_random_weights) {
+    for (MethodFigures& row : comparison.methods)
+      row.notes.push_back("weights are random: times are those of the shape, bits and errors say nothing of a trained model");
+  }
   return comparison;
 }
 
 Comparison compare_tensors(const CompareOptions& options, CompareRequest& request, ProgressLine& line, Context& context) {
   line.show("reading " + options.qkv);
   const QkvMask mask = options.mask.empty() ? QkvMask::from_file : options.mask == "full" ? QkvMask::full : QkvMask::causal;
-  const QkvTensors tensors = load_qkv(options.qkv, mask, context);
+  Context host = machine::on_cpu(context);
+  QkvTensors tensors = load_qkv(options.qkv, mask, host);
+  if (context.device.type == Device::Type::cuda) tensors = copy_to_device(tensors, context);
   return compare(tensors, request, context);
 }
 
@@ -182,7 +200,7 @@ void run_compare(const CompareOptions& options) {
   request.has_maps = !options.report.empty();
   request.seed = static_cast<uint64_t>(options.seed);
 
-  Context context = make_context(options.threads);
+  Context context = make_context(options.threads, parse_device(options.device));
   const PlanFolder folder(options.save_plans, options.qkv.empty());
   folder.receive(request);
   ProgressLine line;
@@ -236,12 +254,18 @@ void add_compare_command(CLI::App& app) {
   command->add_option("--recipe", options->recipe, "a recipe file, run as one more row (docs/formats/recipe.md)");
   command->add_option("--seed", options->seed, "of methods that draw by chance (0)")
       ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
-  command->add_option("--device", options->device, "cpu");
+  command->add_option("--device", options->device, "cpu, or cuda or cuda:N: attention, plans and model on a GPU (cpu)");
+  command->add_option("--dtype", options->dtype, "of the model: f32 or bf16 (f32; with --device cuda bf16)")->check(CLI::IsMember({"f32", "bf16"}));
+  CLI::Option* random_weights = command->add_option("--random-weights", options->random_weights,
+                                                    "a seed: --model is a folder with config.json alone, and weights are drawn, for what a shape "
+                                                    "costs (models/llama-3.1-8b-shape); texts are bytes");
+  random_weights->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
   command->add_option("--report", options->report, "write one HTML file that needs no network");
   command->add_option("--json", options->json, "write the figures (docs/formats/compare.md)");
   command->add_option("--save-plans", options->save_plans, "write every plan to this folder (see tilewise plan)");
   add_threads_option(*command, options->threads);
-  command->callback([options, density, length, max_bits, max_error] {
+  command->callback([options, density, length, max_bits, max_error, random_weights] {
+    options->has_random_weights = random_weights->count() > 0;
     options->has_density = density->count() > 0;
     options->has_length = length->count() > 0;
     options->has_max_bits = max_bits->count() > 0;

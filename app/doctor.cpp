@@ -15,9 +15,11 @@
 #include "tilewise/base/file.h"
 #include "tilewise/base/hash.h"
 #include "tilewise/cache/contiguous.h"
+#include "tilewise/infer/cuda/queue.h"
 #include "tilewise/infer/model.h"
 #include "tilewise/machine/cpu/context.h"
 #include "tilewise/machine/cpu/target.h"
+#include "tilewise/machine/device.h"
 #include "tilewise/methods/registry.h"
 
 namespace tilewise::app {
@@ -154,6 +156,18 @@ Finding check_model(const std::string& directory, Context& context) {
   });
 }
 
+/// Whether compare --device cuda can run here, and why not.
+std::vector<Finding> check_gpu() {
+  const Device device{Device::Type::cuda, 0};
+  if (const auto reason = machine::refusal_of(device)) return {{Outcome::note, "GPU", *reason + " (optional)"}};
+  std::vector<Finding> findings = {finding("GPU", [&]() -> Finding { return {Outcome::ok, "GPU", machine::name_of_gpu(device.index)}; })};
+  const std::string reason = infer::cuda::why_no_queues(device);
+  findings.push_back(reason.empty()
+                         ? Finding{Outcome::ok, "cuBLASLt", infer::cuda::product_library()}
+                         : Finding{Outcome::note, "cuBLASLt", reason + " (optional: --device cuda with a model needs it, --qkv does not)"});
+  return findings;
+}
+
 void run_doctor(const std::string& model, int threads) {
   std::vector<Finding> findings;
   findings.push_back(check_target());
@@ -168,6 +182,7 @@ void run_doctor(const std::string& model, int threads) {
   findings.push_back(
       {Outcome::ok, "oneDNN", std::to_string(onednn->major) + "." + std::to_string(onednn->minor) + "." + std::to_string(onednn->patch)});
   findings.push_back(check_model(model, context));
+  for (Finding& one : check_gpu()) findings.push_back(std::move(one));
   const std::string nvcc = found_in_path({"nvcc"});
   findings.push_back({nvcc.empty() ? Outcome::note : Outcome::ok, "nvcc", nvcc.empty() ? "not found: no CUDA builds here (optional)" : nvcc});
   const std::string browser = found_in_path({"chromium", "chromium-browser", "google-chrome", "firefox"});

@@ -6,6 +6,7 @@
 
 #include "tilewise/base/version.h"
 #include "tilewise/machine/cpu/target.h"
+#include "tilewise/machine/device.h"
 
 namespace tilewise::app {
 namespace {
@@ -26,6 +27,10 @@ Environment environment_of(const Context& context, std::string command) {
   environment.version = version();
   environment.commit = commit();
   environment.device = "cpu " + std::string(machine::cpu::name(machine::cpu::current_target())) + ", " + machine::cpu::processor_name();
+  if (context.device.type == Device::Type::cuda) {
+    environment.device =
+        "cuda:" + std::to_string(context.device.index) + " " + machine::name_of_gpu(context.device.index) + "; " + environment.device;
+  }
   environment.command = std::move(command);
   environment.created = utc_now();
   environment.threads = context.concurrency();

@@ -24,6 +24,11 @@ BACKWARDS = {"backward": ("dense,causal", "8192,32768", 25), "backward64": ("d64
 ANY_GPU = {"cuda": ("8192", 20)}
 # tilewise_sm90_plan_bench, and about how many seconds it takes.
 PLANS = {"plans": 50}
+# tilewise compare --device cuda of a carried program (tools/carry_program.sh): its arguments, and about how many seconds it takes.
+TEXT = "models/reference-lm/documents/postgresql-wal.txt"
+COMPARES = {"comparelm": (["--model", "models/reference-lm", "--text", TEXT, "--length", "16384"], 30),
+            "compare8b": (["--model", "models/llama-3.1-8b-shape", "--random-weights", "1", "--text", TEXT, "--length", "32768", "--methods",
+                           "mean_pool:density=0.1", "xattention:stride=16"], 90)}
 # Milliseconds of mean pool and top-k.
 CHOICE_TIMES = {"8K": .065, "32K": .25, "128K": 1.0}
 # Of the time of causal dense attention: xattention's scores and choice, by stride.
@@ -155,12 +160,34 @@ def run(command, seconds, log, **environment):
     return code, text, time.time() - start
 
 
+def cublaslt():
+    """The file of torch's own cuBLASLt, or nothing where the loader finds one."""
+    import importlib.util
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations if spec else []):
+        for file in pathlib.Path(folder).glob("cu13/lib/libcublasLt.so.13"): return str(file)
+    return ""
+
+
+def compared(stage, file):
+    """Rows of what tilewise compare wrote: a model's dense attention, then each method; a refused one keeps its reason."""
+    text = json.loads(pathlib.Path(file).read_text())
+    name = f"compare {'reference LM' if stage == 'comparelm' else '8B shape'} {text['input']['length'] // 1024}K"
+    dense = text["dense"]
+    rows = [dict(row=name, kernel="dense", time_ms=dense["attend_ms"], model_ms=dense["model_ms"], bits=dense["bits_per_byte"], backend=dense["backend"])]
+    for row in text["methods"]:
+        if row["refused"]: rows.append(dict(row=name, kernel=row["label"], refused=row["refused"]))
+        else: rows.append(dict(row=name, kernel=row["label"], time_ms=row["total_ms"], **{k: row[k] for k in ("plan_ms", "attend_ms", "dense_attend_ms", "speedup", "model_ms", "density", "recall", "output_error", "backend")}))
+    return dict(schema=1, device=text["device"], commit=text["commit"], date=text["created"], rows=rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
     parser.add_argument("--built", help="folder that holds the tilewise_*_test programs, libtilewise_sm90_bench.so and python/_ops.so")
-    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS, *ANY_GPU]))
+    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS, *ANY_GPU, *COMPARES]))
+    parser.add_argument("--program", default="build/carry/tilewise-program/tilewise", help="for the stages comparelm and compare8b, from tools/carry_program.sh")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -211,6 +238,23 @@ def main():
                     table.append((f"{tool} {kind}", "ok" if code == 0 else "FAIL", took, (text.strip().splitlines() or ["no output"])[-1]))
                     failed |= code != 0
         else:
+            if stage in COMPARES:
+                arguments, seconds = COMPARES[stage]
+                if left < seconds or not (ROOT / options.program).exists():
+                    table.append((stage, "left out", 0, f"{left:.0f} s left, takes {seconds}" if left < seconds else f"{options.program} is not there"))
+                    continue
+                part = scratch / f"{stage}.json"
+                library = cublaslt()
+                environment = ["env", f"TILEWISE_CUBLASLT={library}"] if library else []
+                code, text, took = run([*environment, str(ROOT / options.program), "compare", "--device", "cuda", *arguments, "--json", str(part)],
+                                       min(left, 3 * seconds), log)
+                table.append((stage, "ok" if code == 0 else "FAIL", took, "" if code == 0 else text[-200:].replace("\n", " ")))
+                failed |= code != 0
+                if code: continue
+                piece = compared(stage, part)
+                if result is None: result = dict(piece, bars=True, rows=[])
+                result["rows"] += piece["rows"]
+                continue
             if stage in PLANS:
                 seconds, command = PLANS[stage], [str(built / "tilewise_sm90_plan_bench")]
             elif stage in ANY_GPU:

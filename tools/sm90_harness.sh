@@ -44,15 +44,15 @@ faults += [f"backward spills {spill} bytes: head_dim {dim} {dtype}" for dim, dty
 print(f"{len(kernels)} backward kernels, bytes spilt by those with softcap: {[int(k[3]) for k in kernels if k[2] == '1']}")
 sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
-# Of what makes plans, no kernel may spill.
-for kernels in plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal; do
+# Of what makes plans and runs models, no kernel may spill.
+for kernels in plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal infer/cuda/kernels; do
   name=$(echo "$kernels" | tr / _)
   $nvcc -Xptxas -v -cubin "tilewise/$kernels.cu" -o "$dir/$name.cubin" > "$dir/$name.ptxas" 2>&1 || { cat "$dir/$name.ptxas"; exit 1; }
 done
-python3 - "$dir"/plan_cuda_*.ptxas "$dir"/select_cuda_*.ptxas <<'PYTHON'
+python3 - "$dir"/plan_cuda_*.ptxas "$dir"/select_cuda_*.ptxas "$dir"/infer_cuda_*.ptxas <<'PYTHON'
 import re, sys
 kernels = [spill for name in sys.argv[1:] for spill in re.findall(r"Compiling entry function.*?(\d+) bytes spill stores", open(name).read(), re.S)]
-print(f"{len(kernels)} kernels that make plans, bytes spilt: {sum(map(int, kernels))}")
+print(f"{len(kernels)} kernels that make plans and run models, bytes spilt: {sum(map(int, kernels))}")
 sys.exit(1 if not kernels or any(spill != "0" for spill in kernels) else 0)
 PYTHON
 # Of attend/cuda, the 16-bit kernels of up to 128 channels may not spill on what their PTX is made for.

@@ -6,6 +6,7 @@
 
 #include "tests/app/process.h"
 #include "tests/study/tiny_model.h"
+#include "tilewise/machine/device.h"
 
 namespace tilewise::app {
 namespace {
@@ -75,7 +76,13 @@ TEST_F(BadCalls, UsageExitsWithTwo) {
   refuses(compare({"--max-bits", "-1"}), 2, "--max-bits");
   refuses(compare({"--needle", "0"}), 2, "--needle");
   refuses(compare({"--seed", "-1"}), 2, "--seed");
-  refuses(compare({"--device", "cuda"}), 2, "--device cuda is not built");
+  for (const char* device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "CUDA", ""}) refuses(compare({"--device", device}), 2, "--device");
+  refuses(compare({"--device", "cuda", "--tune"}), 2, "--tune counts CPU time");
+  refuses(compare({"--dtype", "f16"}), 2, "--dtype");
+  refuses(compare({"--random-weights", "-1"}), 2, "--random-weights");
+  refuses(compare({"--random-weights", "1", "--needle", "64"}), 2, "has learnt nothing");
+  refuses({"compare", "--qkv", folder_.file("text"), "--dtype", "bf16"}, 2, "--dtype goes with a model");
+  refuses({"compare", "--qkv", folder_.file("text"), "--random-weights", "1"}, 2, "--random-weights goes with a model");
   refuses(compare({"--methods", "no_such_method"}), 2, "no_such_method");
   refuses(compare({"--methods", "xatention"}), 2, "did you mean xattention");
   refuses(compare({"--methods", ""}), 2, "without a name");
@@ -141,6 +148,17 @@ TEST_F(BadCalls, DamagedModels) {
   refuses(compare({}), 1, "model.safetensors");
   std::filesystem::remove(folder_.file("model.safetensors"));
   refuses(compare({}), 1, "model.safetensors");
+}
+
+// Where a GPU cannot be used it is said before anything is read, with the reason that the library gives.
+TEST_F(BadCalls, NoGpu) {
+  const auto reason = machine::refusal_of({Device::Type::cuda, 0});
+  if (!reason) GTEST_SKIP() << "there is a GPU";
+  refuses(compare({"--device", "cuda"}), 1, "cuda:0: " + *reason);
+  refuses(compare({"--device", "cuda:3"}), 1, "cuda:3: ");
+  refuses({"compare", "--qkv", folder_.file("text"), "--device", "cuda"}, 1, "cuda:0: " + *reason);
+  const Ended doctor = run_program({"doctor", "--model", folder_.file("nothing")});
+  EXPECT_NE(doctor.out.find("note  GPU: " + *reason), std::string::npos) << doctor.out;
 }
 
 }  // namespace

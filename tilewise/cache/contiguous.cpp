@@ -6,15 +6,17 @@
 
 TILEWISE_BEGIN_PUBLIC
 
-KvCache::KvCache(int num_layers, int heads_kv, int64_t capacity, int head_dim, const std::shared_ptr<Memory>& memory, Dtype dtype)
+KvCache::KvCache(int num_layers, int heads_kv, int64_t capacity, int head_dim, const std::shared_ptr<Memory>& memory, Dtype dtype, Device device)
     : heads_kv_(heads_kv), head_dim_(head_dim), capacity_(capacity) {
   check(num_layers >= 1 && heads_kv >= 1 && head_dim >= 1 && capacity >= 0, Error::Kind::value,
         "KvCache: layers, heads and head_dim must be at least 1 and the capacity at least 0, got ", num_layers, ", ", heads_kv, ", ", head_dim, ", ",
         capacity);
   check(dtype == Dtype::f32 || dtype == Dtype::bf16 || dtype == Dtype::f16, Error::Kind::dtype, "KvCache: keeps f32, bf16 or f16, got ", dtype);
   for (int layer = 0; layer < num_layers; ++layer) {
-    k_.emplace_back(memory, dtype, Shape{1, heads_kv, capacity, head_dim});
-    v_.emplace_back(memory, dtype, Shape{1, heads_kv, capacity, head_dim});
+    for (std::vector<Tensor>* tensors : {&k_, &v_}) {
+      TensorView& view = tensors->emplace_back(memory, dtype, Shape{1, heads_kv, capacity, head_dim}).view;
+      view = TensorView(view.raw(), view.dtype(), view.shape(), device);
+    }
   }
 }
 
@@ -29,6 +31,10 @@ void KvCache::write(int layer, int64_t first, const TensorView& k, const TensorV
         "KvCache::write: k and v must be [1, ", heads_kv_, ", n, ", head_dim_, "], got ", k.shape(), " and ", v.shape());
   check(k.dtype() == v.dtype() && (k.dtype() == Dtype::f32 || k.dtype() == dtype()), Error::Kind::dtype,
         "KvCache::write: k and v must both be f32 or the cache's ", dtype(), ", got ", k.dtype(), " and ", v.dtype());
+  for (const Device where : {device(), k.device(), v.device()}) {
+    check(where.type == Device::Type::cpu, Error::Kind::device, "KvCache::write: copies on the CPU, got a cache or tensors on ", where,
+          "; write to k() and v() there");
+  }
   check(k.stride(3) == 1 && v.stride(3) == 1, Error::Kind::shape, "KvCache::write: the last axis of k and v must be contiguous");
   const int64_t tokens = k.dim(2);
   check(first >= length_, Error::Kind::value, "KvCache::write: place ", first, " is filled up to ", length_, "; truncate first");

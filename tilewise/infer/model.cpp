@@ -11,6 +11,7 @@
 #include "tilewise/base/error.h"
 #include "tilewise/cache/contiguous.h"
 #include "tilewise/infer/config.h"
+#include "tilewise/infer/cuda/forward.h"
 #include "tilewise/infer/layer.h"
 #include "tilewise/infer/rope.h"
 #include "tilewise/infer/rows.h"
@@ -20,9 +21,16 @@
 TILEWISE_BEGIN_PUBLIC
 
 struct Model::Impl {
+  /// Of a model on a GPU.
+  struct OnDevice {
+    infer::cuda::QueueMaker queues;
+    infer::cuda::DeviceWeights weights;
+  };
   ModelConfig config;
-  infer::Weights weights;
   Dtype dtype = Dtype::f32;
+  Device device = {};
+  infer::Weights weights;  // on the CPU
+  std::unique_ptr<OnDevice> on_device;
 };
 
 TILEWISE_END_PUBLIC
@@ -265,26 +273,41 @@ Model Model::load(const std::string& directory, Context& context, const ModelOpt
         options.dtype);
   auto impl = std::make_unique<Impl>();
   impl->dtype = options.dtype;
+  impl->device = context.device;
   impl->config = infer::read_config(directory);
-  impl->weights = infer::read_weights(directory, impl->config, options.dtype, context);
+  const bool is_on_cpu = context.device.type == Device::Type::cpu;
+  infer::cuda::QueueMaker queues;
+  if (!is_on_cpu) queues = infer::cuda::gpu_queues(context);
+  const infer::WeightSource source(directory, impl->config, options.random_weights);
+  if (is_on_cpu) {
+    impl->weights = infer::read_weights(source, impl->config, options.dtype, context);
+  } else {
+    const auto queue = queues(context);
+    impl->on_device = std::make_unique<Impl::OnDevice>();
+    impl->on_device->weights = infer::cuda::make_weights(source, impl->config, options.dtype, *queue, context);
+    impl->on_device->queues = std::move(queues);
+  }
   return Model(std::move(impl));
 }
 
 const ModelConfig& Model::config() const { return impl_->config; }
 Dtype Model::dtype() const { return impl_->dtype; }
+Device Model::device() const { return impl_->device; }
 
 std::unique_ptr<KvCache> Model::make_cache(int64_t capacity, Context& context) const {
   const ModelConfig& config = impl_->config;
   check(capacity >= 0 && capacity <= config.max_positions, Error::Kind::value, "Model::make_cache: a capacity of ", capacity,
         " tokens; takes 0 to the model's max_position_embeddings, ", config.max_positions);
-  return std::make_unique<KvCache>(config.num_layers, config.heads_kv, capacity, config.head_dim, context.memory, impl_->dtype);
+  check(context.device == device(), Error::Kind::device, "Model::make_cache: the context is on ", context.device, ", the model on ", device());
+  return std::make_unique<KvCache>(config.num_layers, config.heads_kv, capacity, config.head_dim, context.memory, impl_->dtype, device());
 }
 
 ForwardResult Model::forward(std::span<const int32_t> tokens, KvCache& cache, const ForwardOptions& options, Context& context) const {
   const ModelConfig& config = impl_->config;
   const auto num_tokens = static_cast<int64_t>(tokens.size());
   check(num_tokens > 0, Error::Kind::value, "Model::forward: there is no token; give at least one");
-  check(context.device == Device{}, Error::Kind::device, "Model::forward: the context is on ", context.device, ", the model on the CPU");
+  check(context.device == device() && cache.device() == device(), Error::Kind::device, "Model::forward: the context is on ", context.device,
+        ", the cache on ", cache.device(), ", the model on ", device());
   check(cache.num_layers() == config.num_layers && cache.heads_kv() == config.heads_kv && cache.head_dim() == config.head_dim, Error::Kind::value,
         "Model::forward: the cache is of another model: ", cache.num_layers(), " layers of ", cache.heads_kv(), " x ", cache.head_dim(),
         ", the model has ", config.num_layers, " of ", config.heads_kv, " x ", config.head_dim, "; take it from make_cache");
@@ -302,6 +325,10 @@ ForwardResult Model::forward(std::span<const int32_t> tokens, KvCache& cache, co
           config.vocab_size, "), the vocabulary");
   }
   context.check_cancel();
+  if (impl_->on_device != nullptr) {
+    const auto queue = impl_->on_device->queues(context);
+    return infer::cuda::forward(config, impl_->on_device->weights, impl_->dtype, tokens, cache, options, *queue, context);
+  }
   return infer::Pass(config, impl_->weights, impl_->dtype, tokens, cache, options, context).run();
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -56,7 +57,7 @@ struct LayerAttention {
 using AttentionFunction = std::function<void(const LayerAttention&, Context&)>;
 
 struct ForwardResult {
-  Tensor logits;  // [rows, vocab] f32 of the last `rows` tokens
+  Tensor logits;  // [rows, vocab] f32 of the last `rows` tokens, in host memory
   double bits = 0;  // sum over predictions of -log2 p(next token), where asked for
   int64_t predictions = 0;  // how many: tokens - 1
   double linear_ms = 0;  // wall time of linear layers and what is done on the way between them (norms, rotary, silu, residual)
@@ -85,16 +86,21 @@ TILEWISE_API ModelFlops model_flops(const ModelConfig& config, int64_t tokens, i
 struct ModelOptions {
   Dtype dtype =
       Dtype::f32;  // f32; or bf16: weights, the operands of linear layers, q, k, v and the cache, while sums, norms and the residual stay f32
+  std::optional<uint64_t> random_weights =
+      {};  // a seed: the folder needs config.json alone, and weights are drawn, alike on every machine: matrices of
+  // standard deviation 0.02, norms 1, biases 0. For what a shape costs, not for what a model says
 };
 
 /// A checkpoint in memory, ready to run. Weights are memory-mapped, then converted once to the model's dtype in the layout that oneDNN likes. Tokens
 /// go through the linear layers in slices of 256 rows, each within one worker, so bits do not depend on the number of threads.
+/// With a context on a GPU the model is there: weights in its memory, products by cuBLASLt (f32 is multiplied as f32, without TF32), q, k, v and the cache
+/// on the device, and AttentionFunction gets device tensors. Equal calls give equal bits; other chunks or another GPU may give others.
 /// Forward passes on different caches may run at once, each with a Context of its own.
 class TILEWISE_API Model {
  public:
   /// Reads DIR/config.json and DIR/model.safetensors, or the files that DIR/model.safetensors.index.json names.
   /// Errors: io (missing or damaged file, tensor with a wrong shape), unsupported (an architecture or a feature of it, by name; bf16 where oneDNN has
-  /// no such kernels), dtype, memory, cancelled.
+  /// no such kernels; a GPU in a build without CUDA or where cuBLASLt is not found), device (no such GPU), dtype, memory, cuda, cancelled.
   static Model load(const std::string& directory, Context& context, const ModelOptions& options = {});
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
@@ -102,11 +108,12 @@ class TILEWISE_API Model {
 
   const ModelConfig& config() const;
   Dtype dtype() const;
-  /// Errors: value (capacity below 0 or above max_positions), memory.
+  Device device() const;
+  /// Errors: value (capacity below 0 or above max_positions), device (the context is not on the model's), memory.
   std::unique_ptr<KvCache> make_cache(int64_t capacity, Context& context) const;
   /// Runs tokens [n] behind what the cache holds and appends their K and V. A call that fails leaves the cache as it was.
-  /// Errors: value (no token, a token outside the vocabulary, cache too small or of another model, logits_rows above n, chunk_tokens below 0), memory,
-  /// cancelled.
+  /// Errors: value (no token, a token outside the vocabulary, cache too small or of another model, logits_rows above n, chunk_tokens below 0), device (context or
+  /// cache not on the model's), memory, cuda, cancelled.
   ForwardResult forward(std::span<const int32_t> tokens, KvCache& cache, const ForwardOptions& options, Context& context) const;
 
  private:

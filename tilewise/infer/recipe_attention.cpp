@@ -7,6 +7,7 @@
 #include "tilewise/base/error.h"
 #include "tilewise/infer/layer.h"
 #include "tilewise/infer/recipe.h"
+#include "tilewise/machine/device.h"
 #include "tilewise/methods/registry.h"
 #include "tilewise/plan/count.h"
 #include "tilewise/plan/heads.h"
@@ -55,6 +56,8 @@ RecipePlan plan_recipe(const Recipe& recipe, const Problem& problem, Context& co
         " heads, got ", problem.q.shape());
   const auto uses = infer::uses_of(recipe, problem.layer);
   if (uses.size() == 1) return {plan_with(uses[0].first.method, problem, uses[0].first.options, context).plan, {}};
+  check(context.device.type == Device::Type::cpu, Error::Kind::unsupported, "plan_recipe: layer ", problem.layer,
+        " has heads with different methods, whose plans are joined on the CPU alone; on ", context.device, " give a layer one method");
   std::vector<Plan> plans;
   std::vector<int> plan_of_head(static_cast<size_t>(recipe.heads_q));
   RecipePlan result;
@@ -83,13 +86,15 @@ AttentionFunction recipe_attention(Recipe recipe, LayerObserver observer, uint64
     const RecipePlan planned = plan_recipe(*recipe, infer::problem_of(layer, seed), context);
     LayerReport report;
     report.layer = layer.layer;
+    machine::wait(context);
     report.plan_ms = infer::ms_since(planning);
     const auto attending = infer::Clock::now();
     report.ran = infer::attend_layer(layer, planned.plan, context);
+    machine::wait(context);
     report.attend_ms = infer::ms_since(attending);
     if (!observer) return;
-    report.density = density(planned.plan);
-    report.plan = planned.plan;
+    report.plan = infer::plan_on_host(planned.plan, context);
+    report.density = density(report.plan);
     observer(report);
   };
 }

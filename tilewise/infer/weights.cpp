@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/infer/weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
 
 #include "tilewise/base/error.h"
 #include "tilewise/infer/checkpoint.h"
+#include "tilewise/infer/drawn_weight.h"
 
 namespace tilewise::infer {
 namespace {
+
+constexpr float kDeviation = .02f;          // initializer_range of Llama's configurations
+constexpr int64_t kDrawnPerItem = 1 << 16;  // a fraction of a millisecond
 
 /// What a checkpoint of this architecture must hold: shapes by name.
 std::map<std::string, std::vector<int64_t>> expected_tensors(const ModelConfig& c) {
@@ -71,33 +76,40 @@ void check_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
   }
 }
 
-/// Reads tensors as f32. Bytes are copied out one by one, so they may lie anywhere in the file.
+/// The same tensor of the same seed, whatever else the model holds.
+uint64_t key_of(uint64_t seed, const std::string& name) {
+  uint64_t key = splitmix64(seed);
+  for (const char c : name) key = splitmix64(key ^ static_cast<unsigned char>(c));
+  return key;
+}
+
+template <class From>
+void widen(const TensorView& from, float* to) {
+  for (int64_t i = 0; i < from.numel(); ++i) to[i] = static_cast<float>(from.data<From>()[i]);
+}
+
+/// Makes the tensors and layers of the CPU.
 class Reader {
  public:
-  Reader(const Checkpoint& checkpoint, Dtype compute, Context& context) : checkpoint_(checkpoint), compute_(compute), context_(context) {}
+  Reader(const WeightSource& source, Dtype compute, Context& context) : source_(source), compute_(compute), context_(context) {}
 
-  Tensor vector(const std::string& name) const { return tensors({name}, Shape{checkpoint_.find(name).entry->shape[0]}); }
-  Tensor matrix(const std::string& name) const {
-    const auto& shape = checkpoint_.find(name).entry->shape;
-    return tensors({name}, Shape{shape[0], shape[1]});
-  }
+  Tensor vector(const std::string& name) const { return tensors({name}, Shape{source_.numel(name)}); }
+  Tensor matrix(const std::string& name) const { return tensors({name}, Shape{source_.shape(name)[0], source_.shape(name)[1]}); }
 
-  /// Weights [out_i, in] one below the other, and their biases behind one another. `names` end before ".weight".
-  Linear linear(const std::vector<std::string>& names, bool has_bias, Epilogue epilogue) const {
+  Linear linear(const LinearNames& names, Epilogue epilogue) const {
     context_.check_cancel();
     std::vector<std::string> weights, biases;
     int64_t out = 0, in = 0;
-    for (const std::string& name : names) {
+    for (const std::string& name : names.parts) {
       weights.push_back(name + ".weight");
       biases.push_back(name + ".bias");
-      const auto& shape = checkpoint_.find(weights.back()).entry->shape;
-      out += shape[0];
-      in = shape[1];
+      out += source_.shape(weights.back())[0];
+      in = source_.shape(weights.back())[1];
     }
     const Tensor rows = tensors(weights, Shape{out, in});
-    const Tensor bias = has_bias ? tensors(biases, Shape{out}) : Tensor();
+    const Tensor bias = names.has_bias ? tensors(biases, Shape{out}) : Tensor();
     return Linear({.weights = rows.view.data<float>(),
-                   .bias = has_bias ? bias.view.data<float>() : nullptr,
+                   .bias = names.has_bias ? bias.view.data<float>() : nullptr,
                    .out = out,
                    .in = in,
                    .epilogue = epilogue,
@@ -109,56 +121,101 @@ class Reader {
   Tensor tensors(const std::vector<std::string>& names, const Shape& shape) const {
     Tensor result(context_.memory, Dtype::f32, shape);
     float* to = result.view.data<float>();
-    for (const std::string& name : names) to += convert(name, to);
+    for (const std::string& name : names) to += source_.read(name, to, context_);
     return result;
   }
 
-  /// Returns how many numbers it wrote.
-  int64_t convert(const std::string& name, float* to) const {
-    const Tensor source = checkpoint_.find(name).file->load(name, context_.memory);
-    const int64_t numel = source.view.numel();
-    if (source.view.dtype() == Dtype::f32) {
-      std::memcpy(to, source.view.raw(), static_cast<size_t>(numel) * sizeof(float));
-    } else if (source.view.dtype() == Dtype::bf16) {
-      const bf16* from = source.view.data<bf16>();
-      for (int64_t i = 0; i < numel; ++i) to[i] = static_cast<float>(from[i]);
-    } else {
-      const f16* from = source.view.data<f16>();
-      for (int64_t i = 0; i < numel; ++i) to[i] = static_cast<float>(from[i]);
-    }
-    return numel;
-  }
-
-  const Checkpoint& checkpoint_;
+  const WeightSource& source_;
   Dtype compute_;
   Context& context_;
 };
 
 }  // namespace
 
-Weights read_weights(const std::string& directory, const ModelConfig& config, Dtype compute, Context& context) {
-  const Checkpoint checkpoint(directory);
-  check_tensors(checkpoint, config);
+LayerNames names_of_layer(const ModelConfig& config, int layer) {
+  const std::string prefix = "model.layers." + std::to_string(layer) + ".", attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+  LayerNames names;
+  names.attention_norm = prefix + "input_layernorm.weight";
+  names.mlp_norm = prefix + "post_attention_layernorm.weight";
+  if (config.has_qk_norm) {
+    names.q_norm = attention + "q_norm.weight";
+    names.k_norm = attention + "k_norm.weight";
+  }
+  names.qkv = {{attention + "q_proj", attention + "k_proj", attention + "v_proj"}, config.has_qkv_bias};
+  names.output = {{attention + "o_proj"}, config.has_output_bias};
+  names.gate = {{mlp + "gate_proj"}, config.has_mlp_bias};
+  names.up = {{mlp + "up_proj"}, config.has_mlp_bias};
+  names.down = {{mlp + "down_proj"}, config.has_mlp_bias};
+  return names;
+}
 
-  const Reader reader(checkpoint, compute, context);
+LinearNames names_of_head(const ModelConfig& config) { return {{config.is_tied ? "model.embed_tokens" : "lm_head"}, false}; }
+
+WeightSource::WeightSource(const std::string& directory, const ModelConfig& config, std::optional<uint64_t> random_seed)
+    : shapes_(expected_tensors(config)), seed_(random_seed) {
+  if (seed_) return;
+  checkpoint_ = std::make_unique<Checkpoint>(directory);
+  check_tensors(*checkpoint_, config);
+}
+
+WeightSource::~WeightSource() = default;
+
+int64_t WeightSource::numel(const std::string& name) const {
+  int64_t product = 1;
+  for (const int64_t size : shape(name)) product *= size;
+  return product;
+}
+
+std::optional<DrawnTensor> WeightSource::drawn(const std::string& name) const {
+  if (!seed_ || shape(name).size() < 2) return {};
+  return DrawnTensor{key_of(*seed_, name), kDeviation};
+}
+
+int64_t WeightSource::read(const std::string& name, float* to, const Context& context) const {
+  const int64_t count = numel(name);
+  if (const auto draw = drawn(name)) {
+    context.parallel_for((count + kDrawnPerItem - 1) / kDrawnPerItem, [&](int64_t item, int) {
+      const int64_t last = std::min(count, (item + 1) * kDrawnPerItem);
+      for (int64_t i = item * kDrawnPerItem; i < last; ++i) to[i] = drawn_weight(draw->key, i, draw->deviation);
+    });
+    return count;
+  }
+  if (seed_) {
+    std::fill_n(to, count, name.ends_with(".bias") ? 0.0f : 1.0f);
+    return count;
+  }
+  // Bytes are copied out one by one, so they may lie anywhere in the file.
+  const Tensor source = checkpoint_->find(name).file->load(name, context.memory);
+  if (source.view.dtype() == Dtype::f32) {
+    std::memcpy(to, source.view.raw(), static_cast<size_t>(count) * sizeof(float));
+  } else if (source.view.dtype() == Dtype::bf16) {
+    widen<bf16>(source.view, to);
+  } else {
+    widen<f16>(source.view, to);
+  }
+  return count;
+}
+
+Weights read_weights(const WeightSource& source, const ModelConfig& config, Dtype compute, Context& context) {
+  const Reader reader(source, compute, context);
   Weights weights;
-  weights.embedding = reader.matrix("model.embed_tokens.weight");
-  weights.final_norm = reader.vector("model.norm.weight");
-  weights.head = reader.linear({config.is_tied ? "model.embed_tokens" : "lm_head"}, false, Epilogue::store);
+  weights.embedding = reader.matrix(kEmbeddingName);
+  weights.final_norm = reader.vector(kFinalNormName);
+  weights.head = reader.linear(names_of_head(config), Epilogue::store);
   for (int layer = 0; layer < config.num_layers; ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".", attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+    const LayerNames names = names_of_layer(config, layer);
     LayerWeights part;
-    part.attention_norm = reader.vector(prefix + "input_layernorm.weight");
-    part.mlp_norm = reader.vector(prefix + "post_attention_layernorm.weight");
+    part.attention_norm = reader.vector(names.attention_norm);
+    part.mlp_norm = reader.vector(names.mlp_norm);
     if (config.has_qk_norm) {
-      part.q_norm = reader.vector(attention + "q_norm.weight");
-      part.k_norm = reader.vector(attention + "k_norm.weight");
+      part.q_norm = reader.vector(names.q_norm);
+      part.k_norm = reader.vector(names.k_norm);
     }
-    part.qkv = reader.linear({attention + "q_proj", attention + "k_proj", attention + "v_proj"}, config.has_qkv_bias, Epilogue::store);
-    part.output = reader.linear({attention + "o_proj"}, config.has_output_bias, Epilogue::add);
-    part.gate = reader.linear({mlp + "gate_proj"}, config.has_mlp_bias, Epilogue::silu);
-    part.up = reader.linear({mlp + "up_proj"}, config.has_mlp_bias, Epilogue::multiply);
-    part.down = reader.linear({mlp + "down_proj"}, config.has_mlp_bias, Epilogue::add);
+    part.qkv = reader.linear(names.qkv, Epilogue::store);
+    part.output = reader.linear(names.output, Epilogue::add);
+    part.gate = reader.linear(names.gate, Epilogue::silu);
+    part.up = reader.linear(names.up, Epilogue::multiply);
+    part.down = reader.linear(names.down, Epilogue::add);
     weights.layers.push_back(std::move(part));
   }
   return weights;

@@ -4,14 +4,25 @@
 #include <chrono>
 #include <vector>
 
+#include "tilewise/machine/device.h"
+
 namespace tilewise::study {
 
-/// Wall time since it was made.
+/// Wall time since it was made. With a context its device's work is waited for at both ends, so that the time is that of the work given between them.
 class Stopwatch {
  public:
-  double ms() const { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count(); }
+  Stopwatch() = default;
+  explicit Stopwatch(const Context& context) : context_(&context) {
+    machine::wait(context);
+    start_ = std::chrono::steady_clock::now();
+  }
+  double ms() const {
+    if (context_ != nullptr) machine::wait(*context_);
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start_).count();
+  }
 
  private:
+  const Context* context_ = nullptr;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 

@@ -40,7 +40,7 @@ class Comparer {
     progress_.begin(dense_stage_, "dense");
     source_.run_dense(comparison_.dense);
     comparison_.input = source_.input();  // a model may show its masks only as it runs
-    if (request_.has_maps) {
+    if (request_.has_maps && !source_.is_on_gpu()) {
       const int64_t rows = static_cast<int64_t>(rows_.size()) + (request_.recipe ? 1 : 0);
       comparison_.map = choose_map_shape(comparison_.input, rows * comparison_.input.num_layers * comparison_.input.heads_q);
       if (comparison_.map) source_.set_map_shape(*comparison_.map);
@@ -64,6 +64,8 @@ class Comparer {
 
   void check_request() {
     source_.check(request_);
+    check(!(request_.has_tune && source_.is_on_gpu()), Error::Kind::unsupported,
+          "compare: tuning counts CPU time, which says nothing of a GPU; tune on the CPU and give the options that it finds");
     for (const MethodChoice& choice : request_.methods) check_options(choice.name, choice.options);
     check(std::isfinite(request_.max_bits) && request_.max_bits >= 0, Error::Kind::value, "compare: max_bits is ", request_.max_bits,
           "; takes a finite number from 0");
@@ -145,6 +147,7 @@ class Comparer {
       MethodFigures filled = row;
       try {
         progress_.begin(here.row, row.label);
+        if (request_.has_maps && source_.is_on_gpu()) filled.notes.push_back("no maps of heads: they are measured on the CPU");
         source_.fill_row(filled, comparison_.methods.size(), planner);
         if (!request_.needles.empty() && !request_.has_tune) {
           progress_.begin(here.needles, row.label);

@@ -47,6 +47,7 @@ InputFigures InferModel::input() const {
   input.heads_q = config_.heads_q;
   input.heads_kv = config_.heads_kv;
   input.head_dim = config_.head_dim;
+  input.dtype = std::string(name(model_.dtype()));
   input.length = input.length_k = static_cast<int64_t>(request_.texts.front().tokens.size());
   return input;
 }

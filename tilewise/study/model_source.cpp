@@ -85,7 +85,7 @@ void ModelSource::run_dense(DenseFigures& dense) {
         dense_cost_ms_ += rates_.ms(attend_work(plan));
       }
       model_ms -= apart.ms();
-      const Stopwatch watch;
+      const Stopwatch watch(context);
       dense.backend = backend_name(attend(layer.problem, plan, layer.out, {}, context, layer.sink_logit));
       attend_ms += watch.ms();
     };

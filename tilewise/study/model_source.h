@@ -19,6 +19,7 @@ class ModelSource : public Source {
   std::string tune_text() const override { return model_.text_name(0); }
   double work(Step step, const std::string& name) const override;
   void run_dense(DenseFigures& dense) override;
+  bool is_on_gpu() const override { return outer_.device.type == Device::Type::cuda; }
   double dense_cost_ms() const override { return dense_cost_ms_; }
   void fill_row(MethodFigures& row, size_t number, const Planner& planner) override;
   NeedleFigures ask_needles(const Planner& planner) override;

@@ -19,13 +19,17 @@ Planner planner_of(std::string name, OptionValues options);
 class DensePlans {
  public:
   Plan of(const Problem& problem, Context& context);
+  /// What of() gave last, where the host can read it.
+  const Plan& on_host(const Context& context);
 
  private:
   struct Made {
     Mask mask;
     Plan plan;
+    Plan host = {};  // made when asked for
   };
   std::vector<Made> made_;
+  Made last_;
 };
 
 /// Attention of a problem over a plan. Absent `out` and `lse` are not written; an absent `sink_logit` is none.

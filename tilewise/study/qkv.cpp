@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "tilewise/base/safetensors.h"
+#include "tilewise/machine/device.h"
 
 namespace tilewise::study {
 namespace {
@@ -147,6 +148,23 @@ QkvTensors load_qkv(const std::string& path, QkvMask mask, Context& context) {
   tensors.mask_text = is_full ? "full" : "causal";
   tensors.is_mask_assumed = mask == QkvMask::from_file && !is_causal;
   return tensors;
+}
+
+QkvTensors copy_to_device(const QkvTensors& tensors, const Context& context) {
+  QkvTensors copy;
+  copy.name = tensors.name;
+  copy.q = machine::to_device(tensors.q.view, context);
+  copy.k = machine::to_device(tensors.k.view, context);
+  copy.v = machine::to_device(tensors.v.view, context);
+  copy.mask = tensors.mask;
+  copy.mask_text = tensors.mask_text;
+  copy.is_mask_assumed = tensors.is_mask_assumed;
+  copy.softmax_scale = tensors.softmax_scale;
+  if (tensors.mask.spans.has_value()) {
+    copy.spans = machine::to_device(tensors.mask.spans, context);
+    copy.mask.spans = copy.spans.view;
+  }
+  return copy;
 }
 
 TILEWISE_END_PUBLIC

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "tilewise/machine/device.h"
 #include "tilewise/study/comparer.h"
 #include "tilewise/study/row_meter.h"
 #include "tilewise/study/trial.h"
@@ -58,9 +59,9 @@ Problem QkvSource::problem() const {
   return problem;
 }
 
-Tensor QkvSource::make_out(const std::shared_ptr<Memory>& memory) const {
+Tensor QkvSource::make_out() const {
   const TensorView &q = tensors_.q.view, &v = tensors_.v.view;
-  return Tensor(memory, q.dtype(), {q.dim(0), q.dim(1), q.dim(2), v.dim(3)});
+  return machine::make_tensor(outer_, q.dtype(), {q.dim(0), q.dim(1), q.dim(2), v.dim(3)});
 }
 
 void QkvSource::run_dense(DenseFigures& dense) {
@@ -68,13 +69,13 @@ void QkvSource::run_dense(DenseFigures& dense) {
   Context own = outer_;
   own.memory = counting;
   const Problem here = problem();
-  dense_out_ = make_out(outer_.memory);
-  dense_lse_ = Tensor(outer_.memory, Dtype::f32, {here.q.dim(0), here.q.dim(1), here.q.dim(2)});
+  dense_out_ = make_out();
+  dense_lse_ = machine::make_tensor(outer_, Dtype::f32, {here.q.dim(0), here.q.dim(1), here.q.dim(2)});
   const Plan plan = dense_plans_.of(here, own);
   std::vector<double> times;
   for (int i = 0; i < kRepeats; ++i) {
     progress_.part("run " + std::to_string(i + 1) + "/" + std::to_string(kRepeats), static_cast<double>(i) / kRepeats);
-    const Stopwatch watch;
+    const Stopwatch watch(own);
     dense.backend = backend_name(attend(here, plan, dense_out_.view, dense_lse_.view, own));
     times.push_back(watch.ms());
   }
@@ -92,7 +93,7 @@ void QkvSource::fill_row(MethodFigures& row, size_t number, const Planner& plann
   own.memory = counting;
   const Problem here = problem();
   RowMeter meter(1, static_cast<int>(here.q.dim(1)), outer_);
-  const Tensor out = make_out(outer_.memory);
+  const Tensor out = make_out();
   std::optional<HeadMaps> maps;
   if (map_shape_) maps.emplace(*map_shape_, input());
   progress_.part("beside dense", 0);
@@ -108,7 +109,7 @@ NeedleFigures QkvSource::ask_needles(const Planner&) { fail(Error::Kind::value, 
 Attempt QkvSource::attempt(const Planner& planner, double most_ms) {
   Context own = outer_;
   const Problem here = problem();
-  const Tensor out = make_out(outer_.memory);
+  const Tensor out = make_out();
   const Tensor lse(outer_.memory, Dtype::f32, dense_lse_.view.shape());
   progress_.part("alone", 0);
   Trial trial(rates_, most_ms);

@@ -17,6 +17,7 @@ class QkvSource : public Source {
   std::string tune_text() const override { return tensors_.name; }
   double work(Step step, const std::string& name) const override;
   void run_dense(DenseFigures& dense) override;
+  bool is_on_gpu() const override { return outer_.device.type == Device::Type::cuda; }
   double dense_cost_ms() const override { return dense_cost_ms_; }
   void fill_row(MethodFigures& row, size_t number, const Planner& planner) override;
   NeedleFigures ask_needles(const Planner& planner) override;
@@ -24,7 +25,7 @@ class QkvSource : public Source {
 
  private:
   Problem problem() const;
-  Tensor make_out(const std::shared_ptr<Memory>& memory) const;
+  Tensor make_out() const;
 
   const QkvTensors& tensors_;
   const CompareRequest& request_;

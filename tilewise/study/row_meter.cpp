@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "tilewise/infer/layer.h"
+#include "tilewise/machine/device.h"
 #include "tilewise/study/clock.h"
 
 namespace tilewise::study {
@@ -18,22 +20,22 @@ Plan RowMeter::run(const StudiedLayer& layer, const Planner& planner, Context& o
   const Stopwatch whole;
   const Problem& problem = layer.problem;
   const TensorView& out = layer.out;
-  const Tensor dense_out(outer_.memory, out.dtype(), out.shape());
+  const Tensor dense_out = machine::make_tensor(outer_, out.dtype(), out.shape());
   const Shape rows{problem.q.dim(0), problem.q.dim(1), problem.q.dim(2)};
-  const Tensor dense_lse(outer_.memory, Dtype::f32, rows), lse(outer_.memory, Dtype::f32, rows);
+  const Tensor dense_lse = machine::make_tensor(outer_, Dtype::f32, rows), lse = machine::make_tensor(outer_, Dtype::f32, rows);
   const Plan dense_plan = dense_plans_.of(problem, outer_);
   std::vector<double> dense_ms, plan_ms, attend_ms;
   RecipePlan planned;
   const auto run_dense = [&] {
-    const Stopwatch watch;
+    const Stopwatch watch(outer_);
     attend(problem, dense_plan, dense_out.view, dense_lse.view, outer_, layer.sink_logit);
     dense_ms.push_back(watch.ms());
   };
   const auto run_sparse = [&] {
-    const Stopwatch planning;
+    const Stopwatch planning(own);
     planned = planner(problem, own);
     plan_ms.push_back(planning.ms());
-    const Stopwatch attending;
+    const Stopwatch attending(own);
     backend_ = backend_name(attend(problem, planned.plan, out, lse.view, own, layer.sink_logit));
     attend_ms.push_back(attending.ms());
   };
@@ -48,15 +50,21 @@ Plan RowMeter::run(const StudiedLayer& layer, const Planner& planner, Context& o
   plan_ms_ += median(plan_ms);
   attend_ms_ += median(attend_ms);
   dense_ms_ += median(dense_ms);
+  // Figures are taken on the host; what a GPU computed is copied there.
+  const Plan plan = infer::plan_on_host(planned.plan, outer_);
   if (planned.head_plans.empty()) {
-    sums_.add_plan(problem.layer, planned.plan, dense_plan);
+    sums_.add_plan(problem.layer, plan, dense_plans_.on_host(outer_));
   } else {
-    sums_.add_plans(problem.layer, planned.head_plans, dense_plan);
+    sums_.add_plans(problem.layer, planned.head_plans, dense_plans_.on_host(outer_));
   }
-  sums_.add_outputs(problem.layer, out, lse.view, dense_out.view, dense_lse.view, outer_);
+  {
+    const machine::OnHost ours(out, outer_), our_lse(lse.view, outer_), theirs(dense_out.view, outer_), their_lse(dense_lse.view, outer_);
+    Context host = machine::on_cpu(outer_);
+    sums_.add_outputs(problem.layer, ours.view, our_lse.view, theirs.view, their_lse.view, host);
+  }
   if (maps != nullptr) maps->add(problem, dense_plan, planned.plan, dense_lse.view, outer_);
   apart_ms_ += whole.ms() - median(plan_ms) - median(attend_ms);
-  return planned.plan;
+  return plan;
 }
 
 void RowMeter::write(MethodFigures& row, double texts) const {

@@ -15,7 +15,7 @@ class RowMeter {
  public:
   RowMeter(int num_layers, int heads, const Context& outer) : outer_(outer), sums_(num_layers, heads) {}
 
-  /// Writes sparse attention to layer.out and returns its plan. `own` is the row's context, whose memory is counted; dense attention and the figures take
+  /// Writes sparse attention to layer.out and returns its plan, which the host can read. `own` is the row's context, whose memory is counted; dense attention and the figures take
   /// theirs past it. Dense and sparse run `repeats` times in turns, three times at least where a turn takes under 20 ms,
   /// and their medians count. `maps`, if given, takes this layer, too.
   Plan run(const StudiedLayer& layer, const Planner& planner, Context& own, int repeats = 1, HeadMaps* maps = nullptr);

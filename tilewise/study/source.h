@@ -35,6 +35,8 @@ class Source {
 
   /// Dense attention in a run of its own; what later calls need of it is kept.
   virtual void run_dense(DenseFigures& dense) = 0;
+  /// Whether attention runs on a GPU: nothing is tuned there (costs are counted in CPU time), and heads have no maps (they are measured on the CPU).
+  virtual bool is_on_gpu() const = 0;
   /// What dense attention costs a setting's text, counted as TunePoint::cost_ms is; after run_dense() of a request that tunes.
   virtual double dense_cost_ms() const = 0;
   /// All figures of a row but its needles; `number` counts rows from 0.
