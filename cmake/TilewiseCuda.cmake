@@ -13,7 +13,7 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 # Kernels apart, since nvcc does not take the warnings that the C++ units are compiled with.
-add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/backward.cu tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/schedule.cu tilewise/plan/cuda/kernels.cu tilewise/select/cuda/antidiagonal.cu tilewise/select/cuda/kernels.cu)
+add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/backward.cu tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/measure.cu tilewise/attend/sm90/schedule.cu tilewise/plan/cuda/kernels.cu tilewise/select/cuda/antidiagonal.cu tilewise/select/cuda/kernels.cu)
 target_include_directories(tilewise_sm90 PRIVATE "${PROJECT_SOURCE_DIR}")
 set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON)
 # CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
@@ -34,6 +34,7 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/decode.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/device_plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/forward.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/measure.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/schedule.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/complete.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/validate.cpp"
@@ -57,10 +58,11 @@ set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" 
 add_executable(tilewise_sm90_test EXCLUDE_FROM_ALL tests/attend/sm90/forward_test.cpp)
 add_executable(tilewise_cuda_test EXCLUDE_FROM_ALL tests/attend/cuda/device_test.cpp)
 add_executable(tilewise_sm90_decode_test EXCLUDE_FROM_ALL tests/attend/sm90/decode_test.cpp)
+add_executable(tilewise_sm90_measure_test EXCLUDE_FROM_ALL tests/attend/sm90/measure_test.cpp)
 add_executable(tilewise_sm90_backward_test EXCLUDE_FROM_ALL tests/attend/sm90/backward_test.cpp)
 add_executable(tilewise_sm90_plan_test EXCLUDE_FROM_ALL tests/attend/sm90/plan_test.cpp)
 add_executable(tilewise_sm90_plan_bench EXCLUDE_FROM_ALL bench/attend/sm90/plan_bench.cpp)
-foreach(test tilewise_cuda_test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench)
+foreach(test tilewise_cuda_test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_measure_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench)
   target_link_libraries(${test} PRIVATE tilewise_core tilewise_flags CUDA::cudart_static)
   target_include_directories(${test} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_options(${test} PRIVATE -static-libgcc -static-libstdc++)

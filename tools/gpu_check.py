@@ -22,6 +22,8 @@ DECODES = {"decode": ("dense,short", 25), "paged": ("paged,listed,quantised", 25
 BACKWARDS = {"backward": ("dense,causal", "8192,32768", 25), "backward64": ("d64,d64causal", "32768", 15), "backsparse": ("sparse", "8192,32768", 25)}
 # bench/attend/cuda/forward_bench.py: the path for any GPU; it has no bar.
 ANY_GPU = {"cuda": ("8192", 20)}
+# bench/attend/sm90/measure_bench.py, lengths, seconds.
+MEASURES = {"measure": ("dense,sparse", "8192,32768", 20)}
 # tilewise_sm90_plan_bench, and about how many seconds it takes.
 PLANS = {"plans": 50}
 # tilewise compare --device cuda of a carried program (tools/carry_program.sh): its arguments, and about how many seconds it takes.
@@ -51,7 +53,7 @@ SHARES = {("128x128", "8K"): (.96, .92, .80, .64), ("128x128", "32K"): (.97, .96
           ("64x64", "8K"): (.75, .74, .68, .58), ("64x64", "32K"): (.78, .78, .75, .71)}
 OVER_PEER = {("128x128", "8K"): (1.05, 1.08, 1.18, 1.22), ("128x128", "32K"): (1.03, 1.03, 1.05, 1.07), ("64x64", "8K"): (1.08,) * 4,
              ("64x64", "32K"): (1.08,) * 4}
-NOT_BUILT = ["sparse 128K", "pools", "backward D=256", "small sizes from Python", "measure",
+NOT_BUILT = ["sparse 128K", "pools", "backward D=256", "small sizes from Python", "measure of sums, counts and exp(s - lse)",
              "FP8 forward"]
 
 
@@ -102,6 +104,9 @@ def bars(result):
         kernels = sorted((k for r, k in rows if r == row and re.fullmatch(r"density 0\.\d+", k)), reverse=True)
         for kernel, (over, bound) in zip(kernels, peers):
             ratio(f"{row} {kernel[8:]} over FA4, which is not deterministic (by cuDNN)", figure(row, kernel), cudnn and cudnn * over, bound)
+    for n in ("8K", "32K"):
+        row = f"measure D=128 {n}"
+        ratio(f"{row}, max of tiles, of own dense a FLOP", figure(row, "max of tiles"), figure(row, "dense"), .95)
     for row, bound in DECODE_SHARES.items():
         if (row, "tilewise") in rows: out.append((f"{row}: share of read bandwidth", rows[row, "tilewise"]["share"], bound))
     for row, bound in DECODE_TIMES.items():
@@ -186,7 +191,7 @@ def main():
     parser.add_argument("--bars", nargs="?", const="", default=None)
     parser.add_argument("--build", default="build/gpu")
     parser.add_argument("--built", help="folder that holds the tilewise_*_test programs, libtilewise_sm90_bench.so and python/_ops.so")
-    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *PLANS, *ANY_GPU, *COMPARES]))
+    parser.add_argument("--stages", default="tests,python,sanitize," + ",".join([*BENCHES, *BACKWARDS, *DECODES, *MEASURES, *PLANS, *ANY_GPU, *COMPARES]))
     parser.add_argument("--program", default="build/carry/tilewise-program/tilewise", help="for the stages comparelm and compare8b, from tools/carry_program.sh")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cases", type=int, default=1000)
@@ -211,6 +216,7 @@ def main():
         table.append(("build", "ok" if code == 0 else "FAIL", took, ""))
         if code: sys.exit(text[-3000:])
     tests = {"forward": str(built / "tilewise_sm90_test"), "decode": str(built / "tilewise_sm90_decode_test"),
+             "measure": str(built / "tilewise_sm90_measure_test"),
              "backward": str(built / "tilewise_sm90_backward_test"), "cuda": str(built / "tilewise_cuda_test"), "plan": str(built / "tilewise_sm90_plan_test")}
     for stage in options.stages.split(","):
         left = end - time.time()
@@ -264,8 +270,9 @@ def main():
                 rows, seconds = DECODES[stage]
                 command = [sys.executable, "bench/attend/sm90/decode_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows]
             else:
-                rows, lengths, seconds = (BENCHES | BACKWARDS)[stage]
-                command = [sys.executable, f"bench/attend/sm90/{'backward' if stage in BACKWARDS else 'forward'}_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
+                rows, lengths, seconds = (BENCHES | BACKWARDS | MEASURES)[stage]
+                kind = "backward" if stage in BACKWARDS else "measure" if stage in MEASURES else "forward"
+                command = [sys.executable, f"bench/attend/sm90/{kind}_bench.py", str(built / "libtilewise_sm90_bench.so"), "--rows", rows, "--lengths", lengths]
             if left < seconds:
                 table.append((stage, "left out", 0, f"{left:.0f} s left, takes {seconds}"))
                 continue

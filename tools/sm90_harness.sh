@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Builds in DIR what runs on a Hopper GPU: tilewise_cuda_test (attend/cuda, which any GPU of compute capability 8.0 runs), tilewise_sm90_test, tilewise_sm90_decode_test and tilewise_sm90_backward_test (attend_forward, attend_decode and
-# attend_backward against what they are defined as), tilewise_sm90_plan_test (plans made on the device against the host's), tilewise_sm90_plan_bench and
+# Builds in DIR what runs on a Hopper GPU: tilewise_cuda_test (attend/cuda, which any GPU of compute capability 8.0 runs), tilewise_sm90_test, tilewise_sm90_decode_test, tilewise_sm90_measure_test and
+# tilewise_sm90_backward_test (attend_forward, attend_decode, measure and attend_backward against what they are defined as), tilewise_sm90_plan_test (plans made on the device against the host's), tilewise_sm90_plan_bench and
 # libtilewise_sm90_bench.so (for bench/attend/sm90/*_bench.py), and looks over the machine code of the kernels. Needs nvcc 13, CMake and Ninja, no GPU.
 # With a PYTHON that has torch, also the operators of the Python package (DIR/python/_ops.so).
 # usage: tools/sm90_harness.sh DIR [PYTHON]
@@ -32,6 +32,17 @@ import re, sys
 kernels = re.findall(r"Compiling entry function '\S*DecodeConfigILi(\d+)E\S*' for.*?(\d+) bytes spill stores", open(sys.argv[1]).read(), re.S)
 print(f"{len(kernels)} decode kernels, bytes spilt: {[int(spill) for _, spill in kernels]}")
 sys.exit(1 if not kernels or any(int(dim) <= 128 and spill != "0" for dim, spill in kernels) else 0)
+PYTHON
+# Of measure, none may spill or wait for each wgmma.
+$nvcc -Xptxas -v -cubin tilewise/attend/sm90/measure.cu -o "$dir/measure.cubin" > "$dir/measure.ptxas" 2>&1 || { cat "$dir/measure.ptxas"; exit 1; }
+python3 - "$dir/measure.ptxas" <<'PYTHON'
+import re, sys
+text = open(sys.argv[1]).read()
+faults = re.findall(r".*C75\d\d.*", text)
+kernels = re.findall(r"Compiling entry function '\S*MeasureConfigILi(\d+)E\S*' for.*?(\d+) bytes spill stores", text, re.S)
+faults += [f"measure spills {spill} bytes: head_dim {dim}" for dim, spill in kernels if spill != "0"]
+print(f"{len(kernels)} measure kernels")
+sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
 # Of the backward, the kernels without softcap may not spill, and none may wait for each wgmma.
 $nvcc -Xptxas -v -cubin tilewise/attend/sm90/backward.cu -o "$dir/backward.cubin" > "$dir/backward.ptxas" 2>&1 || { cat "$dir/backward.ptxas"; exit 1; }
@@ -72,4 +83,4 @@ if command -v cuobjdump > /dev/null; then
   test "$count" -gt 0 || { echo "no HGMMA in the kernels"; exit 1; }
   echo "$count HGMMA"
 fi
-cmake --build "$dir" --target tilewise_cuda_test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench tilewise_sm90_bench ${python:+tilewise_ops} > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }
+cmake --build "$dir" --target tilewise_cuda_test tilewise_sm90_test tilewise_sm90_decode_test tilewise_sm90_measure_test tilewise_sm90_backward_test tilewise_sm90_plan_test tilewise_sm90_plan_bench tilewise_sm90_bench ${python:+tilewise_ops} > "$dir.log" 2>&1 || { tail -n 50 "$dir.log"; exit 1; }

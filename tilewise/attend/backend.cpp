@@ -17,6 +17,7 @@
 #include "tilewise/attend/sm90/backward.h"
 #include "tilewise/attend/sm90/decode.h"
 #include "tilewise/attend/sm90/forward.h"
+#include "tilewise/attend/sm90/measure.h"
 #endif
 
 namespace tilewise::attend {
@@ -42,6 +43,8 @@ const std::array kBackends{
         .backward = &sm90::backward,
         .decode_refusal = &sm90::refusal,
         .decode = &sm90::decode,
+        .measure_refusal = &sm90::refusal,
+        .measure = &sm90::measure,
     },
     Backend{
         .name = "cuda",

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels behind a C door, so that a Python process that holds the peers can launch them. Errors come back as cudaError_t.
 #include "tilewise/attend/sm90/decode_args.h"
+#include "tilewise/attend/sm90/measure_args.h"
 #include "tilewise/attend/sm90/schedule.h"
 
 using namespace tilewise::attend::sm90;
@@ -26,6 +27,8 @@ extern "C" int64_t tilewise_attend_sm90_forward_input_bytes() { return static_ca
 
 extern "C" int64_t tilewise_attend_sm90_decode_workspace(const DecodeInput* input) { return static_cast<int64_t>(decode_workspace(*input)); }
 extern "C" int tilewise_attend_sm90_decode(const DecodeInput* input, cudaStream_t stream) { return attend_sm90_decode(*input, stream); }
+extern "C" int tilewise_attend_sm90_measure(const MeasureInput* input, cudaStream_t stream) { return attend_sm90_measure(*input, stream); }
+extern "C" int64_t tilewise_attend_sm90_measure_input_bytes() { return static_cast<int64_t>(sizeof(MeasureInput)); }
 /// For a check that the Python side lays DecodeInput out alike.
 extern "C" int64_t tilewise_attend_sm90_decode_input_bytes() { return static_cast<int64_t>(sizeof(DecodeInput)); }
 
