@@ -367,7 +367,7 @@ void errors() {
     other.memory = host_memory();
     AttendParams params = device.params;
     const Problem many(rng, [] {
-      Options o = simple_options(128 * 40);
+      Options o = simple_options(128 * 80);  // more rows than go without a schedule
       o.plan.density = 0.02;
       o.plan.groups = 1;
       return o;
@@ -441,7 +441,7 @@ void streams() {
 void graphs() {
   Rng rng(7);
   Options options = simple_options(1300);
-  options.plan.heads_q = 16;  // more rows than thread blocks: with a schedule
+  options.plan.heads_q = 32;  // so many rows that a schedule is made
   const Problem problem(rng, options);
   const Stream own;
   const cudaStream_t stream = own.raw;

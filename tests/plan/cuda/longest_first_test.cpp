@@ -23,6 +23,10 @@ using testing::Guarded;
 using testing::launch_on_host;
 
 void run(const LongestFirstArgs& args, unsigned seed) {
+  if (are_few(args) && seed % 2 == 0) {
+    launch_on_host(1, kSortThreads, sort_shared_bytes(), seed, [&](auto& block) { order_few_kernel(block, args); });
+    return;
+  }
   launch_on_host(length_blocks(args.items), kLengthThreads, kLengthSharedBytes, seed, [&](auto& block) { row_lengths_kernel(block, args); });
   launch_on_host((args.items + args.section - 1) / args.section, kSortThreads, sort_shared_bytes(), seed,
                  [&](auto& block) { longest_first_kernel(block, args); });
@@ -58,7 +62,7 @@ TEST(LongestFirst, OrdersTheRowsOfRandomPlans) {
     args.items = args.items_per_head * plan.heads_q * static_cast<int>(plan.batch);
     args.heads_q = plan.heads_q;
     args.keys = static_cast<int>(slots_k_with_pools(plan));
-    args.section = static_cast<int>(uniform(rng, 1, args.items));
+    args.section = seed % 3 == 0 ? args.items : static_cast<int>(uniform(rng, 1, args.items));
     args.bucket_keys = static_cast<int>(uniform(rng, 1, 8));
     std::vector<int32_t> lengths;
     for (int64_t b = 0; b < plan.batch; ++b) {
@@ -117,6 +121,43 @@ TEST(LongestFirst, SortsMoreRowsThanABlockHasThreads) {
       EXPECT_EQ(std::vector<int32_t>(args.order, args.order + args.items), expected(args, lengths)) << rows;
       EXPECT_TRUE(memory.is_intact());
     }
+  }
+}
+
+// One block does what two launches do, for as many rows as it takes.
+TEST(LongestFirst, OrdersFewRowsInOneLaunch) {
+  for (const int rows : {1, 63, 128, 129, 300, 511, 512}) {
+    Rng rng(static_cast<uint64_t>(rows));
+    std::vector<int64_t> begin;
+    std::vector<int32_t> count, start, stop, lengths;
+    for (int row = 0; row < rows; ++row) {
+      begin.push_back(static_cast<int64_t>(start.size()));
+      count.push_back(static_cast<int32_t>(uniform(rng, 0, 20)));
+      lengths.push_back(0);
+      for (int i = 0; i < count.back(); ++i) {
+        start.push_back(i * 200);
+        stop.push_back(static_cast<int32_t>(i * 200 + uniform(rng, 1, 200)));
+        lengths.back() += stop.back() - start.back();
+      }
+    }
+    LongestFirstArgs args{};
+    args.lists[0] = {.begin = begin.data(), .count = count.data(), .start = start.data(), .stop = stop.data()};
+    args.items_per_row = 1;
+    args.items_per_head = args.items = args.section = rows;
+    args.heads_q = 1;
+    args.keys = 4096;
+    args.bucket_keys = (args.keys + kBuckets - 1) / kBuckets;
+    ASSERT_TRUE(are_few(args));
+    const Guarded memory((2 * static_cast<size_t>(rows) + 2) * sizeof(int32_t));
+    args.length = static_cast<int32_t*>(memory.data());
+    args.order = args.length + rows;
+    args.counter = args.order + rows;
+    run(args, 2);
+    EXPECT_EQ(std::vector<int32_t>(args.length, args.length + rows), lengths) << rows;
+    EXPECT_EQ(std::vector<int32_t>(args.order, args.order + rows), expected(args, lengths)) << rows;
+    EXPECT_EQ(args.counter[0], 0);
+    EXPECT_EQ(args.counter[1], 0);
+    EXPECT_TRUE(memory.is_intact());
   }
 }
 

@@ -12,7 +12,7 @@ using machine::sm90::Tensor16;
 /// `blocks`: column blocks of a box.
 bool make_args(ForwardArgs& args, const ForwardInput& input, int tile_k, int blocks) {
   const auto make = [](CUtensorMap& map, const Tensor16& tensor, int tokens, int of_blocks) {
-    return make_tensor_map(map, tensor, tokens, of_blocks) == CUDA_SUCCESS;
+    return kept_tensor_map(map, tensor, tokens, of_blocks) == CUDA_SUCCESS;
   };
   Tensor16 k = input.k;
   Tensor16 v = input.v.data ? input.v : input.k;  // without v: lse alone, the product with it is thrown away
@@ -70,7 +70,7 @@ bool add_general(GeneralArgs& args, const ForwardInput& input, const GeneralInpu
   const Tensor16& out = input.out.data ? input.out : input.q;
   args.is_flat_q = !has_whole_blocks(input.q);
   args.is_flat_v = !has_whole_blocks(out);
-  return make_tensor_map(args.q_token, input.q, 1, 1) == CUDA_SUCCESS && make_tensor_map(args.out_token, out, 1, 1) == CUDA_SUCCESS;
+  return kept_tensor_map(args.q_token, input.q, 1, 1) == CUDA_SUCCESS && kept_tensor_map(args.out_token, out, 1, 1) == CUDA_SUCCESS;
 }
 
 template <class C>
@@ -117,6 +117,8 @@ int items_per_head(const ForwardInput& input, const GeneralInput* general) {
   const int rows = general && general->edge ? general->num_rows : (slots + input.tile - 1) / input.tile;
   return rows * items_per_row(input, general);
 }
+
+int blocks_per_multiprocessor(const ForwardInput& input, const GeneralInput* general) { return !general && input.tile == 64 ? 2 : 1; }
 
 cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* general, int variant, cudaStream_t stream) {
   const int head_dim = std::max(input.q.head_dim, input.v.data ? input.v.head_dim : 0);

@@ -127,5 +127,7 @@ cudaError_t attend_sm90_forward(const ForwardInput& input, const GeneralInput* g
 /// Items of one head and of one row: how the order of work counts.
 int items_per_row(const ForwardInput& input, const GeneralInput* general);
 int items_per_head(const ForwardInput& input, const GeneralInput* general);
+/// Thread blocks that run at once on a multiprocessor.
+int blocks_per_multiprocessor(const ForwardInput& input, const GeneralInput* general);
 
 }  // namespace tilewise::attend::sm90

@@ -42,6 +42,11 @@ __global__ void __launch_bounds__(kSortThreads) longest_first(const __grid_const
   longest_first_kernel(block, args);
 }
 
+__global__ void __launch_bounds__(kSortThreads) order_few(const __grid_constant__ LongestFirstArgs args) {
+  DeviceBlock block(shared_memory);
+  order_few_kernel(block, args);
+}
+
 __global__ void __launch_bounds__(kValidateThreads) validate_rows(const __grid_constant__ ValidateArgs args) {
   DeviceBlock block(shared_memory);
   validate_kernel(block, args);
@@ -70,6 +75,10 @@ cudaError_t launch_complete(const CompleteLaunch& launch, cudaStream_t stream) {
 
 cudaError_t launch_longest_first(const LongestFirstArgs& args, cudaStream_t stream) {
   if (args.items == 0) return cudaMemsetAsync(args.counter, 0, 2 * sizeof(int32_t), stream);
+  if (are_few(args)) {
+    order_few<<<1, kSortThreads, sort_shared_bytes(), stream>>>(args);
+    return cudaGetLastError();
+  }
   row_lengths<<<static_cast<unsigned>(length_blocks(args.items)), kLengthThreads, kLengthSharedBytes, stream>>>(args);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   longest_first<<<static_cast<unsigned>((args.items + args.section - 1) / args.section), kSortThreads, sort_shared_bytes(), stream>>>(args);

@@ -5,8 +5,8 @@
 #include "tilewise/machine/cuda/block.h"
 #include "tilewise/plan/cuda/run_list_view.h"
 
-// The order in which a persistent kernel takes the rows of a plan: longest first, so that rows of any lengths end together. Two kernels: lengths, then
-// a stable counting sort. An item is a row, or one of the parts that a tall row is cut into.
+// The order in which a persistent kernel takes the rows of a plan: longest first, so that rows of any lengths end together. Two kernels, lengths, then
+// a stable counting sort, or both in one where rows are few. An item is a row, or one of the parts that a tall row is cut into.
 namespace tilewise::plan::cuda {
 
 struct LongestFirstArgs {
@@ -26,6 +26,21 @@ constexpr int kBuckets = 256, kSortThreads = 1024, kSortWarps = kSortThreads / 3
 inline long length_blocks(int items) { return (items + kLengthThreads / kLanesAnItem - 1) / (kLengthThreads / kLanesAnItem); }
 constexpr unsigned long kLengthSharedBytes = kLengthThreads * sizeof(int);
 
+/// Keys of every `lanes`-th run of an item's row from run `lane` on.
+TILEWISE_DEVICE inline int keys_of_lane(const LongestFirstArgs& args, int item, int lane, int lanes) {
+  const int of_batch = item / args.items_per_head, num_rows = args.items_per_head / args.items_per_row;
+  const int row = item % args.items_per_head / args.items_per_row, batch = of_batch / args.heads_q, head = of_batch % args.heads_q;
+  int keys = 0;
+  for (const RunListView& list : args.lists) {
+    const RowView runs = row_of(list, batch, head, args.heads_q, num_rows, row);
+    for (int i = lane; i < runs.count; i += lanes) {
+      const int start = runs.start[i], past = start + list.grain;
+      keys += (runs.stop != nullptr ? runs.stop[i] : past < args.keys ? past : args.keys) - start;
+    }
+  }
+  return keys;
+}
+
 template <class Block>
 TILEWISE_DEVICE void row_lengths_kernel(Block& block, const LongestFirstArgs& args) {
   int* const partial = reinterpret_cast<int*>(block.shared());
@@ -33,19 +48,7 @@ TILEWISE_DEVICE void row_lengths_kernel(Block& block, const LongestFirstArgs& ar
   block.each([&](int thread) {
     if (block.index() == 0 && thread < 2) args.counter[thread] = 0;
     const int item = first + thread / kLanesAnItem, lane = thread % kLanesAnItem;
-    int keys = 0;
-    if (item < args.items) {
-      const int of_batch = item / args.items_per_head, num_rows = args.items_per_head / args.items_per_row;
-      const int row = item % args.items_per_head / args.items_per_row, batch = of_batch / args.heads_q, head = of_batch % args.heads_q;
-      for (const RunListView& list : args.lists) {
-        const RowView runs = row_of(list, batch, head, args.heads_q, num_rows, row);
-        for (int i = lane; i < runs.count; i += kLanesAnItem) {
-          const int start = runs.start[i], past = start + list.grain;
-          keys += (runs.stop != nullptr ? runs.stop[i] : past < args.keys ? past : args.keys) - start;
-        }
-      }
-    }
-    partial[thread] = keys;
+    partial[thread] = item < args.items ? keys_of_lane(args, item, lane, kLanesAnItem) : 0;
   });
   block.each([&](int thread) {
     if (thread >= kLengthThreads / kLanesAnItem || first + thread >= args.items) return;
@@ -120,6 +123,28 @@ TILEWISE_DEVICE void longest_first_kernel(Block& block, const LongestFirstArgs& 
     }
   });
   walk(args.order);
+}
+
+/// Whether one block does both sooner than two launches: few rows of one section, and not many runs a row.
+inline bool are_few(const LongestFirstArgs& args) { return args.items <= kSortThreads / 2 && args.section >= args.items && args.keys <= 4096; }
+
+/// Lengths and order in one launch of one block.
+template <class Block>
+TILEWISE_DEVICE void order_few_kernel(Block& block, const LongestFirstArgs& args) {
+  int* const partial = reinterpret_cast<int*>(block.shared());
+  int lanes = kLanesAnItem;
+  while (args.items * lanes > kSortThreads) lanes /= 2;
+  block.each([&](int thread) {
+    if (thread < 2) args.counter[thread] = 0;
+    partial[thread] = thread / lanes < args.items ? keys_of_lane(args, thread / lanes, thread % lanes, lanes) : 0;
+  });
+  block.each([&](int thread) {
+    if (thread >= args.items) return;
+    int keys = 0;
+    for (int lane = 0; lane < lanes; ++lane) keys += partial[thread * lanes + lane];
+    args.length[thread] = keys;
+  });
+  longest_first_kernel(block, args);
 }
 
 }  // namespace tilewise::plan::cuda
