@@ -305,6 +305,17 @@ std::vector<BadCall> of_study() {
       {"parse_comparison: schema", Kind::io, {"out.json", "schema 7", "reads 1"}, [] { parse_comparison(R"({"schema": 7})", "out.json"); }},
       {"load_needles: no folder", Kind::io, {"/nowhere"}, [] { load_needles("/nowhere", 100); }},
       {"load_needles: length", Kind::value, {"123"}, [] { load_needles("models/reference-lm", 123); }},
+      {"copy_to_device: no such GPU",
+       Kind::device,
+       {"cuda:999"},
+       [] {
+         Context context = tiny().context;
+         context.device = {Device::Type::cuda, 999};
+         const float number = 0;
+         QkvTensors of_one;
+         of_one.q.view = TensorView::of(&number, {1, 1, 1, 1});
+         copy_to_device(of_one, context);
+       }},
       qkv("missing", Kind::io, {missing}, missing),
       qkv("damaged", Kind::io, {damaged}, damaged),
       qkv("no v", Kind::io, {"v"}, tensors({{"q", four}, {"k", two}})),
