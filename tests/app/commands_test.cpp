@@ -218,6 +218,41 @@ TEST(Commands, DoctorFailsOnWrongWeights) {
   EXPECT_EQ(run_program({"doctor", "--model", folder.file("nothing")}).code, 0) << "a missing reference LM is a note";
 }
 
+TEST(Commands, DevicesByTheirSpelling) {
+  EXPECT_EQ(parse_device("cpu"), Device{});
+  EXPECT_EQ(parse_device("cuda"), (Device{Device::Type::cuda, 0}));
+  EXPECT_EQ(parse_device("cuda:0"), (Device{Device::Type::cuda, 0}));
+  EXPECT_EQ(parse_device("cuda:12"), (Device{Device::Type::cuda, 12}));
+  for (const char* text : {"", "cpu:0", "gpu", "cuda:", "cuda:-1", "cuda:1 ", "cuda:99999999999"})
+    EXPECT_THROW(parse_device(text), UsageError) << text;
+}
+
+// A folder with config.json alone, of a vocabulary that no byte fills: the same seed draws the same model.
+TEST(Commands, RandomWeightsNeedOnlyAShape) {
+  TemporaryFolder folder;
+  study::TinyModel().save(folder.path());
+  std::filesystem::remove(folder.file("model.safetensors"));
+  std::string config = TemporaryFolder::read(folder.file("config.json"));
+  const std::string vocabulary = "\"vocab_size\": 256";
+  TemporaryFolder::write(folder.file("config.json"), config.replace(config.find(vocabulary), vocabulary.size(), "\"vocab_size\": 300"));
+  TemporaryFolder::write(folder.file("text"), std::string(150, 'a') + std::string(150, 'b'));
+  const auto figures = [&](const std::string& seed) {
+    const Ended ended = run_program({"compare", "--model", folder.path(), "--text", folder.file("text"), "--length", "300", "--methods", "a_shape",
+                                     "--random-weights", seed, "--json", folder.file("out.json")});
+    EXPECT_EQ(ended.code, 0) << ended.err;
+    EXPECT_NE(ended.out.find("weights are random"), std::string::npos) << ended.out;
+    return json::parse(TemporaryFolder::read(folder.file("out.json")));
+  };
+  const json one = figures("1"), again = figures("1"), two = figures("2");
+  const auto bits = [](const json& document) { return document.at("dense").at("bits_per_byte").get<double>(); };
+  EXPECT_EQ(bits(one), bits(again));
+  EXPECT_NE(bits(one), bits(two));
+  EXPECT_GT(bits(one), 5);
+  EXPECT_EQ(one.at("input").at("dtype"), "f32");
+  const Ended without = run_program({"compare", "--model", folder.path(), "--text", folder.file("text"), "--length", "300"});
+  EXPECT_EQ(without.code, 1) << "a checkpoint has weights";
+}
+
 TEST(Commands, ArgumentsAreQuotedForAShell) {
   EXPECT_EQ(quote_for_shell("a-b/c.txt:x=1,y=2"), "a-b/c.txt:x=1,y=2");
   EXPECT_EQ(quote_for_shell(""), "''");

@@ -184,6 +184,25 @@ TEST(DeviceForward, RandomWeightsAreTheSameEverywhere) {
   EXPECT_EQ(*device.weights.layers[1].qkv.bias_or_null(), 0.0f);
 }
 
+// The shape that comes with the project, for --random-weights.
+TEST(DeviceForward, TheShapeOfLlamaIsRead) {
+  const ModelConfig config = read_config("models/llama-3.1-8b-shape");
+  const WeightSource source("models/llama-3.1-8b-shape", config, 1);
+  EXPECT_EQ(config.num_layers, 32);
+  EXPECT_EQ(config.heads_q * config.head_dim, config.hidden_size);
+  EXPECT_EQ(config.heads_kv, 8);
+  EXPECT_EQ(config.rope.kind, RopeScaling::Kind::llama3);
+  int64_t weights = source.numel(kEmbeddingName) + source.numel(kFinalNormName) + source.numel("lm_head.weight");
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    const LayerNames names = names_of_layer(config, layer);
+    weights += source.numel(names.attention_norm) + source.numel(names.mlp_norm);
+    for (const LinearNames* linear : {&names.qkv, &names.output, &names.gate, &names.up, &names.down}) {
+      for (const std::string& part : linear->parts) weights += source.numel(part + ".weight");
+    }
+  }
+  EXPECT_EQ(weights, 8'030'261'248) << "the published count";
+}
+
 // A call that is cancelled, or whose attention fails, leaves the cache as it was and gives its memory back.
 TEST(DeviceForward, FailsWhole) {
   TinyCheckpoint checkpoint;

@@ -56,7 +56,7 @@ Functions find_library() {
       break;
     }
     const char* const reason = ::dlerror();
-    looked += (looked.empty() ? "" : "; ") + place + (reason == nullptr ? "" : std::string(" (") + reason + ")");
+    looked += (looked.empty() ? "" : "; ") + (reason == nullptr ? place : std::string(reason));  // begins with the place
   }
   if (library == nullptr) {
     found.problem = "cuBLASLt of CUDA 13 is not found; looked for " + looked + ". Set " + kVariable +
