@@ -274,6 +274,7 @@ std::vector<BadCall> of_study() {
       bad("density NaN", Kind::value, {"density"}, [](CompareRequest& r) { r.density = NAN; }),
       bad("a recipe of another model", Kind::value, {"layers"},
           [](CompareRequest& r) { r.recipe = uniform_recipe(model().config(), {"dense", {}}), r.recipe->num_layers = 7; }),
+      {"copy_to_device: a context on the CPU", Kind::device, {"copy_to_device", "cpu"}, [] { copy_to_device(QkvTensors{}, tiny().context); }},
       {"search_heads: no text", Kind::value, {"text"}, search([](HeadSearch& s) { s.text = {}; })},
       {"search_heads: no candidate", Kind::value, {"candidate"}, search([](HeadSearch& s) { s.candidates.clear(); })},
       {"search_heads: method", Kind::value, {"nothing"}, search([](HeadSearch& s) { s.candidates = {{"nothing", {}}}; })},

@@ -89,6 +89,7 @@ TEST_F(OnDevice, ModelsAreComparedAsOnTheCpu) {
   // A method without a search on the GPU is refused in its row, with the device in the reason; nothing runs in its place.
   EXPECT_TRUE(got.methods[1].is_refused());
   EXPECT_NE(got.methods[1].refused.find("cuda:0"), std::string::npos) << got.methods[1].refused;
+  EXPECT_NE(got.methods[1].refused.find("--device cpu runs it"), std::string::npos) << got.methods[1].refused;
 }
 
 TEST_F(OnDevice, TensorsAreComparedAsOnTheCpu) {

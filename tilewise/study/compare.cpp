@@ -157,6 +157,7 @@ class Comparer {
       } catch (const Error& error) {
         if (!is_refusal(error)) throw;
         row.refused = error.what();
+        if (source_.is_on_gpu() && error.kind() == Error::Kind::device) row.refused += "; the method plans on the CPU alone, --device cpu runs it";
       }
     }
     if (row.is_refused()) {

@@ -151,6 +151,12 @@ QkvTensors load_qkv(const std::string& path, QkvMask mask, Context& context) {
 }
 
 QkvTensors copy_to_device(const QkvTensors& tensors, const Context& context) {
+  check(context.device.type == Device::Type::cuda, Error::Kind::device, "copy_to_device: the context runs on ", context.device,
+        "; set Context::device to a GPU");
+  for (const Tensor* tensor : {&tensors.q, &tensors.k, &tensors.v}) {
+    check(tensor->view.device().type == Device::Type::cpu, Error::Kind::device, "copy_to_device: the tensors are on ", tensor->view.device(),
+          ", it takes those of load_qkv");
+  }
   QkvTensors copy;
   copy.name = tensors.name;
   copy.q = machine::to_device(tensors.q.view, context);

@@ -31,7 +31,7 @@ enum class QkvMask { from_file, causal, full };
 ///         than two ranges), memory.
 TILEWISE_API QkvTensors load_qkv(const std::string& path, QkvMask mask, Context& context);
 
-/// The same tensors in the memory of the context, on its GPU. Errors: memory, cuda.
+/// The same tensors in the memory of the context, on its GPU. Errors: device (the context is not on a GPU, the tensors are not on the CPU), memory, cuda.
 TILEWISE_API QkvTensors copy_to_device(const QkvTensors& tensors, const Context& context);
 
 TILEWISE_END_PUBLIC
