@@ -13,7 +13,7 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 # Kernels apart, since nvcc does not take the warnings that the C++ units are compiled with.
-add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/backward.cu tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/measure.cu tilewise/attend/sm90/schedule.cu tilewise/plan/cuda/kernels.cu tilewise/select/cuda/antidiagonal.cu tilewise/select/cuda/kernels.cu)
+add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/backward.cu tilewise/attend/sm90/backward_steps.cu tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/measure.cu tilewise/attend/sm90/schedule.cu tilewise/plan/cuda/kernels.cu tilewise/select/cuda/antidiagonal.cu tilewise/select/cuda/kernels.cu)
 target_include_directories(tilewise_sm90 PRIVATE "${PROJECT_SOURCE_DIR}")
 set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON)
 # CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
@@ -30,7 +30,6 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/problem.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/workspace.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/backward.cpp"
-  "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/backward_steps.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/decode.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/device_plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/sm90/forward.cpp"

@@ -119,6 +119,9 @@ def bars(result):
         kernels = sorted((k for r, k in rows if r == row and re.fullmatch(r"density 0\.\d+", k)), reverse=True)
         for kernel, (over, bound) in zip(kernels, peers):
             ratio(f"{row} {kernel[8:]} over FA4, which is not deterministic (by cuDNN)", figure(row, kernel), cudnn and cudnn * over, bound)
+        for kernel in kernels[-1:]:
+            order = rows.get((f"backward order 128x128 D=128 {n}", kernel))
+            if n == "32K" and order: out.append((f"order of the backward {n} {kernel[8:]}: bound of .03 of the backward over share", .03 * rows[row, kernel]["time_ms"] / order["time_ms"], 1.00))
     for n in ("8K", "32K"):
         row = f"measure D=128 {n}"
         ratio(f"{row}, max of tiles, of own dense a FLOP", figure(row, "max of tiles"), figure(row, "dense"), .95)

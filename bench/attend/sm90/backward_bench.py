@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sustained TFLOP/s of the Hopper backward (5 products counted; preparation of the order of work apart, delta and dq's last pass included) beside
+"""Sustained TFLOP/s of the Hopper backward (5 products counted; the order of work apart, in rows of its own; delta and dq's last pass included) beside
 cuDNN's, all kernels of a row taking turns in one process. Protocol: forward_bench.py. Gradients are checked once against cuDNN's, or against f64 rows.
 usage: backward_bench.py LIBRARY [--rows dense,causal,d64,sparse] [--lengths 8192,32768] [--rounds 7] [--out FILE.json] [--commit ID]
 """
@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from forward_bench import Bench, Tensor16, causal_lists, error, full_list, random_tiles
 
 
-class HostList(ctypes.Structure):
+class DeviceList(ctypes.Structure):
     _fields_ = [("begin", ctypes.c_void_p), ("count", ctypes.c_void_p), ("start", ctypes.c_void_p), ("stop", ctypes.c_void_p),
                 ("groups", ctypes.c_int64), ("rows", ctypes.c_int64), ("capacity", ctypes.c_int64)]
 
@@ -19,7 +19,11 @@ class HostList(ctypes.Structure):
 class StepsInput(ctypes.Structure):
     _fields_ = [("seqlen_q", ctypes.c_int64), ("seqlen_k", ctypes.c_int64), ("heads_q", ctypes.c_int), ("heads_kv", ctypes.c_int),
                 ("tile", ctypes.c_int), ("tile_q", ctypes.c_int), ("thread_blocks", ctypes.c_int), ("is_causal", ctypes.c_int),
-                ("whole", HostList), ("masked", HostList)]
+                ("patterns", ctypes.c_int64), ("whole", DeviceList), ("masked", DeviceList)]
+
+
+class StepsMade(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("items", "first_item", "steps", "patterns", "status")]
 
 
 class BackwardInput(ctypes.Structure):
@@ -27,28 +31,24 @@ class BackwardInput(ctypes.Structure):
         ("lse", ctypes.c_void_p), ("dlse", ctypes.c_void_p), ("lse_strides", ctypes.c_int64 * 3), ("dlse_strides", ctypes.c_int64 * 3),
         ("sink_logit", ctypes.c_void_p), ("dsink_logit", ctypes.c_void_p), ("softmax_scale", ctypes.c_float), ("softcap", ctypes.c_float),
         ("items", ctypes.c_void_p), ("first_item", ctypes.c_void_p), ("steps", ctypes.c_void_p), ("patterns", ctypes.c_void_p),
-        ("thread_blocks", ctypes.c_int)]
+        ("thread_blocks", ctypes.c_int), ("status", ctypes.c_void_p)]
 
 
 class BackwardBench(Bench):
     def __init__(self, library, rounds):
         super().__init__(library, rounds)
         for each in self.libraries:
-            each.tilewise_sm90_backward_steps.restype = ctypes.c_void_p
-            each.tilewise_sm90_backward_array.restype = ctypes.c_int64
-            each.tilewise_sm90_backward_array.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
-            each.tilewise_sm90_backward_free.argtypes = [ctypes.c_void_p]
+            each.tilewise_sm90_backward_order.restype = ctypes.c_int64
+            each.tilewise_sm90_backward_order.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
             each.tilewise_sm90_backward_workspace.restype = ctypes.c_int64
             each.tilewise_sm90_backward_workspace.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int64, ctypes.c_int]
             each.tilewise_attend_sm90_backward.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
 
-    def host_list(self, lists, keep):
-        if lists is None: return HostList()
-        arrays = [x.cpu().contiguous() for x in lists.keep]
-        keep += arrays
-        begin, count, start, stop = arrays
+    def device_list(self, lists):
+        if lists is None: return DeviceList()
+        begin, count, start, stop = lists.keep
         groups = lists.view.begin_heads
-        return HostList(*(x.data_ptr() for x in arrays), groups, begin.numel() // groups, start.numel())
+        return DeviceList(*(x.data_ptr() for x in lists.keep), groups, begin.numel() // groups, start.numel())
 
     def backward(self, q, k, v, dout, whole=None, masked=None, number=0, tile=128):
         """The forward's run, and the backward of its output."""
@@ -58,31 +58,28 @@ class BackwardBench(Bench):
         out, lse = run_forward.out, run_forward.lse
         gradients = [torch.full_like(x, float("nan")) for x in (q, k, v)]
         heads_q, n, head_dim = q.shape[1:]
-        keep = []
         s = StepsInput(n, k.shape[2], heads_q, k.shape[1], tile, 128 if head_dim == 64 else 64, torch.cuda.get_device_properties(0).multi_processor_count,
-                       masked is not None, self.host_list(whole, keep), self.host_list(masked, keep))
-        begin = time.time()
-        handle = library.tilewise_sm90_backward_steps(ctypes.byref(s))
-        self.prepare_ms = 1e3 * (time.time() - begin)
-        arrays = []
-        for i in range(4):
-            data = ctypes.c_void_p()
-            size = library.tilewise_sm90_backward_array(handle, i, ctypes.byref(data))
-            host = torch.frombuffer((ctypes.c_char * size).from_address(data.value), dtype=torch.uint8).clone() if size else torch.zeros(8, dtype=torch.uint8)
-            arrays.append(host.cuda())
-        library.tilewise_sm90_backward_free(handle)
+                       masked is not None, 4096, self.device_list(whole), self.device_list(masked))
+        made = StepsMade()
+        order = torch.empty(library.tilewise_sm90_backward_order(ctypes.byref(s), None, None, None), dtype=torch.uint8, device="cuda")
+
+        def make_order(keep=(whole, masked, order)):
+            code = library.tilewise_sm90_backward_order(ctypes.byref(s), order.data_ptr(), ctypes.byref(made), torch.cuda.current_stream().cuda_stream)
+            if code < 0: raise RuntimeError(f"order of work: cuda error {-code}")
+
+        make_order()
         f = BackwardInput(*(Tensor16(x) for x in (q, k, v, out, dout, *gradients)), lse.data_ptr(), None)
         for axis in range(3): f.lse_strides[axis] = lse.stride(axis)
         f.softmax_scale = head_dim ** -0.5
-        f.items, f.first_item, f.steps, f.patterns = (x.data_ptr() for x in arrays)
+        f.items, f.first_item, f.steps, f.patterns = made.items, made.first_item, made.steps, made.patterns
         f.thread_blocks = s.thread_blocks
         workspace = torch.empty(library.tilewise_sm90_backward_workspace(1, heads_q, n, head_dim), dtype=torch.uint8, device="cuda")
 
-        def run(keep=(q, k, v, dout, out, lse, arrays, gradients, workspace)):
+        def run(keep=(q, k, v, dout, out, lse, order, gradients, workspace)):
             code = library.tilewise_attend_sm90_backward(ctypes.byref(f), workspace.data_ptr(), torch.cuda.current_stream().cuda_stream)
             if code: raise RuntimeError(f"backward: cuda error {code}")
 
-        run.gradients, run.out, run.lse = gradients, out, lse
+        run.gradients, run.out, run.lse, run.make_order = gradients, out, lse, make_order
         return run
 
     def cudnn_backward(self, q, k, v, dout, is_causal=False):
@@ -120,7 +117,7 @@ def dense(bench, n, is_causal=False, head_dim=128, heads=(32, 8)):
     if not all(torch.equal(a, b) for a, b in zip(first, kernels["plan"].gradients)): sys.exit("FAIL two runs differ")
     title = f"backward {'causal' if is_causal else 'dense'} D={head_dim} {n // 1024}K"
     bench.turns(title, 10.0 * n * n * head_dim * heads[0] * (.5 if is_causal else 1), kernels,
-                dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=1, mask="causal" if is_causal else "full", prepare_ms=bench.prepare_ms))
+                dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], density=1, mask="causal" if is_causal else "full"))
 
 
 def rows_in_f64(q, k, v, dout, chosen, head, group, tile):
@@ -159,8 +156,11 @@ def sparse(bench, n, densities, tile=128, head_dim=128, heads=(32, 8)):
     kernels["cudnn"] = bench.cudnn_backward(q, k, v, dout)
     start = len(bench.rows)
     bench.turns(f"backward sparse {tile}x{tile} D={head_dim} {n // 1024}K", 10.0 * n * n * head_dim * heads[0], kernels,
-                dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_q=tile, tile_k=tile, mask="full", prepare_ms=bench.prepare_ms))
+                dict(seqlen=n, head_dim=head_dim, heads_q=heads[0], heads_kv=heads[1], tile_q=tile, tile_k=tile, mask="full"))
     bench.count_computed(start, flops)
+    # What the order of work costs, which a call without a schedule makes first; one flop, so that only times count.
+    bench.turns(f"backward order {tile}x{tile} D={head_dim} {n // 1024}K", 1, {name: run.make_order for name, run in kernels.items() if name != "cudnn"},
+                dict(seqlen=n, head_dim=head_dim))
 
 
 def main():

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tilewise/attend/sm90/backward_steps.h"
-
+// The kernels that make the backward's order of work, run on the CPU line by line, against the pairs that the plan means.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,7 +9,12 @@
 
 #include "tests/attend/random_plan.h"
 #include "tests/attend/test_tensor.h"
+#include "tests/machine/cuda/host_block.h"
+#include "tests/plan/cuda/device_plan_testing.h"
 #include "tilewise/attend/prepare.h"
+#include "tilewise/attend/sm90/backward_deal_kernel.h"
+#include "tilewise/attend/sm90/backward_tiles_kernel.h"
+#include "tilewise/attend/sm90/backward_walk_kernel.h"
 
 namespace tilewise::attend::sm90 {
 namespace {
@@ -21,6 +25,45 @@ using testing::PlanOptions;
 using testing::RandomPlan;
 using testing::Rng;
 using testing::uniform;
+using tilewise::testing::Guarded;
+using tilewise::testing::launch_on_host;
+
+/// The order of work as the backward reads it.
+struct BackwardSteps {
+  int tile_q = 0;
+  std::vector<BackwardItem> items;
+  std::vector<int32_t> first_item;
+  std::vector<uint64_t> steps, patterns;
+  std::array<unsigned long long, kStatusWords> status{};
+};
+
+BackwardSteps make_steps(const PlanData& plan, int heads_kv, int tile_q, int thread_blocks, unsigned seed = 1, const StepsRoom* room = nullptr) {
+  StepsArgs args = steps_args(plan, heads_kv, tile_q, thread_blocks);
+  args.room = room == nullptr ? most_steps_room(args) : *room;
+  const Guarded scratch(place_steps_scratch(args, nullptr)), items(place_items(args, nullptr)), patterns(pattern_bytes(args)),
+      steps(step_bytes(args));
+  place_steps_scratch(args, scratch.data());
+  place_items(args, items.data());
+  args.patterns = static_cast<uint64_t*>(patterns.data());
+  args.steps = static_cast<uint64_t*>(steps.data());
+  std::memset(scratch.data(), 0, steps_zero_bytes(args));
+  std::fill_n(args.status, kStatusWords, 0ull);
+  launch_on_host(tiles_blocks(args), kTilesThreads, tiles_shared_bytes(), seed, [&](auto& block) { tiles_kernel(block, args); });
+  launch_on_host(static_cast<long>(args.readers() * args.key_tiles), kListThreads, list_shared_bytes(), seed,
+                 [&](auto& block) { lists_kernel(block, args); });
+  launch_on_host(sort_items_blocks(args), kSortItemsThreads, sort_items_shared_bytes(), seed, [&](auto& block) { sort_items_kernel(block, args); });
+  launch_on_host(1, kDealThreads, deal_shared_bytes(), seed, [&](auto& block) { deal_kernel(block, args); });
+  launch_on_host(walk_blocks(args), walk_threads(args), walk_shared_bytes(args), seed, [&](auto& block) { walk_kernel(block, args); });
+  EXPECT_TRUE(scratch.is_intact() && items.is_intact() && patterns.is_intact() && steps.is_intact()) << "memory outside was written";
+  BackwardSteps result;
+  result.tile_q = tile_q;
+  std::copy_n(args.status, kStatusWords, result.status.begin());
+  result.first_item.assign(args.first_item, args.first_item + thread_blocks + 1);
+  result.items.assign(args.items, args.items + result.first_item.back());
+  if (!result.items.empty()) result.steps.assign(args.steps, args.steps + args.status[kSteps]);
+  result.patterns.assign(args.patterns, args.patterns + args.room.patterns * kKeyTile * args.words());
+  return result;
+}
 
 PlanOptions random_options(Rng& rng) {
   PlanOptions o;
@@ -148,7 +191,8 @@ TEST(BackwardSteps, EveryPairOnceAndNoCircle) {
     const RandomPlan random = testing::random_plan(rng, o);
     const int tile_q = chance(rng, 0.5) ? 64 : 128, thread_blocks = static_cast<int>(uniform(rng, 1, 9));
     SCOPED_TRACE("seed " + std::to_string(seed));
-    const BackwardSteps made = make_backward_steps(*random.plan, o.heads_kv, tile_q, thread_blocks, Context());
+    const BackwardSteps made = make_steps(*random.plan, o.heads_kv, tile_q, thread_blocks, static_cast<unsigned>(seed));
+    EXPECT_EQ(made.status[kPatternsOutgrown] + made.status[kStepsOutgrown], 0u);
     expect_steps(random, o, made, thread_blocks);
     EXPECT_TRUE(runs_through(made, o, thread_blocks, rng)) << "thread blocks wait in a circle";
     if (HasFailure()) return;
@@ -165,24 +209,66 @@ TEST(BackwardSteps, DenseItemsDoNotMeet) {
   plan->by_query.whole.count = testing::plan_array<int32_t>(*plan, {1, 1, 16}, std::vector<int32_t>(16, 1));
   plan->by_query.whole.start = testing::plan_array<int32_t>(*plan, {1}, std::vector<int32_t>{0});
   plan->by_query.whole.stop = testing::plan_array<int32_t>(*plan, {1}, std::vector<int32_t>{2048});
-  const BackwardSteps made = make_backward_steps(*plan, 1, 64, 16, Context());
-  EXPECT_TRUE(made.patterns.empty());
+  const BackwardSteps made = make_steps(*plan, 1, 64, 16);
   ASSERT_EQ(made.items.size(), 16u);
   for (int64_t time = 0; time < 64; ++time) {
     std::set<std::pair<uint32_t, uint32_t>> tiles;
     for (const BackwardItem& item : made.items) {
       ASSERT_EQ(item.steps, 64);
       const BackwardStep step = BackwardStep::unpack(made.steps[static_cast<size_t>(item.first_step + time)]);
+      EXPECT_EQ(step.pattern, BackwardStep::kEvery);
       EXPECT_TRUE(tiles.insert({step.member, step.tile}).second) << "at step " << time;
     }
   }
+}
+
+// Without room for the patterns or for the steps there is no item, and the status says which it was; nothing is written outside.
+TEST(BackwardSteps, TooLittleRoomIsReported) {
+  Rng rng(5);
+  PlanOptions o{.seqlen_q = 300, .seqlen_k = 300, .heads_q = 2, .heads_kv = 1, .tile = 64, .mask = MaskKind::causal, .density = 0.5};
+  o.has_rows = true;
+  const RandomPlan random = testing::random_plan(rng, o);
+  const BackwardSteps enough = make_steps(*random.plan, 1, 64, 4);
+  ASSERT_FALSE(enough.items.empty());
+  const auto steps = static_cast<int64_t>(enough.status[kSteps]);
+  ASSERT_GT(steps, 4);
+  const StepsRoom exact{.steps = steps, .patterns = 1000}, few_patterns{.steps = steps, .patterns = 2},
+      few_steps{.steps = steps - 1, .patterns = 1000}, none{};
+  EXPECT_EQ(make_steps(*random.plan, 1, 64, 4, 1, &exact).items.size(), enough.items.size());
+  for (const StepsRoom* room : {&few_patterns, &few_steps, &none}) {
+    const BackwardSteps made = make_steps(*random.plan, 1, 64, 4, 1, room);
+    EXPECT_EQ(made.first_item, std::vector<int32_t>(5, 0));
+    EXPECT_EQ(made.status[kPatternsOutgrown], room == &few_steps ? 0u : 1u);
+    if (room == &few_steps) {
+      EXPECT_EQ(made.status[kStepsOutgrown], 1u);
+    }
+  }
+}
+
+// What is known of each tile of queries while they are put in order does not fit shared memory.
+TEST(BackwardSteps, ManyTilesOfQueries) {
+  auto plan = std::make_shared<PlanData>();
+  plan->seqlen_q = 64 * (kMostTilesInShared + 1);
+  plan->seqlen_k = 300;
+  plan->mask = Mask::full();
+  plan->by_query.tile = 256;
+  const int64_t rows = (plan->seqlen_q + 255) / 256;
+  plan->by_query.whole.begin = testing::plan_array<int64_t>(*plan, {1, 1, rows}, std::vector<int64_t>(static_cast<size_t>(rows), 0));
+  plan->by_query.whole.count = testing::plan_array<int32_t>(*plan, {1, 1, rows}, std::vector<int32_t>(static_cast<size_t>(rows), 1));
+  plan->by_query.whole.start = testing::plan_array<int32_t>(*plan, {1}, std::vector<int32_t>{0});
+  plan->by_query.whole.stop = testing::plan_array<int32_t>(*plan, {1}, std::vector<int32_t>{300});
+  const BackwardSteps made = make_steps(*plan, 1, 64, 2);
+  ASSERT_EQ(made.items.size(), 3u);
+  std::vector<std::set<uint32_t>> ranks(kMostTilesInShared + 1);
+  for (const uint64_t bits : made.steps) ranks[BackwardStep::unpack(bits).tile].insert(BackwardStep::unpack(bits).rank);
+  for (const auto& of_tile : ranks) EXPECT_EQ(of_tile, (std::set<uint32_t>{0, 1, 2}));
 }
 
 TEST(BackwardSteps, TooMuchForTheFieldsIsRefused) {
   PlanOptions o{.seqlen_q = 16, .seqlen_k = 16, .heads_q = 128, .heads_kv = 1, .tile = 16, .mask = MaskKind::full};
   Rng rng(1);
   const RandomPlan random = testing::random_plan(rng, o);
-  EXPECT_THROW(make_backward_steps(*random.plan, 1, 64, 4, Context()), Error);
+  EXPECT_THROW(make_steps(*random.plan, 1, 64, 4), Error);
 }
 
 TEST(BackwardSteps, PreparationOfAPlanElsewhereIsRefused) {

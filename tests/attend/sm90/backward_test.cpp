@@ -301,10 +301,12 @@ void errors() {
   expect_error(Error::Kind::unsupported, "order", params);
 }
 
-// Calls with a schedule that has served one can be captured; replays with new data give what a plain call gives. Streams do not disturb one another.
-void graphs() {
+// Calls without a schedule, and those with one that has served a call, can be captured; replays with new data give what a plain call gives. Streams do not disturb one another.
+void graphs(bool has_schedule) {
   Rng rng(7);
-  const Problem problem(rng, simple_options(1300));
+  Options options = simple_options(1300);
+  options.has_schedule = has_schedule;
+  const Problem problem(rng, options);
   const Stream own;
   Context context = device_context(own.raw);
   const OnDevice device(problem, context);
@@ -372,7 +374,10 @@ int main(int argc, char** argv) {
   options.stage("cases",
                 [&] { for_each_seed(options.cases, options.seed, [&](uint64_t seed) { run_case(seed, options.repeats, options.is_small); }); });
   options.stage("errors", errors);
-  options.stage("graphs", graphs);
+  options.stage("graphs", [] {
+    graphs(true);
+    graphs(false);
+  });
   options.stage("streams", streams);
   return options.summary();
 }

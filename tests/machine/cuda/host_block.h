@@ -33,7 +33,16 @@ class HostBlock {
       case 1: std::sort(order_.rbegin(), order_.rend()); break;
       default: std::shuffle(order_.begin(), order_.end(), engine_);
     }
-    for (const int thread : order_) step(thread);
+    for (const int thread : order_) {
+      thread_ = thread;
+      step(thread);
+    }
+  }
+  template <class Step>
+  bool any(Step&& step) {
+    bool is_any = false;
+    each([&](int thread) { is_any = step(thread) || is_any; });
+    return is_any;
   }
   template <class T>
   struct Registers {
@@ -78,8 +87,10 @@ class HostBlock {
     }
   }
   template <class T>
-  void add(T* to, T value) {
+  T add(T* to, T value) {
+    const T was = *to;
     *to += value;
+    return was;
   }
   template <class T>
   void min(T* to, T value) {
@@ -89,8 +100,38 @@ class HostBlock {
   void max(T* to, T value) {
     *to = std::max(*to, value);
   }
+  template <class T>
+  void unite(T* to, T bits) {
+    *to |= bits;
+  }
+  template <class T>
+  T claim(T* word, T value) {
+    const T was = *word;
+    if (was == 0) *word = value;
+    return was;
+  }
+  /// Copies arrive at the last moment that they may.
+  template <class T>
+  void copy(T* to, const T* from) {
+    copies_.push_back({thread_, to, from, sizeof(T)});
+  }
+  void wait_for_copies() {
+    std::erase_if(copies_, [this](const Copy& copy) {
+      if (copy.thread != thread_) return false;
+      std::memcpy(copy.to, copy.from, copy.bytes);
+      return true;
+    });
+  }
 
  private:
+  struct Copy {
+    int thread;
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  std::vector<Copy> copies_;
+  int thread_ = 0;
   long index_;
   unsigned char* shared_;
   std::mt19937& engine_;

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tilewise/attend/sm90/backward.h"
 
+#include <algorithm>
 #include <array>
+#include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "tilewise/attend/check.h"
 #include "tilewise/attend/schedule.h"
@@ -14,6 +17,7 @@
 #include "tilewise/attend/sm90/plan_view.h"
 #include "tilewise/attend/sm90/workspace.h"
 #include "tilewise/machine/cuda/check.h"
+#include "tilewise/plan/cuda/launch.h"
 
 namespace tilewise::attend::sm90 {
 namespace {
@@ -24,65 +28,102 @@ using machine::sm90::Tensor16;
 
 constexpr int kMostChannels = 128;
 
-// The order of work in device memory.
+// The order of work in device memory, or on its way there.
 struct StepsOnDevice {
-  Buffer buffer;
-  const BackwardItem* items = nullptr;
-  const int32_t* first_item = nullptr;
-  const uint64_t* steps = nullptr;
-  const uint64_t* patterns = nullptr;
-  int thread_blocks = 0;  // 0: no item
+  StepsArgs args;
+  std::vector<Buffer> buffers;
+  bool may_lack_room = false;
 };
+
+void* add_buffer(StepsOnDevice& made, size_t bytes, const Context& context) {
+  made.buffers.push_back(device_buffer("attend_backward", bytes, context));
+  return made.buffers.back().data();
+}
+
+void check_order(cudaError_t error) { check_cuda(error, "attend_backward: sm90: the order of work"); }
+
+StepsArgs order_of(const PlanData& plan, int heads_kv, int tile_q, const Context& context) {
+  int multiprocessors = 0;
+  check_order(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, context.device.index));
+  return steps_args(plan, heads_kv, tile_q, multiprocessors);
+}
+
+// With as much room as it takes, which the device is asked for: waits.
+StepsOnDevice make_exactly(const StepsArgs& sizes, const Context& context) {
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  const StepsRoom most = most_steps_room(sizes);
+  StepsOnDevice made;
+  for (int64_t patterns = 1 << 12;; patterns *= 8) {
+    made = {.args = sizes, .buffers = {}};
+    StepsArgs& args = made.args;
+    args.room = {.steps = most.steps, .patterns = std::min(patterns, most.patterns)};
+    const Buffer scratch = device_buffer("attend_backward", place_steps_scratch(args, nullptr), context);
+    place_steps_scratch(args, scratch.data());
+    place_items(args, add_buffer(made, place_items(args, nullptr), context));
+    args.patterns = static_cast<uint64_t*>(add_buffer(made, pattern_bytes(args), context));
+    check_order(launch_dealt_items(args, stream));
+    std::array<unsigned long long, kStatusWords> status{};
+    check_order(cudaMemcpyAsync(status.data(), args.status, sizeof(status), cudaMemcpyDeviceToHost, stream));
+    check_order(cudaStreamSynchronize(stream));
+    if (status[kPatternsOutgrown] != 0) {
+      check(args.room.patterns < most.patterns, Error::Kind::unsupported, "attend_backward: sm90: the plan has more than ", BackwardStep::kEvery,
+            " tiles that differ in their pairs; give runs that are multiples of 64 queries and ", kKeyTile, " keys");
+      continue;
+    }
+    args.room.steps = static_cast<int64_t>(status[kSteps]);
+    args.steps = static_cast<uint64_t*>(add_buffer(made, step_bytes(args), context));
+    check_order(launch_walked_steps(args, stream));
+    check_order(cudaStreamSynchronize(stream));
+    return made;
+  }
+}
+
+bool is_capturing(const Context& context) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_order(cudaStreamIsCapturing(static_cast<cudaStream_t>(context.stream), &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// For one call. Waits only where room for whatever the plan's shape allows would be too much; under capture nothing may, so that the room may be too little.
+StepsOnDevice make_for_call(const StepsArgs& sizes, const Context& context) {
+  constexpr size_t kMostBytes = size_t{1} << 30;
+  StepsOnDevice made = {.args = sizes, .buffers = {}};
+  StepsArgs& args = made.args;
+  args.room = most_steps_room(args);
+  if (pattern_bytes(args) + step_bytes(args) + place_steps_scratch(args, nullptr) > kMostBytes) {
+    if (!is_capturing(context)) return make_exactly(sizes, context);
+    const int64_t patterns = static_cast<int64_t>(kMostBytes / 2 / (kKeyTile * sizeof(uint64_t))) / args.words();
+    made.may_lack_room = patterns < args.room.patterns;
+    args.room.patterns = std::min(args.room.patterns, patterns);
+  }
+  place_steps_scratch(args, add_buffer(made, place_steps_scratch(args, nullptr), context));
+  place_items(args, add_buffer(made, place_items(args, nullptr), context));
+  args.patterns = static_cast<uint64_t*>(add_buffer(made, pattern_bytes(args), context));
+  args.steps = static_cast<uint64_t*>(add_buffer(made, step_bytes(args), context));
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  check_order(launch_dealt_items(args, stream));
+  check_order(launch_walked_steps(args, stream));
+  return made;
+}
 
 // Made for the class of head_dim that is asked for first; the other when it is.
 class BackwardSchedule {
  public:
-  BackwardSchedule(const Plan& plan, int heads_kv, const Context& context)
-      : plan_(copy_to_host(plan, context)), heads_kv_(heads_kv), memory_(context.memory) {}
+  BackwardSchedule(const Plan& plan, int heads_kv, const Context& context) : plan_(plan), heads_kv_(heads_kv), memory_(context.memory) {}
 
   const StepsOnDevice& steps(int tile_q, const Context& context) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::unique_ptr<StepsOnDevice>& made = made_[tile_q == 64 ? 0 : 1];
-    if (!made) made = make(tile_q, context);
+    if (!made) {
+      Context with = context;
+      with.memory = memory_;
+      made = std::make_unique<StepsOnDevice>(make_exactly(order_of(*plan_, heads_kv_, tile_q, context), with));
+    }
     return *made;
   }
 
  private:
-  std::unique_ptr<StepsOnDevice> make(int tile_q, const Context& context) const {
-    int multiprocessors = 0;
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, context.device.index), "attend_backward: sm90");
-    const BackwardSteps host = make_backward_steps(*plan_, heads_kv_, tile_q, multiprocessors, context);
-    auto made = std::make_unique<StepsOnDevice>();
-    if (host.items.empty()) return made;
-    const auto padded = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
-    const std::array<std::pair<const void*, size_t>, 4> parts{{{host.items.data(), host.items.size() * sizeof(BackwardItem)},
-                                                               {host.first_item.data(), host.first_item.size() * sizeof(int32_t)},
-                                                               {host.steps.data(), host.steps.size() * sizeof(uint64_t)},
-                                                               {host.patterns.data(), host.patterns.size() * sizeof(uint64_t)}}};
-    size_t total = 0;
-    for (const auto& [data, bytes] : parts) total += padded(bytes);
-    Context with = context;
-    with.memory = memory_;
-    made->buffer = device_buffer("attend_backward", total, with);
-    const auto stream = static_cast<cudaStream_t>(context.stream);
-    std::array<std::byte*, 4> at{};
-    auto* next = static_cast<std::byte*>(made->buffer.data());
-    for (size_t i = 0; i < parts.size(); ++i) {
-      const auto& [data, bytes] = parts[i];
-      at[i] = next;
-      if (bytes > 0) check_cuda(cudaMemcpyAsync(next, data, bytes, cudaMemcpyHostToDevice, stream), "attend_backward: sm90: the order of work");
-      next += padded(bytes);
-    }
-    check_cuda(cudaStreamSynchronize(stream), "attend_backward: sm90: the order of work");
-    made->items = reinterpret_cast<const BackwardItem*>(at[0]);
-    made->first_item = reinterpret_cast<const int32_t*>(at[1]);
-    made->steps = reinterpret_cast<const uint64_t*>(at[2]);
-    made->patterns = reinterpret_cast<const uint64_t*>(at[3]);
-    made->thread_blocks = multiprocessors;
-    return made;
-  }
-
-  Plan plan_;  // on the host
+  Plan plan_;
   int heads_kv_;
   std::shared_ptr<Memory> memory_;
   mutable std::mutex mutex_;
@@ -117,11 +158,12 @@ BackwardInput backward_input(const AttendBackwardParams& params, const Sizes& si
   }
   input.softmax_scale = static_cast<float>(scale_of(f.softmax_scale, sizes.head_dim));
   input.softcap = f.softcap;
-  input.items = steps.items;
-  input.first_item = steps.first_item;
-  input.steps = steps.steps;
-  input.patterns = steps.patterns;
-  input.thread_blocks = steps.thread_blocks;
+  input.items = steps.args.items;
+  input.first_item = steps.args.first_item;
+  input.steps = steps.args.steps;
+  input.patterns = steps.args.patterns;
+  input.thread_blocks = steps.args.num_items() == 0 ? 0 : steps.args.thread_blocks;
+  if (steps.may_lack_room) input.status = steps.args.status;
   return input;
 }
 
@@ -139,6 +181,7 @@ std::optional<std::string> refusal(const AttendBackwardParams& params) {
   }
   if (f.in_slots) return "in_slots is not built; give q, k and v in token order";
   const PlanData& plan = *f.plan;
+  if (auto reason = cuda::refusal_of_arrays(plan, plan.by_query)) return reason;
   if (!plan.pools.empty()) return "gradients through pooled keys are not built";
   if (plan.order_q.token.has_value() || plan.order_k.token.has_value()) {
     return "gradients through an order are not built; reorder q, k and v, and plan for them as they then stand";
@@ -160,10 +203,13 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
   if (sizes.batch == 0) return ran;
   const DeviceScope scope(context.device.index);
   const AttendParams& f = params.forward;
-  const auto schedule = f.schedule != nullptr ? std::static_pointer_cast<const BackwardSchedule>(f.schedule->on_device)
-                                              : std::make_shared<const BackwardSchedule>(f.plan, sizes.heads_kv, context);
   const int64_t head_dim = std::max(sizes.head_dim, sizes.head_dim_v);
-  const BackwardInput input = backward_input(params, sizes, schedule->steps(backward_tile_q(head_dim), context));
+  const int tile_q = backward_tile_q(head_dim);
+  StepsOnDevice own;
+  if (f.schedule == nullptr) own = make_for_call(order_of(*f.plan, sizes.heads_kv, tile_q, context), context);
+  const StepsOnDevice& steps =
+      f.schedule == nullptr ? own : std::static_pointer_cast<const BackwardSchedule>(f.schedule->on_device)->steps(tile_q, context);
+  const BackwardInput input = backward_input(params, sizes, steps);
   const size_t bytes = backward_workspace(sizes.batch, sizes.heads_q, sizes.seqlen_q, static_cast<int>(head_dim)).total();
   const Buffer workspace = device_buffer("attend_backward", bytes, context);
   check_cuda(attend_sm90_backward(input, workspace.data(), static_cast<cudaStream_t>(context.stream)), "attend_backward: sm90: the launch failed");
@@ -171,6 +217,7 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
 }
 
 std::shared_ptr<const void> prepare_backward(const Plan& plan, int heads_kv, const Context& context) {
+  plan::cuda::require_on_device("attend_prepare", *plan, context);
   const DeviceScope scope(context.device.index);
   return std::make_shared<const BackwardSchedule>(plan, heads_kv, context);
 }

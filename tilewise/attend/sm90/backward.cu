@@ -104,6 +104,19 @@ cudaError_t run(const BackwardInput& input, void* workspace, cudaStream_t stream
     const SinkArgs sink = {facts, input.sink_logit, input.dsink_logit, input.q.batch, input.q.heads, args.q_tiles, kTileQ};
     error = launch(attend_sm90_backward_sink_kernel<256>, static_cast<unsigned>(input.q.heads), 256, sink, stream);
   }
+  if (error == cudaSuccess && input.status != nullptr) {
+    PoisonArgs poison{};
+    const Tensor16* const gradients[3] = {&input.dq, &input.dk, &input.dv};
+    for (int i = 0; i < 3; ++i) {
+      poison.gradients[i] = rows<uint16_t>(*gradients[i]);
+      poison.heads[i] = gradients[i]->heads;
+      poison.seqlen[i] = gradients[i]->seqlen;
+    }
+    poison.batch = input.q.batch;
+    poison.status = input.status;
+    attend_sm90_backward_poison_kernel<<<dim3(264, 3), 128, 0, stream>>>(poison);
+    error = cudaGetLastError();
+  }
   return error;
 }
 

@@ -44,6 +44,7 @@ struct BackwardInput {
   const uint64_t* steps = nullptr;
   const uint64_t* patterns = nullptr;
   int thread_blocks = 0;
+  const unsigned long long* status = nullptr;  // StepsStatus; not null: where the order of work had no room, gradients become NaN
 };
 
 /// Bytes of the parts of the workspace, each a multiple of 256.
@@ -53,7 +54,7 @@ struct BackwardWorkspace {
 };
 BackwardWorkspace backward_workspace(int64_t batch, int heads_q, int64_t seqlen_q, int head_dim);
 
-/// cudaErrorInvalidValue: a stride that the copy engine refuses. Three launches; `workspace` needs no clearing.
+/// cudaErrorInvalidValue: a stride that the copy engine refuses. Three launches or more; `workspace` needs no clearing.
 cudaError_t attend_sm90_backward(const BackwardInput& input, void* workspace, cudaStream_t stream);
 
 }  // namespace tilewise::attend::sm90

@@ -9,6 +9,9 @@ inline constexpr int kKeyTile = 128;
 /// Queries of a step.
 constexpr int backward_tile_q(int64_t head_dim) { return head_dim <= 64 ? 128 : 64; }
 
+/// Words of the order's status: whether the room was too little, in which case there is no item, and the steps that there are.
+enum StepsStatus : int { kPatternsOutgrown = 0, kStepsOutgrown = 1, kSteps = 2, kStatusWords = 3 };
+
 /// 128 keys of a head of k. Its steps are those of each head of q in turn.
 struct BackwardItem {
   int32_t batch, head_kv, key_tile, steps;

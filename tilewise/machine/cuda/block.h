@@ -5,7 +5,10 @@
 //   block.each([&](int thread) { ... })   a step of all threads, and a barrier behind it
 //   block.get(word)                       a word of shared memory that an earlier step wrote, alike for all threads; a barrier behind it
 //   block.match(keys, out)                with a barrier behind it: out[t] says how many threads of t's warp have its key, and how many of them stand before it
-//   block.add, block.min, block.max       atomic, on shared or global memory
+//   block.any([&](int thread) { ... })    a step that says yes or no for each thread, and whether any said yes
+//   block.add, block.min, block.max, block.unite (bits)   atomic, on shared or global memory; add gives what was there
+//   block.copy(shared, global)            8 bytes that arrive in the background: for the thread itself, behind its next block.wait_for_copies()
+//   block.claim(word, value)              atomic: sets a word that is 0, and gives what it was
 // For warps that compute on fragments (mma.h), without a barrier behind it:
 //   block.warps([&](int warp) { ... })    a step of all warps, in which a warp's threads do their part by
 //   block.lanes(warp, [&](int thread))    and meet in fold_lanes() and mma_16x8x16()

@@ -21,6 +21,10 @@ class DeviceBlock {
     step(static_cast<int>(threadIdx.x));
     __syncthreads();
   }
+  template <class Step>
+  __device__ bool any(Step&& step) {
+    return __syncthreads_or(step(static_cast<int>(threadIdx.x)) ? 1 : 0) != 0;
+  }
   template <class T>
   struct Registers {
     explicit __device__ Registers(const DeviceBlock&) {}
@@ -52,8 +56,8 @@ class DeviceBlock {
     __syncthreads();
   }
   template <class T>
-  __device__ void add(T* to, T value) {
-    atomicAdd(to, value);
+  __device__ T add(T* to, T value) {
+    return atomicAdd(to, value);
   }
   template <class T>
   __device__ void min(T* to, T value) {
@@ -63,6 +67,20 @@ class DeviceBlock {
   __device__ void max(T* to, T value) {
     atomicMax(to, value);
   }
+  template <class T>
+  __device__ void unite(T* to, T bits) {
+    atomicOr(to, bits);
+  }
+  template <class T>
+  __device__ T claim(T* word, T value) {
+    return atomicCAS(word, T{0}, value);
+  }
+  template <class T>
+  __device__ void copy(T* to, const T* from) {
+    static_assert(sizeof(T) == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+  }
+  __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
  private:
   unsigned char* shared_;
