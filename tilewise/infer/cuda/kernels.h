@@ -8,14 +8,14 @@
 #include "tilewise/machine/cuda/block.h"
 
 // What a model on a GPU runs between its products and its attention, written over a block of threads (machine/cuda/block.h). Sums have a fixed order.
-// Kernels of rows take one thread block a row, the others kPerBlock elements a thread block.
+// Kernels that sum over a row take one thread block a row, the others kPerBlock elements of a row.
 namespace tilewise::infer::cuda {
 
 constexpr int kThreads = 256, kTurnThreads = 64;  // pairs of a head of 128 channels
 constexpr int64_t kPerBlock = 4 * kThreads;
 constexpr unsigned long kSumBytes = kThreads * sizeof(double);  // shared memory of every kernel
 
-constexpr int64_t blocks_of(int64_t elements) { return (elements + kPerBlock - 1) / kPerBlock; }
+TILEWISE_HOST_DEVICE constexpr int64_t blocks_of(int64_t elements) { return (elements + kPerBlock - 1) / kPerBlock; }
 
 /// Where a number goes in the model's dtype.
 struct Output {
@@ -38,12 +38,13 @@ TILEWISE_HOST_DEVICE inline void put(const Output& to, int64_t at, float value) 
   }
 }
 
-/// body(i) for the elements of this thread block, each by one thread, neighbours side by side.
+/// body(row, column) for the cells of this thread block, each by one thread, neighbours side by side. Rows are cut into pieces of kPerBlock columns, so that
+/// a thread block divides once.
 template <class Block, class Body>
-TILEWISE_DEVICE void for_elements(Block& block, int64_t count, const Body& body) {
+TILEWISE_DEVICE void for_cells(Block& block, int64_t width, const Body& body) {
+  const int64_t pieces = blocks_of(width), row = block.index() / pieces, first = block.index() % pieces * kPerBlock;
   block.each([&](int thread) {
-    const int64_t first = static_cast<int64_t>(block.index()) * kPerBlock;
-    for (int64_t i = first + thread; i < first + kPerBlock && i < count; i += kThreads) body(i);
+    for (int64_t column = first + thread; column < first + kPerBlock && column < width; column += kThreads) body(row, column);
   });
 }
 
@@ -54,12 +55,12 @@ struct EmbedArgs {
   float* residual = nullptr;  // [rows, width]
   int64_t rows = 0, width = 0;
   static constexpr int kBlockThreads = kThreads;
-  int64_t blocks() const { return blocks_of(rows * width); }
+  int64_t blocks() const { return rows * blocks_of(width); }
 };
 template <class Block>
 TILEWISE_DEVICE void embed_kernel(Block& block, const EmbedArgs& args) {
-  for_elements(block, args.rows * args.width,
-               [&](int64_t i) { args.residual[i] = args.embedding[args.tokens[i / args.width] * args.width + i % args.width]; });
+  for_cells(block, args.width,
+            [&](int64_t row, int64_t column) { args.residual[row * args.width + column] = args.embedding[args.tokens[row] * args.width + column]; });
 }
 
 /// y = x / sqrt(mean(x^2) + eps) * weight, a row each.
@@ -144,19 +145,18 @@ struct SiluArgs {
   Output y;  // [rows, width]
   int64_t rows = 0, width = 0;
   static constexpr int kBlockThreads = kThreads;
-  int64_t blocks() const { return blocks_of(rows * width); }
+  int64_t blocks() const { return rows * blocks_of(width); }
 };
 template <class Block>
 TILEWISE_DEVICE void silu_kernel(Block& block, const SiluArgs& args) {
-  for_elements(block, args.rows * args.width, [&](int64_t i) {
-    const int64_t row = i / args.width, column = i % args.width;
+  for_cells(block, args.width, [&](int64_t row, int64_t column) {
     const float* const from = args.gate_up + 2 * row * args.width;
     float gate = from[column], up = from[args.width + column];
     if (args.bias != nullptr) {
       gate += args.bias[column];
       up += args.bias[args.width + column];
     }
-    put(args.y, i, gate / (1.0f + std::exp(-gate)) * up);
+    put(args.y, row * args.width + column, gate / (1.0f + std::exp(-gate)) * up);
   });
 }
 
@@ -166,11 +166,11 @@ struct BiasArgs {
   float* y = nullptr;  // [rows, width]
   int64_t rows = 0, width = 0;
   static constexpr int kBlockThreads = kThreads;
-  int64_t blocks() const { return blocks_of(rows * width); }
+  int64_t blocks() const { return rows * blocks_of(width); }
 };
 template <class Block>
 TILEWISE_DEVICE void bias_kernel(Block& block, const BiasArgs& args) {
-  for_elements(block, args.rows * args.width, [&](int64_t i) { args.y[i] += args.bias[i % args.width]; });
+  for_cells(block, args.width, [&](int64_t row, int64_t column) { args.y[row * args.width + column] += args.bias[column]; });
 }
 
 /// bits[row] = -log2 of the share that target[row] has in softmax(logits[row]): exponentials in f32, their sum in f64; nothing for a row whose target is below 0.
@@ -218,7 +218,7 @@ struct DrawArgs {
 };
 template <class Block>
 TILEWISE_DEVICE void draw_kernel(Block& block, const DrawArgs& args) {
-  for_elements(block, args.count, [&](int64_t i) { put(args.y, i, drawn_weight(args.key, i, args.deviation)); });
+  for_cells(block, args.count, [&](int64_t, int64_t i) { put(args.y, i, drawn_weight(args.key, i, args.deviation)); });
 }
 
 }  // namespace tilewise::infer::cuda
