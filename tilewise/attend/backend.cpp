@@ -14,6 +14,7 @@
 #include "tilewise/attend/reference/measure.h"
 #ifdef TILEWISE_WITH_CUDA
 #include "tilewise/attend/cuda/forward.h"
+#include "tilewise/attend/cuda/measure.h"
 #include "tilewise/attend/sm90/backward.h"
 #include "tilewise/attend/sm90/decode.h"
 #include "tilewise/attend/sm90/forward.h"
@@ -50,6 +51,8 @@ const std::array kBackends{
         .name = "cuda",
         .forward_refusal = &cuda::refusal,
         .forward = &cuda::forward,
+        .measure_refusal = &cuda::refusal,
+        .measure = &cuda::measure,
     },
 #endif
     Backend{

@@ -300,6 +300,13 @@ Sizes check_measure(const MeasureParams& p, const Context& context) {
             "or query without key_bias, or a plan without pools");
   c.require(p.over != MeasureOver::query_run || p.plan->by_query.has_runs() || !p.plan->by_key.has_runs(), Kind::unsupported,
             "over query_run counts the runs of by_query, and the plan has by_key alone; complete() it first");
+  if (p.over == MeasureOver::query_run) {  // the shape needs the rows' counts
+    for (const RunList* list : {&p.plan->by_query.whole, &p.plan->by_query.masked, &p.plan->by_query.picked}) {
+      c.require(!list->count.has_value() || list->count.device().type == Device::Type::cpu, Kind::unsupported,
+                "over query_run asks for the runs of every row, and the plan lies on ", list->count.device(),
+                "; take query_tile, or move q, k and the plan to the CPU");
+    }
+  }
   const int plan_tile = p.plan->by_query.tile;
   c.require(p.tile_q >= 0 && (p.tile_q == 0 || plan_tile % p.tile_q == 0), Kind::value, "tile_q is ", p.tile_q,
             ", takes a divisor of the plan's tile ", plan_tile, ", or 0 for that tile");

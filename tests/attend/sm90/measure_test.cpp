@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// measure() on a Hopper GPU against the f64 reference, over random problems of every kind that the backend takes. Stands alone, since the machine with
+// measure() on a Hopper GPU against the f64 reference, over random problems of every kind that attend/sm90 takes, and (stage "any GPU") that attend/cuda does,
+// which runs unasked what the former refuses. Stands alone, since the machine with
 // the GPU has no GoogleTest:
 //   tilewise_sm90_measure_test [--cases N] [--seed S] [--repeats R] [--small] [--only NAME]
 // Keys that no row reads are NaN on the device, the output is poisoned and stands between red zones, and every repeat must give the same bits.
+#include <array>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tests/attend/random_case.h"
 #include "tests/attend/random_plan.h"
 #include "tests/attend/sm90/device_testing.h"
 #include "tilewise/attend/attend.h"
@@ -241,11 +245,98 @@ void errors() {
   MeasureParams p = device.params;
   p.tile_q = 32;
   p.max = TensorView(p.max.raw(), Dtype::f32, {1, 2, 10, 3}, p.max.device());
+  setenv("TILEWISE_BACKEND", "sm90", 1);
   expect_error("sm90: tile_q is 32", p);
+  unsetenv("TILEWISE_BACKEND");
   p = device.params;
   p.sum = p.max;
   p.max = {};
-  expect_error("sm90: sum and count are not built", p);
+  if (const Ran ran = measure(p, context); ran.backend != "cuda") report("sums ran on " + ran.backend, "what attend/sm90 refuses");
+  cuda_ok(cudaDeviceSynchronize(), "sums");
+}
+
+// Everything that attend/cuda measures: sums, maxima and counts of logits or exp(s - lse), with TILEWISE_BACKEND=cuda.
+void any_case(uint64_t seed, int repeats) {
+  constexpr std::array kOvers{MeasureOver::tile, MeasureOver::query_tile, MeasureOver::query, MeasureOver::key, MeasureOver::offset};
+  Rng rng(seed + 7000);
+  const MeasureOver over = kOvers[seed % kOvers.size()];
+  ProblemOptions o = random_case_options(rng);
+  o.plan.is_by_key = false;
+  o.edge = Edge::padded;
+  o.dtype = std::array{Dtype::bf16, Dtype::f16, Dtype::f32}[seed % 3];
+  if (over == MeasureOver::key || over == MeasureOver::offset) o.plan.pools.clear();
+  ForwardProblem forward = make_problem(rng, o);
+  const int tile = forward.plan.plan->by_query.tile, tile_q = tile % 8 == 0 ? tile / static_cast<int>(uniform(rng, 1, 2)) : 0;
+  const int tile_k = chance(rng, 0.6) ? static_cast<int>(uniform(rng, 1, 150)) : 0;
+  const Shape shape =
+      measure_shape({.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over, .tile_q = tile_q, .tile_k = tile_k});
+  const MeasureProblem problem = make_measure(rng, std::move(forward), over, shape, tile_q, tile_k);
+  const std::string note = "any seed " + std::to_string(seed) + ", over " + std::to_string(static_cast<int>(over)) + ": " + describe(o);
+  const HostTensor sum(Dtype::f32, shape), max(Dtype::f32, shape), count(Dtype::f32, shape);
+  {
+    const HostTensor q = converted(problem.params.q, Dtype::f64), k = converted(problem.params.k, Dtype::f64);
+    MeasureParams wide = problem.params;
+    wide.q = q.view, wide.k = k.view, wide.sum = sum.view, wide.max = max.view, wide.count = count.view;
+    Context context;
+    reference::measure(wide, context);
+  }
+  if (is_dry) return;
+  poison_untouched(problem.forward);
+  const std::lock_guard<std::mutex> lock(gpu);
+  Context context = device_context();
+  const DeviceTensor q(problem.params.q), k(problem.params.k), lse(problem.lse.view), bias(problem.key_bias.view), got_sum(problem.sum.view),
+      got_max(problem.max.view), got_count(problem.count.view);
+  q.upload(problem.params.q);
+  k.upload(problem.params.k);
+  lse.upload(problem.lse.view);
+  bias.upload(problem.key_bias.view);
+  MeasureParams p = problem.params;
+  p.q = q.view, p.k = k.view;
+  p.plan = copy_to_device(p.plan, context);
+  if (p.lse.has_value()) p.lse = lse.view;
+  if (p.key_bias.has_value()) p.key_bias = bias.view;
+  if (p.sum.has_value()) p.sum = got_sum.view;
+  if (p.max.has_value()) p.max = got_max.view;
+  if (p.count.has_value()) p.count = got_count.view;
+  const auto wipe = [&] { got_sum.wipe(), got_max.wipe(), got_count.wipe(); };
+  const auto bits = [&] { return std::array{got_sum.bytes(), got_max.bytes(), got_count.bytes()}; };
+  if (!runs_alike(repeats, note, wipe, [&] { return measure(p, context); }, bits)) return;
+  // A logit may be off by a few roundings of the largest that its channels allow, a pooled key by one of its dtype; exp(s - lse) by that share of itself.
+  double square_q = 0, square_k = 0;
+  for (const auto& [view, square] : {std::pair{problem.params.q, &square_q}, std::pair{problem.params.k, &square_k}}) {
+    for (int64_t b = 0; b < view.dim(0); ++b) {
+      for (int64_t h = 0; h < view.dim(1); ++h) {
+        for (int64_t i = 0; i < view.dim(2); ++i) {
+          const std::vector<double> row = dense::row_of(view, b, h, i);
+          const double own = dense::dot(row, row);
+          if (own > *square) *square = own;  // not where keys were poisoned
+        }
+      }
+    }
+  }
+  const double unit = o.plan.pools.empty() ? 0 : o.dtype == Dtype::bf16 ? 0x1p-9 : o.dtype == Dtype::f16 ? 0x1p-12 : 0x1p-24;
+  const double largest = std::sqrt(square_q * square_k) * scale_of(p.softmax_scale, problem.params.q.dim(3));
+  const double off = ((static_cast<double>(problem.params.q.dim(3)) / 16 + 4) * 0x1p-22 + unit) * largest + 2e-6;
+  const std::vector<double> counts = values_of(count.view);
+  const auto compare = [&](const char* name, const TensorView& asked, const DeviceTensor& tensor, const HostTensor& exact, bool is_sum,
+                           double share) {
+    if (!asked.has_value()) return;
+    std::vector<double> got;
+    if (!tensor.values(got)) return report(std::string("memory outside of ") + name + " was written", note);
+    const std::vector<double> want = values_of(exact.view);
+    for (size_t i = 0; i < want.size(); ++i) {
+      const double terms = is_sum ? counts[i] + 1 : 1;
+      const double bound = share * (p.lse.has_value() ? std::abs(want[i]) * 2 * (off + 0x1p-21 * std::sqrt(terms + 1)) + 1e-30
+                                                      : terms * (off + 0x1p-23 * largest * std::sqrt(terms)) + 0x1p-22 * std::abs(want[i]));
+      if (got[i] == want[i] || std::abs(got[i] - want[i]) <= bound) continue;
+      char text[160];
+      std::snprintf(text, sizeof text, "%s %zu is %.7g, by definition %.7g, bound %.2e", name, i, got[i], want[i], bound);
+      return report(text, note);
+    }
+  };
+  compare("sum", p.sum, got_sum, sum, true, 1);
+  compare("max", p.max, got_max, max, false, 1);
+  compare("count", p.count, got_count, count, false, 0);
 }
 
 // A call captured into a graph gives, with new queries, what a plain call gives.
@@ -291,5 +382,8 @@ int main(int argc, char** argv) {
   o.stage("nans", nans);
   o.stage("errors", errors);
   o.stage("graphs", graphs);
+  setenv("TILEWISE_BACKEND", "cuda", 1);
+  expected_backend = "cuda";
+  o.stage("any GPU", [&] { for_each_seed(o.cases, o.seed, [&](uint64_t seed) { any_case(seed, o.repeats); }); });
   return o.summary();
 }

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "tilewise/attend/cuda/forward_args.h"
+#include "tilewise/attend/cuda/measure_args.h"
 
 // The kernels of this folder, as its host code launches them.
 namespace tilewise::attend::cuda {
@@ -10,5 +11,9 @@ namespace tilewise::attend::cuda {
 cudaError_t launch_forward_bf16(const ForwardLaunch& launch, int head_dim, cudaStream_t stream);
 cudaError_t launch_forward_f16(const ForwardLaunch& launch, int head_dim, cudaStream_t stream);
 cudaError_t launch_forward_f32(const ForwardLaunch& launch, int head_dim, cudaStream_t stream);
+
+cudaError_t launch_measure_bf16(const MeasureWork& work, int head_dim, cudaStream_t stream);
+cudaError_t launch_measure_f16(const MeasureWork& work, int head_dim, cudaStream_t stream);
+cudaError_t launch_measure_f32(const MeasureWork& work, int head_dim, cudaStream_t stream);
 
 }  // namespace tilewise::attend::cuda
