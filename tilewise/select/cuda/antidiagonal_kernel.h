@@ -2,9 +2,8 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "tilewise/machine/cuda/mma.h"
+#include "tilewise/select/cuda/warp_product.h"
 
 // antidiagonal_scores() on a GPU in one kernel. The products of a group of queries and a group of keys are one inner product over S x D channels, so this is a
 // product of matrices [units, S x D] and [key groups, S x D] whose rows are gathered S tokens apart, the queries of a group in another order. A *unit* is a query
@@ -38,11 +37,10 @@ struct AntidiagonalArgs {
   int64_t stride_batch, stride_head, stride_row;
 };
 
-constexpr int kScoreThreads = 256, kUnits = 128, kGroups = 256, kStripGroups = 64, kWarpUnits = 64;
+constexpr int kScoreThreads = 256, kUnits = 128, kGroups = 256, kStripGroups = kWarpColumns;
 constexpr int kStripsAStep = kGroups / kStripGroups;
-constexpr int kPieceBytes = 16, kBlockBytes = 64, kStageBlocks = 2;  // a row of a stage: two blocks of 64 bytes, each kept with its neighbours'
-constexpr int kStageRows = kUnits + kGroups, kStages = 4;
-constexpr unsigned long kStageBytes = static_cast<unsigned long>(kStageRows) * kStageBlocks * kBlockBytes;
+constexpr int kStages = 4;
+constexpr unsigned long kStageBytes = (kUnits + kGroups) * kRowBytes;
 constexpr unsigned long kScoreSharedBytes = kStages * kStageBytes;
 /// Thread blocks at most, each with a place of its own in memory: one for each multiprocessor of the GPUs that this was laid out for.
 constexpr long kMostScoreBlocks = 132;
@@ -87,12 +85,6 @@ struct ScoreItem {
   }
 };
 
-/// Element types, and how many lie in 16 bytes.
-template <int kDtype>
-constexpr int kElementBytes = kDtype == 0 ? 4 : 2;
-template <int kDtype>
-constexpr int kStageChannels = kStageBlocks * kBlockBytes / kElementBytes<kDtype>;
-
 /// Goes through the stages of an item: channels fastest, then the places of a group, then the terms that a key is summed from, then key groups.
 struct StageCursor {
   int64_t first_group = 0;
@@ -119,108 +111,19 @@ struct StageCursor {
 /// Begins one thread's share of the copies of a stage: units, then key groups, zeros for tokens and channels that there are not.
 template <int kDtype>
 TILEWISE_DEVICE void load_stage(const AntidiagonalArgs& args, const ScoreItem& item, const StageCursor& at, unsigned char* stage, int thread) {
-  constexpr int kBytes = kElementBytes<kDtype>, kPieceChannels = kPieceBytes / kBytes, kBlockPieces = kBlockBytes / kPieceBytes;
-  constexpr int kRowsAtOnce = kScoreThreads / kBlockPieces;
-  const int piece = thread % kBlockPieces, first_row = thread / kBlockPieces;
+  constexpr int kBytes = kElementBytes<kDtype>;
   const int place = args.place[at.t], key_place = (at.t + at.term) % args.stride;
   const auto* const q = static_cast<const unsigned char*>(args.q) + (item.b * args.q_batch + item.head * args.q_head) * kBytes;
   const auto* const k = static_cast<const unsigned char*>(args.k) + (item.b * args.k_batch + item.head / args.group * args.k_head) * kBytes;
-  TILEWISE_UNROLL for (int block = 0; block < kStageBlocks; ++block) {
-    const int channel = at.channel + (block * kBlockPieces + piece) * kPieceChannels;
-    const int channels = args.dim - channel < kPieceChannels ? args.dim - channel : kPieceChannels;
-    const auto load = [&](bool is_there, const unsigned char* row, int64_t token, int64_t stride, unsigned char* to) {
-      const unsigned char* const from = row + (token * stride + channel) * kBytes;
-      if (args.is_wide) {
-        is_there = is_there && channels > 0;
-        machine::cuda::begin_copy_16(to, is_there ? from : row, is_there);
-        return;
-      }
-      TILEWISE_UNROLL for (int i = 0; i < kPieceChannels; ++i) {
-        if (is_there && i < channels)
-          std::memcpy(to + i * kBytes, from + i * kBytes, kBytes);
-        else
-          std::memset(to + i * kBytes, 0, kBytes);
-      }
-    };
-    unsigned char* const q_stage = stage + block * kUnits * kBlockBytes + piece * kPieceBytes;
-    TILEWISE_UNROLL for (int i = 0; i < kUnits / kRowsAtOnce; ++i) {
-      const int unit = first_row + i * kRowsAtOnce;
-      const int64_t token = (item.first_unit + unit) * args.kdb * args.stride + place - args.offset;
-      load(unit < item.units && token >= 0 && token < args.seqlen_q, q, token, args.q_token, q_stage + unit * kBlockBytes);
-    }
-    unsigned char* const k_stage = stage + kStageBlocks * kUnits * kBlockBytes + block * kGroups * kBlockBytes + piece * kPieceBytes;
-    TILEWISE_UNROLL for (int i = 0; i < kGroups / kRowsAtOnce; ++i) {
-      const int group = first_row + i * kRowsAtOnce;
-      const int64_t token = (at.first_group + group) * args.stride + key_place;
-      load(token < args.seqlen_k, k, token, args.k_token, k_stage + group * kBlockBytes);
-    }
-  }
-}
-
-/// A warp's logits, 64 units by a strip: with g = lane / 4 and c = lane % 4 a lane holds of [i][j] the units 16i + g, 16i + g, 16i + g + 8, 16i + g + 8 and the
-/// groups 8j + 2c, 8j + 2c + 1, 8j + 2c, 8j + 2c + 1.
-struct WarpLogits {
-  float at[4][8][4];
-};
-/// What a lane reads of 16 rows of units, of 8 rows of groups: 16 bytes of a row.
-struct UnitPieces {
-  uint32_t word[4][2][4];
-};
-struct GroupPiece {
-  uint32_t word[4];
-};
-
-TILEWISE_DEVICE inline void load_16(uint32_t (&to)[4], const unsigned char* from) { std::memcpy(to, __builtin_assume_aligned(from, 16), 16); }
-
-/// Adds the products of one stage. Lane c of a quad reads the c-th 16 bytes of each row's block: its depths are other ones than the product's own, but the same in units and groups.
-template <int kDtype, class Block, class Logits, class Units, class Groups>
-TILEWISE_DEVICE void multiply_stage(Block& block, int warp, const unsigned char* stage, Logits& logits, Units& units, Groups& groups) {
-  const unsigned char* const q = stage + warp / kStripsAStep * kWarpUnits * kBlockBytes;
-  const unsigned char* const k = stage + kStageBlocks * kUnits * kBlockBytes + warp % kStripsAStep * kStripGroups * kBlockBytes;
-  TILEWISE_UNROLL for (int part = 0; part < kStageBlocks; ++part) {
-    const unsigned char* const of_q = q + part * kUnits * kBlockBytes;
-    const unsigned char* const of_k = k + part * kGroups * kBlockBytes;
-    if constexpr (kDtype == 0) {
-      block.lanes(warp, [&](int thread) {
-        const int g = thread % 32 / 4, c = thread % 4;
-        for (int depth = 0; depth < kBlockBytes / 4; ++depth) {
-          float x[8], y[16];
-          TILEWISE_UNROLL for (int i = 0; i < 8; ++i) std::memcpy(&x[i], of_q + (g + 8 * i) * kBlockBytes + depth * 4, 4);
-          TILEWISE_UNROLL for (int i = 0; i < 16; ++i) std::memcpy(&y[i], of_k + (i / 2 * 8 + 2 * c + i % 2) * kBlockBytes + depth * 4, 4);
-          TILEWISE_UNROLL for (int i = 0; i < 8; ++i) {
-            TILEWISE_UNROLL for (int j = 0; j < 16; ++j) logits[thread].at[i / 2][j / 2][i % 2 * 2 + j % 2] += x[i] * y[j];
-          }
-        }
-      });
-    } else {
-      constexpr auto kHalf = kDtype == 1 ? machine::cuda::Half::bf16 : machine::cuda::Half::f16;
-      block.lanes(warp, [&](int thread) {
-        const unsigned char* const mine = of_q + thread % 32 / 4 * kBlockBytes + thread % 4 * kPieceBytes;
-        TILEWISE_UNROLL for (int i = 0; i < 4; ++i) {
-          load_16(units[thread].word[i][0], mine + 16 * i * kBlockBytes);
-          load_16(units[thread].word[i][1], mine + (16 * i + 8) * kBlockBytes);
-        }
-      });
-      TILEWISE_UNROLL for (int j = 0; j < 8; ++j) {
-        block.lanes(warp,
-                    [&](int thread) { load_16(groups[thread].word, of_k + (8 * j + thread % 32 / 4) * kBlockBytes + thread % 4 * kPieceBytes); });
-        TILEWISE_UNROLL for (int half = 0; half < 2; ++half) {
-          TILEWISE_UNROLL for (int i = 0; i < 4; ++i) {
-            machine::cuda::mma_16x8x16<kHalf>(
-                warp, [&](int thread) -> float(&)[4] { return logits[thread].at[i][j]; },
-                [&](int thread) {
-                  const auto& word = units[thread].word[i];
-                  return machine::cuda::MmaA{{word[0][2 * half], word[1][2 * half], word[0][2 * half + 1], word[1][2 * half + 1]}};
-                },
-                [&](int thread) {
-                  const auto& word = groups[thread].word;
-                  return machine::cuda::MmaB{{word[2 * half], word[2 * half + 1]}};
-                });
-          }
-        }
-      }
-    }
-  }
+  const RowsToLoad of_q{q, args.q_token, args.dim, at.channel, args.is_wide}, of_k{k, args.k_token, args.dim, at.channel, args.is_wide};
+  load_rows<kDtype, kScoreThreads, kUnits>(of_q, stage, thread, [&](int unit) {
+    const int64_t token = (item.first_unit + unit) * args.kdb * args.stride + place - args.offset;
+    return unit < item.units && token < args.seqlen_q ? token : -1;
+  });
+  load_rows<kDtype, kScoreThreads, kGroups>(of_k, stage + kUnits * kRowBytes, thread, [&](int group) {
+    const int64_t token = (at.first_group + group) * args.stride + key_place;
+    return token < args.seqlen_k ? token : -1;
+  });
 }
 
 /// Where a thread block keeps what it has of an item.
@@ -364,8 +267,8 @@ template <int kDtype, class Block>
 TILEWISE_DEVICE void antidiagonal_kernel(Block& block, const AntidiagonalArgs& args, int64_t blocks) {
   const ScorePlace place(args, block.index());
   typename Block::template Registers<WarpLogits> logits(block);
-  typename Block::template Registers<UnitPieces> units(block);
-  typename Block::template Registers<GroupPiece> groups(block);
+  typename Block::template Registers<RowPieces> units(block);
+  typename Block::template Registers<ColumnPiece> groups(block);
   typename Block::template Registers<StripRow> rows(block);
   const auto slot = [&](int64_t stage) { return block.shared() + static_cast<unsigned long>(stage % kStages) * kStageBytes; };
   for (int64_t turn = 0; turn * blocks < args.items; ++turn) {
@@ -391,9 +294,9 @@ TILEWISE_DEVICE void antidiagonal_kernel(Block& block, const AntidiagonalArgs& a
           machine::cuda::commit_copies();
           if (at.is_first()) logits[thread] = WarpLogits{};
         });
-        multiply_stage<kDtype>(block, warp, slot(stage), logits, units, groups);
+        multiply_stage<kDtype, kUnits, kGroups>(block, warp, slot(stage), logits, units, groups);
         if (at.template is_last<kDtype>(args)) {
-          reduce_strip(block, warp, args, item, place, at.first_group + warp % kStripsAStep * kStripGroups, warp / kStripsAStep * kWarpUnits, logits,
+          reduce_strip(block, warp, args, item, place, at.first_group + warp % kStripsAStep * kStripGroups, warp / kStripsAStep * kWarpRows, logits,
                        rows);
         }
       });
