@@ -13,7 +13,17 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 
 # Kernels apart, since nvcc does not take the warnings that the C++ units are compiled with.
-add_library(tilewise_sm90 OBJECT tilewise/attend/sm90/backward.cu tilewise/attend/sm90/backward_steps.cu tilewise/attend/sm90/decode.cu tilewise/attend/sm90/forward.cu tilewise/attend/sm90/measure.cu tilewise/attend/sm90/schedule.cu tilewise/plan/cuda/kernels.cu tilewise/select/cuda/antidiagonal.cu tilewise/select/cuda/kernels.cu)
+add_library(tilewise_sm90 OBJECT
+  tilewise/attend/sm90/backward.cu
+  tilewise/attend/sm90/backward_steps.cu
+  tilewise/attend/sm90/decode.cu
+  tilewise/attend/sm90/forward.cu
+  tilewise/attend/sm90/measure.cu
+  tilewise/attend/sm90/schedule.cu
+  tilewise/plan/cuda/kernels.cu
+  tilewise/select/cuda/antidiagonal.cu
+  tilewise/select/cuda/kernels.cu
+  tilewise/select/cuda/patterns.cu)
 target_include_directories(tilewise_sm90 PRIVATE "${PROJECT_SOURCE_DIR}")
 set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON)
 # CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
@@ -43,6 +53,7 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/inputs_args.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mask_plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mean_pool.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/patterns.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/scored_plan.cpp"
   $<TARGET_OBJECTS:tilewise_cuda>
@@ -51,7 +62,7 @@ target_include_directories(tilewise_core SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DI
 target_link_libraries(tilewise_core PRIVATE CUDA::cudart_static)
 set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" "${PROJECT_SOURCE_DIR}/tilewise/attend/prepare.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/methods/a_shape.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/dense.cpp"
-  "${PROJECT_SOURCE_DIR}/tilewise/methods/mean_pool.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/oracle.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/problem.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/methods/mean_pool.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/minference.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/oracle.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/problem.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/methods/xattention.cpp" TARGET_DIRECTORY tilewise_core
   PROPERTIES COMPILE_DEFINITIONS TILEWISE_WITH_CUDA)
 

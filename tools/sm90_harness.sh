@@ -56,7 +56,7 @@ print(f"{len(kernels)} backward kernels, bytes spilt by those with softcap: {[in
 sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
 # Of what makes plans and runs models, no kernel may spill.
-for kernels in attend/sm90/backward_steps plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal infer/cuda/kernels; do
+for kernels in attend/sm90/backward_steps plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal select/cuda/patterns infer/cuda/kernels; do
   name=$(echo "$kernels" | tr / _)
   $nvcc -Xptxas -v -cubin "tilewise/$kernels.cu" -o "$dir/$name.cubin" > "$dir/$name.ptxas" 2>&1 || { cat "$dir/$name.ptxas"; exit 1; }
 done

@@ -15,6 +15,9 @@
 #include "tilewise/select/mean_pool.h"
 #include "tilewise/select/pack_rows.h"
 #include "tilewise/select/plan.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/select/cuda/patterns.h"
+#endif
 
 namespace tilewise::method {
 namespace {
@@ -94,9 +97,9 @@ bool has(const std::vector<Head>& heads, Pattern pattern) {
   return std::any_of(heads.begin(), heads.end(), [&](const Head& head) { return head.pattern == pattern; });
 }
 
-select::Inputs checked_inputs(const Problem& problem, const MInferenceOptions& options) {
+select::Inputs checked_inputs(const Problem& problem, const MInferenceOptions& options, Device device = {}) {
   check_ranges("minference", options);
-  select::Inputs inputs = inputs_of("minference", problem);
+  select::Inputs inputs = inputs_of("minference", problem, device);
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
         "minference: the mask is not plainly causal; all three patterns look back from a query, give Mask::causal()");
   return inputs;
@@ -116,6 +119,32 @@ void check_lines(const std::vector<select::Lines>& lines, int64_t batch, int64_t
     }
   }
 }
+
+#ifdef TILEWISE_WITH_CUDA
+/// The same on the GPU of the context.
+Plan plan_on_device(const select::Inputs& inputs, const MInferenceOptions& options, const std::vector<Head>& heads, const Mask& read,
+                    const Context& context) {
+  using select::cuda::PatternHead;
+  check(options.lines.empty(), Error::Kind::unsupported,
+        "minference: option lines is not built on a GPU; leave it out and each call estimates its own, or plan on the host");
+  select::cuda::PatternParams params{
+      .read = read, .tile = options.tile, .aligned = options.aligned, .last = options.last, .first = options.first, .nearest = options.nearest};
+  for (const Head& head : heads) {
+    PatternHead pattern;
+    pattern.kind = head.pattern == Pattern::vertical_slash ? PatternHead::Kind::lines
+                   : head.pattern == Pattern::a_shape      ? PatternHead::Kind::band
+                                                           : PatternHead::Kind::tiles;
+    if (head.pattern == Pattern::vertical_slash) {
+      pattern.vertical = std::max(head.sizes[0], kLeastVertical);
+      pattern.slash = std::max(head.sizes[1], kLeastSlash);
+    } else if (head.pattern == Pattern::block_sparse) {
+      pattern.tiles = head.sizes[0];
+    }
+    params.heads.push_back(pattern);
+  }
+  return select::cuda::pattern_plan(inputs, params, context);
+}
+#endif
 
 /// The lines of each vertical-slash head: given, cut to the keys that there are, or estimated.
 std::vector<select::Lines> lines_of(const select::Inputs& inputs, const MInferenceOptions& options, const std::vector<Head>& heads,
@@ -151,9 +180,17 @@ std::vector<select::Lines> minference_lines(const Problem& problem, const MInfer
 }
 
 Planned minference(const Problem& problem, const MInferenceOptions& options, Context& context) {
-  const select::Inputs inputs = checked_inputs(problem, options);
+  const bool is_on_device = is_on_gpu(problem, context);
+  const select::Inputs inputs = checked_inputs(problem, options, is_on_device ? context.device : Device{});
   const std::vector<Head> heads = heads_of(options, inputs.heads_q());
   const Mask read = mask_of(heads);
+  Planned planned;
+#ifdef TILEWISE_WITH_CUDA
+  if (is_on_device) {
+    planned.plan = plan_on_device(inputs, options, heads, read, context);
+    return planned;
+  }
+#endif
   const select::RowGrid grid = select::score_rows(inputs, options.tile);
   const int64_t batch = inputs.batch(), num_heads = inputs.heads_q(), seqlen_k = inputs.seqlen_k();
 
@@ -188,7 +225,6 @@ Planned minference(const Problem& problem, const MInferenceOptions& options, Con
       add_best_tiles(row, products, b, h, index, visible, head.sizes[0]);
     }
   });
-  Planned planned;
   planned.plan = make_plan(std::move(data));
   return planned;
 }

@@ -20,6 +20,7 @@
 #include "tilewise/methods/dense.h"
 #include "tilewise/methods/mean_pool.h"
 #include "tilewise/methods/method.h"
+#include "tilewise/methods/minference.h"
 #include "tilewise/methods/oracle.h"
 #include "tilewise/methods/xattention.h"
 #include "tilewise/plan/complete.h"
@@ -28,6 +29,7 @@
 #include "tilewise/plan/cuda/validate.h"
 #include "tilewise/select/cuda/antidiagonal.h"
 #include "tilewise/select/cuda/mean_pool.h"
+#include "tilewise/select/cuda/patterns_args.h"
 #include "tilewise/select/cuda/plan.h"
 
 namespace tilewise::attend::testing {
@@ -366,6 +368,82 @@ void check_other_methods(uint64_t seed, Context& context, bool is_small) {
               "oracle, " + note);
 }
 
+// minference with a pattern for each head: the host's plan from the device's own lines, which are the host's from the device's sums. Inputs are small whole numbers: means and
+// products are exact, so that both sides rank the same numbers.
+void check_minference(uint64_t seed, Context& context, int repeats, bool is_small) {
+  Random random(seed + 3333);
+  const int64_t most = is_small ? 300 : 3000, heads_kv = 2, group = random(1, 2), heads = heads_kv * group;
+  MethodCase c(random, random.chance(0.5) ? Dtype::bf16 : Dtype::f32, heads_kv, group, random(1, most), random(1, most), 64);
+  for (tilewise::testing::TestTensor* x : {&c.q, &c.k}) {
+    for (int64_t h = 0; h < x->view.dim(1); ++h)
+      for (int64_t s = 0; s < x->view.dim(2); ++s)
+        for (int64_t d = 0; d < 64; ++d) x->set(0, h, s, d, static_cast<float>(random(-1, 1)));
+  }
+  c.upload();
+  const std::string note = "minference, seed " + std::to_string(seed);
+  using Kind = select::cuda::PatternHead::Kind;
+  method::MInferenceOptions options{.tile = 64, .aligned = random.chance(0.3), .last = static_cast<int>(random(1, 130)), .first = 4, .nearest = 10};
+  select::cuda::PatternParams params{.read = Mask::causal(), .tile = 64, .aligned = options.aligned, .last = options.last, .first = 4, .nearest = 10};
+  for (int head = 0; head < heads; ++head) {
+    const int of = static_cast<int>(random(0, 2));
+    method::MInferenceOptions::Head host{static_cast<method::MInferenceOptions::Pattern>(of),
+                                         {static_cast<int>(random(0, of == 2 ? 9 : 200)), static_cast<int>(random(1, 300))}};
+    options.heads.push_back(host);
+    select::cuda::PatternHead pattern{static_cast<Kind>(of), std::max(host.sizes[0], 30), std::max(host.sizes[1], 50), host.sizes[0]};
+    Mask::Band band{Mask::kAll, 0, 0};
+    if (of == 1) band = {host.sizes[1] - 1, 0, host.sizes[0]};
+    params.heads.push_back(pattern);
+    params.read.head_class.push_back(static_cast<uint8_t>(params.read.bands.size()));
+    params.read.bands.push_back(band);
+  }
+  const Zoned memory(select::cuda::pattern_plan_bytes(c.inputs, params)), workspace(select::cuda::pattern_workspace_bytes(c.inputs, params));
+  const Plan plan = select::cuda::pattern_plan_in(c.inputs, params, memory.data());
+  std::vector<unsigned char> first;
+  for (int i = 0; i < repeats; ++i) {
+    memory.wipe();
+    workspace.wipe();
+    select::cuda::pattern_plan_into(c.inputs, params, plan, workspace.data(), context);
+    wait_for(context, note);
+    expect(memory.is_intact() && workspace.is_intact(), "pattern_plan_into: memory outside was written", note);
+    if (i == 0) first = memory.bytes();
+    expect(first == memory.bytes(), "pattern_plan_into: a repeat differs", note);
+  }
+  // The device's sums and lines.
+  select::cuda::PatternLaunch places;
+  select::cuda::pattern_launch(c.inputs, params, plan.get(), workspace.data(), places);
+  const std::vector<unsigned char> bytes = workspace.bytes();
+  const auto host_of = [&](const auto* device) {
+    return reinterpret_cast<decltype(device)>(bytes.data() +
+                                              (reinterpret_cast<const unsigned char*>(device) - static_cast<unsigned char*>(workspace.data())));
+  };
+  const int64_t seqlen_k = c.inputs.seqlen_k();
+  for (int64_t head = 0; head < heads; ++head) {
+    select::Lines lines;
+    if (params.heads[static_cast<size_t>(head)].kind == Kind::lines) {
+      const auto& of = params.heads[static_cast<size_t>(head)];
+      lines = select::best_lines(host_of(places.last.args.key) + head * seqlen_k, host_of(places.last.args.offset) + head * seqlen_k, seqlen_k,
+                                 {of.vertical, of.slash, options.first, options.nearest});
+      for (const auto& [list, kind] : {std::pair{&lines.vertical, 0}, std::pair{&lines.slash, 1}}) {
+        std::vector<int32_t> got;
+        const uint32_t* const bits = host_of(places.best.bits[kind]) + head * places.best.words;
+        for (int64_t i = 0; i < seqlen_k; ++i) {
+          if (((bits[i / 32] >> (i % 32)) & 1) != 0) got.push_back(static_cast<int32_t>(i));
+        }
+        expect(got == *list, "pattern_plan_into: other lines than the host's from the same sums", note);
+      }
+    }
+    options.lines.push_back(lines);
+  }
+  Context host;
+  const Problem of_host{.q = c.q.view, .k = c.k.view};
+  expect_same(*copy_to_host(plan, context), *method::minference(of_host, options, host).plan, false, note);
+  expect(!validated(plan, context, note), "validate_into: a fault in a plan of pattern_plan_into()", note);
+  // As users call it.
+  options.lines.clear();
+  expect_same(*copy_to_host(method::minference({.q = c.inputs.q, .k = c.inputs.k}, options, context).plan, context), *copy_to_host(plan, context),
+              false, "as users call it, " + note);
+}
+
 // The method mean_pool or xattention from q and k to out, its transpose, its order and its check in one graph, replayed with other q, k and v.
 void check_graph(uint64_t seed, int replays, bool is_mean_pool) {
   const Stream stream;
@@ -462,6 +540,7 @@ int main(int argc, char** argv) {
       check_method(seed, context, options.is_small);
       check_xattention(seed, context, options.repeats, options.is_small);
       check_other_methods(seed, context, options.is_small);
+      check_minference(seed, context, options.repeats, options.is_small);
       ++ran;
     }
   });

@@ -83,6 +83,7 @@ inline CompleteLaunch complete_launch(const PlanData& plan, void* workspace) {
   CompleteLaunch launch;
   CompleteArgs& args = launch.args;
   PlaceRowsArgs& place = launch.place;
+  place = {};
   args.is_by_query = !plan.is_by_key;
   const Lists& lists = args.is_by_query ? plan.by_query : plan.by_key;
   const Lists& made = args.is_by_query ? plan.by_key : plan.by_query;

@@ -26,11 +26,12 @@ class MemoryParts {
   size_t bytes_ = 0;
 };
 
-/// The whole and masked runs of one direction.
+/// The whole and masked runs of one direction, and where there are some its picked ones.
 struct ListsSpace {
   int tile = 128;
   int64_t batch = 1, groups = 1, rows = 0;
-  int64_t whole = 0, masked = 0;  // runs that there is room for
+  int64_t whole = 0, masked = 0, picked = 0;  // runs that there is room for
+  bool has_picked = false;
   bool has_rows = false;          // masked runs have `rows`
   bool has_edge = false;
 };
@@ -43,14 +44,15 @@ inline Lists place_lists(const ListsSpace& space, MemoryParts& parts, Device dev
   const int64_t words = (space.tile + 63) / 64;
   // The widest first: then nothing is lost between them.
   if (space.has_rows) lists.masked.rows = view(parts.take<uint64_t>(space.masked * words), {space.masked, words});
-  for (RunList* list : {&lists.whole, &lists.masked}) {
-    list->begin = view(parts.take<int64_t>(space.batch * space.groups * space.rows), {space.batch, space.groups, space.rows});
-  }
-  for (RunList* list : {&lists.whole, &lists.masked}) {
-    const int64_t capacity = list == &lists.whole ? space.whole : space.masked;
-    list->count = view(parts.take<int32_t>(space.batch * space.groups * space.rows), {space.batch, space.groups, space.rows});
-    list->start = view(parts.take<int32_t>(capacity), {capacity});
-    list->stop = view(parts.take<int32_t>(capacity), {capacity});
+  RunList* const all[] = {&lists.whole, &lists.masked, &lists.picked};
+  const int64_t capacities[] = {space.whole, space.masked, space.picked};
+  const int count = space.has_picked ? 3 : 2;
+  for (int i = 0; i < count; ++i)
+    all[i]->begin = view(parts.take<int64_t>(space.batch * space.groups * space.rows), {space.batch, space.groups, space.rows});
+  for (int i = 0; i < count; ++i) {
+    all[i]->count = view(parts.take<int32_t>(space.batch * space.groups * space.rows), {space.batch, space.groups, space.rows});
+    all[i]->start = view(parts.take<int32_t>(capacities[i]), {capacities[i]});
+    if (i < 2) all[i]->stop = view(parts.take<int32_t>(capacities[i]), {capacities[i]});  // picked runs are single slots
   }
   lists.status = view(parts.take<int32_t>(2), {2});
   if (space.has_edge) lists.edge = view(parts.take<int32_t>(space.rows + 1), {space.rows + 1});

@@ -15,10 +15,11 @@ enum ListsFault : int32_t {
 };
 
 struct PlaceRowsArgs {
+  static constexpr int kLists = 3;
   int64_t rows;         // of all heads and batch entries
-  int32_t* count[2];    // [rows] whole, masked: as counted; as written, where the room ends
-  int64_t* begin[2];    // [rows] written
-  int64_t capacity[2];
+  int32_t* count[kLists];  // [rows] whole, masked, picked or null: as counted; as written, where the room ends
+  int64_t* begin[kLists];  // [rows] written
+  int64_t capacity[kLists];
   int32_t* status;      // [2] written: rows that outgrew the room, and a ListsFault
   int64_t* cut;         // written: the first of these rows, `rows` if there is none
   const int32_t* needs_rows;  // not null and not 0: kNeedsRows
@@ -29,7 +30,7 @@ struct PlaceRowsArgs {
 constexpr int kPlaceRowsThreads = 512;
 
 struct PlaceRowsParts {
-  int *sum[2], *sums, *outgrew;
+  int *sum[PlaceRowsArgs::kLists], *sums, *outgrew;
   unsigned long long* cut;
 
   TILEWISE_HOST_DEVICE PlaceRowsParts(machine::cuda::SharedParts& parts, int threads) {
@@ -56,17 +57,22 @@ TILEWISE_DEVICE void place_rows_kernel(Block& block, const PlaceRowsArgs& args) 
     *at.cut = static_cast<unsigned long long>(rows);
     *at.outgrew = 0;
   });
-  int64_t done[2] = {0, 0};
+  constexpr int kLists = PlaceRowsArgs::kLists;
+  const int lists = args.count[2] != nullptr ? 3 : 2;
+  int64_t done[kLists] = {0, 0, 0};
   for (int64_t first = 0; first < rows; first += threads) {
     block.each([&](int thread) {
-      for (int list = 0; list < 2; ++list) at.sum[list][thread] = first + thread < rows ? args.count[list][first + thread] : 0;
+      for (int list = 0; list < lists; ++list) at.sum[list][thread] = first + thread < rows ? args.count[list][first + thread] : 0;
     });
-    const int here[2] = {machine::cuda::exclusive_sums(block, at.sum[0], at.sums), machine::cuda::exclusive_sums(block, at.sum[1], at.sums)};
+    int here[kLists];
+    TILEWISE_UNROLL for (int list = 0; list < kLists; ++list) here[list] =
+        list < lists ? machine::cuda::exclusive_sums(block, at.sum[list], at.sums) : 0;
     block.each([&](int thread) {
       const int64_t row = first + thread;
       if (row >= rows) return;
       bool fits = true;
-      for (int list = 0; list < 2; ++list) {
+      TILEWISE_UNROLL for (int list = 0; list < kLists; ++list) {
+        if (list >= lists) continue;
         const int64_t begin = done[list] + at.sum[list][thread];
         args.begin[list][row] = begin;
         const int64_t kept_free = args.covers && list == 1 ? rows - 1 - row : 0;
@@ -74,22 +80,26 @@ TILEWISE_DEVICE void place_rows_kernel(Block& block, const PlaceRowsArgs& args) 
       }
       if (!fits) block.min(at.cut, static_cast<unsigned long long>(row));
     });
-    for (int list = 0; list < 2; ++list) done[list] += here[list];
+    TILEWISE_UNROLL for (int list = 0; list < kLists; ++list) done[list] += here[list];
   }
   const auto cut = static_cast<int64_t>(block.get(*at.cut));
   // A block's threads see what its other threads wrote to global memory behind a barrier.
-  const int64_t room[2] = {cut < rows ? args.begin[0][cut] : 0, cut < rows ? args.begin[1][cut] : 0};
+  int64_t room[kLists];
+  TILEWISE_UNROLL for (int list = 0; list < kLists; ++list) room[list] = list < lists && cut < rows ? args.begin[list][cut] : 0;
   block.each([](int) {});
   for (int64_t first = cut; first < rows; first += threads) {
     block.each([&](int thread) {
       const int64_t row = first + thread;
       if (row >= rows) return;
-      const int count[2] = {args.count[0][row], args.count[1][row]};
-      if (count[0] + count[1] > 0) block.add(at.outgrew, 1);
+      const int count = args.count[0][row] + args.count[1][row] + (lists == 3 ? args.count[2][row] : 0);
+      if (count > 0) block.add(at.outgrew, 1);
       args.count[0][row] = 0;
       args.begin[0][row] = room[0];
-      args.count[1][row] = args.covers && count[0] + count[1] > 0 ? 1 : 0;
+      args.count[1][row] = args.covers && count > 0 ? 1 : 0;
       args.begin[1][row] = args.covers ? room[1] + (row - cut) : room[1];
+      if (lists < 3) return;
+      args.count[2][row] = 0;
+      args.begin[2][row] = room[2];
     });
   }
   const int outgrew = block.get(*at.outgrew);

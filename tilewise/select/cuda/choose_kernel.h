@@ -6,12 +6,21 @@
 #include "tilewise/machine/cuda/block.h"
 #include "tilewise/plan/cuda/joined_runs.h"
 #include "tilewise/plan/intervals.h"
+#include "tilewise/select/cuda/lines_kernel.h"
 
 // Scores and a budget into a plan on a GPU, a block for each row: the same tiles as select/plan.cpp chooses, bit for bit, since sums that decide are
 // made in the same order. Two passes with plan/cuda/place_rows_kernel.h between them: choose and count, then write the runs.
 namespace tilewise::select::cuda {
 
 using plan::cuda::Piece;
+
+/// What a head's rows read.
+enum class HeadRows : uint8_t {
+  by_scores,  // the tiles within the budget
+  all,        // all that they see
+  by_lines,   // the tiles that a vertical or slash line crosses
+  elsewhere,  // another kernel writes them
+};
 
 /// The numbers of a Budget for one head.
 struct HeadLimits {
@@ -32,11 +41,16 @@ struct ChooseArgs {
   int num_limits;      // 1: the same for all heads
   bool has_mass, has_share, has_count;
   bool is_forced_counted;
+  bool is_signed;      // scores of any sign are ranked, NaN first; for budgets of count alone
   int64_t floor, sink, diagonal;
+  HeadRows head_rows[kMaskHeads];
+  const uint32_t* lines[2];  // [B, Hq, line_words] bits: vertical, slash
+  int64_t line_words;
   // Written.
   uint32_t* kept;      // [B, Hq, T, kept_words] bits: the tiles that are read
   int kept_words;
   int32_t* count[2];   // [B, Hq, T]
+  int32_t* no_picked;  // [B, Hq, T] counts of single keys, or null
   int32_t* edge;       // [T + 1]; null: rows of tile_q
   // Of the second pass.
   const int64_t* begin[2];
@@ -44,13 +58,22 @@ struct ChooseArgs {
   const int64_t* cut;  // rows from here on are one masked run
 };
 
+/// A score as an integer that is smallest for the best: the bits of positive floats order as the floats do.
+TILEWISE_HOST_DEVICE inline uint32_t rank_of(float value, bool is_signed) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if (!is_signed) return ~bits;
+  return value != value ? 0 : (bits >> 31) != 0 ? bits : ~(bits | 0x80000000U);
+}
+
 /// Which tiles a row sees and which of them are forced.
 struct ChosenRow {
   const plan::BandSight& sight;    // in shared memory, from look(): every thread asks it, by index
   int64_t first_token, last_token; // the row's own, as they count
   int64_t sink, near, far;         // forced: tiles below sink, and from near to far
+  bool by_lines;
 
-  TILEWISE_DEVICE ChosenRow(const ChooseArgs& args, int64_t row, const plan::BandSight& in_shared) : sight(in_shared) {
+  TILEWISE_DEVICE ChosenRow(const ChooseArgs& args, int head, int64_t row, const plan::BandSight& in_shared)
+      : sight(in_shared), by_lines(args.head_rows[head] == HeadRows::by_lines) {
     const int64_t first = args.lead == 0 ? row * args.tile_q : row == 0 ? 0 : args.lead + (row - 1) * args.tile_q;
     const int64_t past = args.lead == 0 || row > 0 ? first + args.tile_q : args.lead, offset = args.seqlen_k - args.seqlen_q;
     first_token = first + offset;
@@ -78,7 +101,8 @@ struct ChosenRow {
       Piece<0> piece;
       piece.start = static_cast<int32_t>(from);
       piece.stop = static_cast<int32_t>(to);
-      piece.list = list;
+      // Of tiles that lines cross, a ragged last one is tested, as the host has it.
+      piece.list = by_lines && to - begin < tile_k ? 1 : list;
       take(piece, from == begin, to == end);
     };
     for (const plan::Interval& part : sight.whole) cut(part, 0);
@@ -153,7 +177,9 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
   const int threads = block.threads(), tiles = args.tiles, most_keys = power_of_two(tiles);
   const float* const scores = args.scores + b * args.stride_batch + head * args.stride_head + row * args.stride_row;
   const HeadLimits& limits = args.limits[args.num_limits == 1 ? 0 : head];
-  const ChosenRow seen(args, row, *at.sight);
+  const ChosenRow seen(args, head, row, *at.sight);
+  const HeadRows of_head = args.head_rows[head];
+  const bool by_scores = of_head == HeadRows::by_scores;
 
   block.each([&](int thread) {
     if (thread < 4) at.numbers[thread] = 0;
@@ -165,9 +191,10 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
       }
     }
   });
+  if (of_head == HeadRows::elsewhere) return;
   block.each([&](int thread) {
     int visible = 0, forced = 0, candidates = 0;
-    for (int tile = thread; tile < most_keys; tile += threads) {
+    for (int tile = thread; by_scores && tile < most_keys; tile += threads) {
       uint64_t key = ~uint64_t{0};
       if (tile < tiles) {
         const bool is_seen = seen.sees(tile, args.tile_k);
@@ -176,9 +203,9 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
         const bool is_held = args.is_forced_counted && seen.is_forced(tile);
         visible += is_seen ? 1 : 0;
         if (is_seen && is_held) ++forced;
-        // The bits of positive floats order as the floats do; inverted, the largest comes first, and ties go to the smaller tile.
-        if (is_seen && !is_held && value > 0 && value >= limits.at_least) {
-          key = static_cast<uint64_t>(~std::bit_cast<uint32_t>(value)) << 32 | static_cast<uint32_t>(tile);
+        // Ties go to the smaller tile.
+        if (is_seen && !is_held && (args.is_signed || (value > 0 && value >= limits.at_least))) {
+          key = static_cast<uint64_t>(rank_of(value, args.is_signed)) << 32 | static_cast<uint32_t>(tile);
           ++candidates;
         }
       }
@@ -192,15 +219,16 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
   block.each([&](int thread) {
     double sum = 0;
     if (thread == 0) {
-      for (int tile = 0; tile < tiles; ++tile) sum += static_cast<double>(at.values[tile]);
+      for (int tile = 0; by_scores && tile < tiles; ++tile) sum += static_cast<double>(at.values[tile]);
       at.sums[0] = sum;
     } else if (thread == 32) {
-      for (int tile = 0; tile < tiles && args.is_forced_counted; ++tile) sum += seen.is_forced(tile) ? static_cast<double>(at.values[tile]) : 0.0;
+      for (int tile = 0; by_scores && tile < tiles && args.is_forced_counted; ++tile)
+        sum += seen.is_forced(tile) ? static_cast<double>(at.values[tile]) : 0.0;
       at.sums[1] = sum;
     }
   });
   const double total = block.get(at.sums[0]);
-  const bool is_finite = total - total == 0;
+  const bool is_finite = by_scores && (args.is_signed || total - total == 0);
   const int candidates = block.get(at.numbers[2]);
   const bool has_mass = args.has_mass && limits.mass < 1;
   const bool is_limited = has_mass || args.has_share || args.has_count;
@@ -222,18 +250,23 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
       int chosen = is_limited ? 0 : candidates;
       while (chosen < candidates) {
         if (kept >= args.floor && ((has_mass && held >= required) || kept >= most)) break;
-        held += static_cast<double>(std::bit_cast<float>(~static_cast<uint32_t>(at.keys[chosen] >> 32)));
+        if (!args.is_signed) held += static_cast<double>(std::bit_cast<float>(~static_cast<uint32_t>(at.keys[chosen] >> 32)));
         ++kept;
         ++chosen;
       }
       at.numbers[3] = chosen;
     }
-    // Forced tiles; all that the row sees, where its scores are not finite.
+    // Forced tiles; all that the row sees, where its scores are not finite or not asked; what a line crosses.
+    const int64_t line = of * args.line_words, first_query = seen.first_token > 0 ? seen.first_token : 0;
+    const auto is_crossed = [&](int64_t tile) {
+      return of_head != HeadRows::by_lines ||
+             crosses(args.lines[0] + line, args.lines[1] + line, first_query, seen.last_token + 1, tile * args.tile_k, args.tile_k, args.seqlen_k);
+    };
     for (int word = thread; word < args.kept_words; word += threads) {
       uint32_t bits = 0;
       for (int bit = 0; bit < 32; ++bit) {
         const int tile = word * 32 + bit;
-        if (tile < tiles && (!is_finite || seen.is_forced(tile)) && seen.sees(tile, args.tile_k)) bits |= 1u << bit;
+        if (tile < tiles && (!is_finite || seen.is_forced(tile)) && seen.sees(tile, args.tile_k) && is_crossed(tile)) bits |= 1u << bit;
       }
       at.kept[word] = bits;
     }
@@ -260,6 +293,7 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
     if (thread != 0) return;
     args.count[0][item] = counts.of[0];
     args.count[1][item] = counts.of[1];
+    if (args.no_picked != nullptr) args.no_picked[item] = 0;
   });
 }
 
@@ -284,10 +318,11 @@ TILEWISE_DEVICE void write_runs_kernel(Block& block, const ChooseArgs& args) {
   machine::cuda::SharedParts parts(block.shared());
   const WriteParts at(parts, block.threads());
   const int64_t item = block.index(), row = item % args.rows;
-  if (args.count[0][item] + args.count[1][item] == 0) return;
-  const ChosenRow seen(args, row, *at.sight);
+  const int head = static_cast<int>(item / args.rows % args.heads);
+  if (args.count[0][item] + args.count[1][item] == 0 || args.head_rows[head] == HeadRows::elsewhere) return;
+  const ChosenRow seen(args, head, row, *at.sight);
   block.each([&](int thread) {
-    if (thread == 0) *at.sight = seen.look(args, static_cast<int>(item / args.rows % args.heads));
+    if (thread == 0) *at.sight = seen.look(args, head);
   });
   const uint32_t* const kept = args.kept + item * args.kept_words;
   const auto visit = [&](int tile, const auto& take) {

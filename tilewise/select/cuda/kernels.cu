@@ -42,21 +42,27 @@ __global__ void __launch_bounds__(kSoftmaxThreads) softmax(const __grid_constant
 
 }  // namespace
 
-cudaError_t launch_plan(const PlanLaunch& launch, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(launch.blocks);
-  const int threads = choose_threads(launch.args.tiles);
-  if (blocks > 0) {
-    const unsigned long shared = choose_shared_bytes(launch.args.tiles);
-    if (shared > 48 * 1024) {
-      const cudaError_t error = cudaFuncSetAttribute(choose, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-      if (error != cudaSuccess) return error;
-    }
-    choose<<<blocks, threads, shared, stream>>>(launch.args);
+cudaError_t launch_choose(const PlanLaunch& launch, cudaStream_t stream) {
+  if (launch.blocks == 0) return cudaSuccess;
+  const unsigned long shared = choose_shared_bytes(launch.args.tiles);
+  if (shared > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(choose, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error != cudaSuccess) return error;
   }
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
-  if (const cudaError_t error = plan::cuda::launch_place_rows(launch.place, stream); error != cudaSuccess) return error;
-  if (blocks > 0) write_runs<<<blocks, threads, write_shared_bytes(launch.args.tiles), stream>>>(launch.args);
+  choose<<<static_cast<unsigned>(launch.blocks), choose_threads(launch.args.tiles), shared, stream>>>(launch.args);
   return cudaGetLastError();
+}
+
+cudaError_t launch_write_runs(const PlanLaunch& launch, cudaStream_t stream) {
+  const int tiles = launch.args.tiles;
+  if (launch.blocks > 0) write_runs<<<static_cast<unsigned>(launch.blocks), choose_threads(tiles), write_shared_bytes(tiles), stream>>>(launch.args);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_plan(const PlanLaunch& launch, cudaStream_t stream) {
+  if (const cudaError_t error = launch_choose(launch, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = plan::cuda::launch_place_rows(launch.place, stream); error != cudaSuccess) return error;
+  return launch_write_runs(launch, stream);
 }
 
 cudaError_t launch_mask_plan(const MaskPlanArgs& args, cudaStream_t stream) {
