@@ -45,7 +45,7 @@ void run(const PatternLaunch& all, unsigned seed) {
   }
   const int tiles = all.plan.args.tiles, threads = choose_threads(tiles);
   const unsigned long shared = line_rows_shared_bytes(all.rows.words);
-  launch_on_host(all.plan.blocks, threads, choose_shared_bytes(tiles), seed, [&](auto& block) { choose_kernel(block, all.plan.args); });
+  launch_on_host(all.plan.blocks, threads, choose_shared_bytes(tiles), seed, [&](auto& block) { choose_kernel<true>(block, all.plan.args); });
   if (all.has_line_rows)
     launch_on_host(all.plan.blocks, kLineRowThreads, shared, seed, [&](auto& block) { line_rows_kernel<false>(block, all.rows); });
   launch_on_host(1, plan::cuda::kPlaceRowsThreads, plan::cuda::place_rows_shared_bytes(), seed,

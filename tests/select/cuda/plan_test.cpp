@@ -23,7 +23,8 @@ using testing::random_scores;
 
 void run(const PlanLaunch& launch, unsigned seed) {
   const int threads = choose_threads(launch.args.tiles);
-  launch_on_host(launch.blocks, threads, choose_shared_bytes(launch.args.tiles), seed, [&](auto& block) { choose_kernel(block, launch.args); });
+  launch_on_host(launch.blocks, threads, choose_shared_bytes(launch.args.tiles), seed,
+                 [&](auto& block) { choose_kernel<false>(block, launch.args); });
   launch_on_host(1, plan::cuda::kPlaceRowsThreads, plan::cuda::place_rows_shared_bytes(), seed,
                  [&](auto& block) { plan::cuda::place_rows_kernel(block, launch.place); });
   launch_on_host(launch.blocks, threads, write_shared_bytes(launch.args.tiles), seed, [&](auto& block) { write_runs_kernel(block, launch.args); });

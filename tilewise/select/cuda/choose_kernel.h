@@ -166,8 +166,8 @@ inline unsigned long choose_shared_bytes(int tiles) {
   return parts.bytes();
 }
 
-/// Chooses the tiles of row `block.index()` and counts their runs.
-template <class Block>
+/// Chooses the tiles of row `block.index()` and counts their runs. kHasLines: some head may be by_lines.
+template <bool kHasLines, class Block>
 TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
   machine::cuda::SharedParts parts(block.shared());
   const ChooseParts at(parts, args.tiles, block.threads());
@@ -259,6 +259,7 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
     // Forced tiles; all that the row sees, where its scores are not finite or not asked; what a line crosses.
     const int64_t line = of * args.line_words, first_query = seen.first_token > 0 ? seen.first_token : 0;
     const auto is_crossed = [&](int64_t tile) {
+      if constexpr (!kHasLines) return true;
       return of_head != HeadRows::by_lines ||
              crosses(args.lines[0] + line, args.lines[1] + line, first_query, seen.last_token + 1, tile * args.tile_k, args.tile_k, args.seqlen_k);
     };

@@ -10,9 +10,10 @@ using machine::cuda::DeviceBlock;
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
-__global__ void __launch_bounds__(512) choose(const __grid_constant__ ChooseArgs args) {
+template <bool kHasLines>
+__global__ void __launch_bounds__(512, 1) choose(const __grid_constant__ ChooseArgs args) {
   DeviceBlock block(shared_memory);
-  choose_kernel(block, args);
+  choose_kernel<kHasLines>(block, args);
 }
 
 __global__ void __launch_bounds__(512) write_runs(const __grid_constant__ ChooseArgs args) {
@@ -45,11 +46,12 @@ __global__ void __launch_bounds__(kSoftmaxThreads) softmax(const __grid_constant
 cudaError_t launch_choose(const PlanLaunch& launch, cudaStream_t stream) {
   if (launch.blocks == 0) return cudaSuccess;
   const unsigned long shared = choose_shared_bytes(launch.args.tiles);
+  auto* const kernel = launch.args.lines[0] != nullptr ? choose<true> : choose<false>;
   if (shared > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(choose, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
-  choose<<<static_cast<unsigned>(launch.blocks), choose_threads(launch.args.tiles), shared, stream>>>(launch.args);
+  kernel<<<static_cast<unsigned>(launch.blocks), choose_threads(launch.args.tiles), shared, stream>>>(launch.args);
   return cudaGetLastError();
 }
 
