@@ -15,6 +15,7 @@ find_package(CUDAToolkit REQUIRED)
 # Kernels apart, since nvcc does not take the warnings that the C++ units are compiled with.
 add_library(tilewise_sm90 OBJECT
   tilewise/attend/sm90/backward.cu
+  tilewise/attend/sm90/backward_slots.cu
   tilewise/attend/sm90/backward_steps.cu
   tilewise/attend/sm90/decode.cu
   tilewise/attend/sm90/forward.cu

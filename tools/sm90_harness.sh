@@ -56,11 +56,11 @@ print(f"{len(kernels)} backward kernels, bytes spilt by those with softcap: {[in
 sys.exit("\n".join(faults) if faults or not kernels else 0)
 PYTHON
 # Of what makes plans and runs models, no kernel may spill.
-for kernels in attend/sm90/backward_steps plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal select/cuda/patterns infer/cuda/kernels; do
+for kernels in attend/sm90/backward_slots attend/sm90/backward_steps plan/cuda/kernels select/cuda/kernels select/cuda/antidiagonal select/cuda/patterns infer/cuda/kernels; do
   name=$(echo "$kernels" | tr / _)
   $nvcc -Xptxas -v -cubin "tilewise/$kernels.cu" -o "$dir/$name.cubin" > "$dir/$name.ptxas" 2>&1 || { cat "$dir/$name.ptxas"; exit 1; }
 done
-python3 - "$dir"/attend_sm90_backward_steps.ptxas "$dir"/plan_cuda_*.ptxas "$dir"/select_cuda_*.ptxas "$dir"/infer_cuda_*.ptxas <<'PYTHON'
+python3 - "$dir"/attend_sm90_backward_*.ptxas "$dir"/plan_cuda_*.ptxas "$dir"/select_cuda_*.ptxas "$dir"/infer_cuda_*.ptxas <<'PYTHON'
 import re, sys
 kernels = [spill for name in sys.argv[1:] for spill in re.findall(r"Compiling entry function.*?(\d+) bytes spill stores", open(name).read(), re.S)]
 print(f"{len(kernels)} kernels that make plans and run models, bytes spilt: {sum(map(int, kernels))}")

@@ -89,13 +89,22 @@ PlanOptions random_options(Rng& rng) {
   o.has_edges = chance(rng, 0.3);
   o.has_shared = chance(rng, 0.3);
   o.is_spaced = chance(rng, 0.3);
+  o.has_order_q = chance(rng, 0.3);
+  o.has_order_k = chance(rng, 0.3);
+  if (chance(rng, 0.2)) o.pools = {static_cast<int>(one_of({4, 16, 100}))};
   return o;
+}
+
+// Token of a query slot.
+int64_t token_of(const PlanData& plan, int64_t b, int head, int64_t slot) {
+  const TensorView& token = plan.order_q.token;
+  return token.has_value() ? token.at<int32_t>(plan::batch_index(token, b), plan::group_index(token, head, plan.heads_q), slot) : slot;
 }
 
 // Every pair of the plan, once, and no other; ranks of a query tile 0, 1, 2, .. in the order of some run of the thread blocks that never waits in a circle.
 void expect_steps(const RandomPlan& random, const PlanOptions& o, const BackwardSteps& made, int thread_blocks) {
   const int group = o.heads_q / o.heads_kv, words = made.tile_q / 64;
-  const int64_t key_tiles = (o.seqlen_k + kKeyTile - 1) / kKeyTile;
+  const int64_t key_tiles = (random.slots + kKeyTile - 1) / kKeyTile, slots_q = plan::slots_q(*random.plan);
   std::vector<uint8_t> pairs(random.pairs.size(), 0);
   std::set<std::array<int32_t, 3>> items;
   std::map<std::array<int64_t, 3>, std::set<uint32_t>> ranks;
@@ -116,13 +125,15 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
       const int64_t head = item.head_kv * group + step.member;
       EXPECT_TRUE((ranks[{item.batch, head, step.tile}].insert(step.rank).second));
       bool is_any = false;
-      for (int64_t i = 0; i < made.tile_q && step.tile * made.tile_q + i < o.seqlen_q; ++i) {
+      for (int64_t i = 0; i < made.tile_q && step.tile * made.tile_q + i < slots_q; ++i) {
         for (int64_t j = 0; j < kKeyTile; ++j) {
           const size_t word =
               (static_cast<size_t>(step.pattern) * kKeyTile + static_cast<size_t>(j)) * static_cast<size_t>(words) + static_cast<size_t>(i / 64);
           if (step.pattern != BackwardStep::kEvery && (made.patterns[word] >> (i % 64) & 1) == 0) continue;
-          const int64_t query = step.tile * made.tile_q + i, key = item.key_tile * kKeyTile + j;
-          ASSERT_LT(key, o.seqlen_k) << "a key past the end";
+          const int64_t query = token_of(*random.plan, item.batch, static_cast<int>(head), step.tile * made.tile_q + i);
+          const int64_t key = item.key_tile * kKeyTile + j;
+          ASSERT_GE(query, 0) << "padding";
+          ASSERT_LT(key, random.slots) << "a key past the end";
           uint8_t& pair = pairs[static_cast<size_t>(((item.batch * o.heads_q + head) * o.seqlen_q + query) * random.slots + key)];
           EXPECT_EQ(pair, 0) << "a pair twice";
           pair = 1;
@@ -132,7 +143,7 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
       }
       EXPECT_TRUE(is_any) << "a step without a pair";
     }
-    for (int64_t key = std::max<int64_t>(0, o.seqlen_k - item.key_tile * kKeyTile); key < kKeyTile; ++key)
+    for (int64_t key = std::max<int64_t>(0, random.slots - item.key_tile * kKeyTile); key < kKeyTile; ++key)
       live[static_cast<size_t>(key / 64)] |= uint64_t{1} << (key % 64);
     EXPECT_EQ(live[0], item.live[0]);
     EXPECT_EQ(live[1], item.live[1]);
@@ -146,8 +157,8 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
 }
 
 // Runs thread blocks that wait for their turn at each query tile, the next to move chosen at random; false: all wait.
-bool runs_through(const BackwardSteps& made, const PlanOptions& o, int thread_blocks, Rng& rng) {
-  const int64_t q_tiles = (o.seqlen_q + made.tile_q - 1) / made.tile_q;
+bool runs_through(const BackwardSteps& made, const PlanOptions& o, int64_t slots_q, int thread_blocks, Rng& rng) {
+  const int64_t q_tiles = (slots_q + made.tile_q - 1) / made.tile_q;
   const int group = o.heads_q / o.heads_kv;
   std::vector<uint32_t> turn(static_cast<size_t>(o.batch * o.heads_q * q_tiles), 0);
   struct Block {
@@ -185,7 +196,7 @@ bool runs_through(const BackwardSteps& made, const PlanOptions& o, int thread_bl
 }
 
 TEST(BackwardSteps, EveryPairOnceAndNoCircle) {
-  for (uint64_t seed = 1; seed <= 150; ++seed) {
+  for (uint64_t seed = 1; seed <= 250; ++seed) {
     Rng rng(seed);
     const PlanOptions o = random_options(rng);
     const RandomPlan random = testing::random_plan(rng, o);
@@ -194,7 +205,7 @@ TEST(BackwardSteps, EveryPairOnceAndNoCircle) {
     const BackwardSteps made = make_steps(*random.plan, o.heads_kv, tile_q, thread_blocks, static_cast<unsigned>(seed));
     EXPECT_EQ(made.status[kPatternsOutgrown] + made.status[kStepsOutgrown], 0u);
     expect_steps(random, o, made, thread_blocks);
-    EXPECT_TRUE(runs_through(made, o, thread_blocks, rng)) << "thread blocks wait in a circle";
+    EXPECT_TRUE(runs_through(made, o, plan::slots_q(*random.plan), thread_blocks, rng)) << "thread blocks wait in a circle";
     if (HasFailure()) return;
   }
 }

@@ -3,14 +3,17 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "tilewise/attend/check.h"
 #include "tilewise/attend/schedule.h"
 #include "tilewise/attend/sm90/backward_args.h"
+#include "tilewise/attend/sm90/backward_slots.h"
 #include "tilewise/attend/sm90/backward_steps.h"
 #include "tilewise/attend/sm90/device_plan.h"
 #include "tilewise/attend/sm90/operands.h"
@@ -167,6 +170,92 @@ BackwardInput backward_input(const AttendBackwardParams& params, const Sizes& si
   return input;
 }
 
+// The caller's tensors in the order of slots, in one buffer; their gradients go back from there.
+class InSlots {
+ public:
+  InSlots(const AttendBackwardParams& params, const BackwardInput& caller, const Context& context)
+      : stream_(static_cast<cudaStream_t>(context.stream)), input_(caller) {
+    const PlanData& plan = *params.forward.plan;
+    set_axis(queries_, plan.order_q, caller.q, static_cast<int>(plan::slots_q(plan)), params.forward.in_slots);
+    set_axis(keys_, plan.order_k, caller.k, static_cast<int>(plan::slots_k(plan)), params.forward.in_slots);
+    queries_back_ = queries_;
+    keys_back_ = keys_;
+    queries_back_.is_back = keys_back_.is_back = true;
+    const size_t bytes = place(caller, nullptr);
+    buffer_ = device_buffer("attend_backward", bytes, context);
+    place(caller, static_cast<std::byte*>(buffer_.data()));
+    check_cuda(launch_moved_rows(queries_, stream_), "attend_backward: sm90: into slots");
+    check_cuda(launch_moved_rows(keys_, stream_), "attend_backward: sm90: into slots");
+  }
+  const BackwardInput& input() const { return input_; }
+  void move_back() const {
+    check_cuda(launch_moved_rows(queries_back_, stream_), "attend_backward: sm90: from slots");
+    check_cuda(launch_moved_rows(keys_back_, stream_), "attend_backward: sm90: from slots");
+  }
+
+ private:
+  static void set_axis(MoveRowsArgs& args, const Order& order, const Tensor16& tensor, int slots, bool is_in_slots) {
+    if (order.token.has_value()) {
+      args.token = static_cast<const int32_t*>(order.token.raw());
+      args.order_batch = static_cast<int>(order.token.dim(0));
+      args.order_groups = static_cast<int>(order.token.dim(1));
+    }
+    args.batch = tensor.batch;
+    args.heads = tensor.heads;
+    args.slots = slots;
+    args.is_in_slots = is_in_slots;
+  }
+  static SlotRows rows_of(const Tensor16& tensor) {
+    return {static_cast<uint16_t*>(tensor.data), tensor.stride_batch, tensor.stride_head, tensor.stride_token, tensor.head_dim};
+  }
+
+  size_t place(const BackwardInput& caller, std::byte* memory) {
+    size_t total = 0;
+    const auto take = [&](int64_t bytes) {
+      std::byte* const part = memory == nullptr ? nullptr : memory + total;
+      total += (static_cast<size_t>(bytes) + 255) / 256 * 256;
+      return part;
+    };
+    const auto place_tensor = [&](const Tensor16& of_caller, Tensor16& in_slots, MoveRowsArgs& args, int number) {
+      in_slots = of_caller;
+      in_slots.seqlen = args.slots;
+      in_slots.stride_token = (of_caller.head_dim + 7) / 8 * 8;
+      in_slots.stride_head = in_slots.stride_token * args.slots;
+      in_slots.stride_batch = in_slots.stride_head * of_caller.heads;
+      in_slots.data = take(in_slots.stride_batch * of_caller.batch * 2);
+      args.of_caller[number] = rows_of(of_caller);
+      args.of_slots[number] = rows_of(in_slots);
+    };
+    place_tensor(caller.q, input_.q, queries_, 0);
+    place_tensor(caller.out, input_.out, queries_, 1);
+    place_tensor(caller.dout, input_.dout, queries_, 2);
+    place_tensor(caller.k, input_.k, keys_, 0);
+    place_tensor(caller.v, input_.v, keys_, 1);
+    place_tensor(caller.dq, input_.dq, queries_back_, 0);
+    place_tensor(caller.dk, input_.dk, keys_back_, 0);
+    place_tensor(caller.dv, input_.dv, keys_back_, 1);
+    const auto place_numbers = [&](const float* of_caller, const int64_t(&from)[3], const float*& in_slots, int64_t(&strides)[3], int number,
+                                   float padding) {
+      if (of_caller == nullptr) return;
+      auto* const data = reinterpret_cast<float*>(take(int64_t{queries_.batch} * queries_.heads * queries_.slots * 4));
+      in_slots = data;
+      strides[0] = int64_t{queries_.heads} * queries_.slots;
+      strides[1] = queries_.slots;
+      strides[2] = 1;
+      queries_.numbers_of_caller[number] = {const_cast<float*>(of_caller), from[0], from[1], from[2], 0};
+      queries_.numbers_of_slots[number] = {data, strides[0], strides[1], strides[2], padding};
+    };
+    place_numbers(caller.lse, caller.lse_strides, input_.lse, input_.lse_strides, 0, -std::numeric_limits<float>::infinity());
+    place_numbers(caller.dlse, caller.dlse_strides, input_.dlse, input_.dlse_strides, 1, 0);
+    return total;
+  }
+
+  cudaStream_t stream_;
+  BackwardInput input_;
+  MoveRowsArgs queries_, keys_, queries_back_, keys_back_;
+  Buffer buffer_;
+};
+
 }  // namespace
 
 std::optional<std::string> refusal(const AttendBackwardParams& params) {
@@ -179,12 +268,13 @@ std::optional<std::string> refusal(const AttendBackwardParams& params) {
                                Named{"dq", params.dq}, Named{"dk", params.dk}, Named{"dv", params.dv}}) {
     if (auto reason = refusal_of_operand(operand.name, operand.view, kMostChannels)) return reason;
   }
-  if (f.in_slots) return "in_slots is not built; give q, k and v in token order";
   const PlanData& plan = *f.plan;
   if (auto reason = cuda::refusal_of_arrays(plan, plan.by_query)) return reason;
   if (!plan.pools.empty()) return "gradients through pooled keys are not built";
-  if (plan.order_q.token.has_value() || plan.order_k.token.has_value()) {
-    return "gradients through an order are not built; reorder q, k and v, and plan for them as they then stand";
+  const TensorView& order_k = plan.order_k.token;
+  if (order_k.has_value() && f.k.dim(1) % order_k.dim(1) != 0) {
+    return text("order_k has ", order_k.dim(1), " head groups, takes a divisor of ", f.k.dim(1),
+                " heads of k; give one order to the query heads of a head of k");
   }
   if (!plan.by_query.has_runs() && plan.by_key.has_runs()) return "the plan has only by_key, this backend reads by_query; complete() the plan";
   if (f.v.dim(1) != f.k.dim(1)) return "one head of v for all heads of k is not built; repeat v";
@@ -210,9 +300,14 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
   const StepsOnDevice& steps =
       f.schedule == nullptr ? own : std::static_pointer_cast<const BackwardSchedule>(f.schedule->on_device)->steps(tile_q, context);
   const BackwardInput input = backward_input(params, sizes, steps);
-  const size_t bytes = backward_workspace(sizes.batch, sizes.heads_q, sizes.seqlen_q, static_cast<int>(head_dim)).total();
+  const bool has_order = f.plan->order_q.token.has_value() || f.plan->order_k.token.has_value();
+  std::optional<InSlots> in_slots;
+  if (has_order) in_slots.emplace(params, input, context);
+  const BackwardInput& run = has_order ? in_slots->input() : input;
+  const size_t bytes = backward_workspace(sizes.batch, sizes.heads_q, run.q.seqlen, static_cast<int>(head_dim)).total();
   const Buffer workspace = device_buffer("attend_backward", bytes, context);
-  check_cuda(attend_sm90_backward(input, workspace.data(), static_cast<cudaStream_t>(context.stream)), "attend_backward: sm90: the launch failed");
+  check_cuda(attend_sm90_backward(run, workspace.data(), static_cast<cudaStream_t>(context.stream)), "attend_backward: sm90: the launch failed");
+  if (has_order) in_slots->move_back();
   return ran;
 }
 
