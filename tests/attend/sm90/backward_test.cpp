@@ -17,6 +17,7 @@
 #include "tilewise/attend/reference/backward.h"
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/sm90/device_plan.h"
+#include "tilewise/plan/rows.h"
 
 namespace tilewise::attend::testing {
 namespace {
@@ -37,8 +38,9 @@ std::string describe(const Options& o) {
   text << "B " << p.batch << " Hq " << p.heads_q << " Hkv " << p.heads_kv << " Sq " << p.seqlen_q << " Sk " << p.seqlen_k << " D " << o.head_dim
        << " Dv " << o.head_dim_v << " " << o.dtype << " tile " << p.tile << " groups " << p.groups << " mask " << static_cast<int>(p.mask)
        << " density " << p.density << " longest " << p.longest_run << (p.has_picked ? " picked" : "") << (p.has_rows ? " rows" : "")
-       << (p.has_edges ? " edges" : "") << (o.has_sink ? " sink" : "") << (o.has_dlse ? " dlse" : "") << (o.has_schedule ? "" : " no schedule")
-       << " layout " << static_cast<int>(o.layout) << " softcap " << o.softcap << " sigma " << o.sigma;
+       << (p.has_edges ? " edges" : "") << (p.has_order_q ? " order_q" : "") << (p.has_order_k ? " order_k" : "") << (o.has_sink ? " sink" : "")
+       << (o.has_dlse ? " dlse" : "") << (o.has_schedule ? "" : " no schedule") << " layout " << static_cast<int>(o.layout) << " softcap "
+       << o.softcap << " sigma " << o.sigma;
   return text.str();
 }
 
@@ -75,6 +77,8 @@ Options random_options(Rng& rng, bool is_small) {
   p.has_edges = chance(rng, 0.2);
   p.has_shared = chance(rng, 0.4);
   p.is_spaced = chance(rng, 0.3);
+  p.has_order_q = chance(rng, 0.2);
+  p.has_order_k = chance(rng, 0.2);
   o.dtype = chance(rng, 0.6) ? Dtype::bf16 : Dtype::f16;
   o.head_dim = one_of({64, 64, 128, 128, 128, 8, 40, 72, 96});
   o.head_dim_v = chance(rng, 0.8) ? o.head_dim : one_of({8, 64, 128});
@@ -139,12 +143,16 @@ struct Problem {
     const int64_t group = p.heads_q / p.heads_kv;
     for (int64_t b = 0; b < p.batch; ++b) {
       for (int64_t kv = 0; kv < p.heads_kv; ++kv) {
-        for (int64_t key = 0; key < p.seqlen_k; ++key) {
-          bool is_read = false;
-          for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-            is_read = is_read || plan.touched[static_cast<size_t>((b * p.heads_q + h) * plan.slots + key)] != 0;
+        std::vector<bool> is_read(static_cast<size_t>(p.seqlen_k), false);
+        for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
+          const std::vector<int64_t>& tokens = plan.tokens_k[static_cast<size_t>(b * p.heads_q + h)];
+          for (size_t slot = 0; slot < tokens.size(); ++slot) {
+            const bool is_touched = plan.touched[static_cast<size_t>((b * p.heads_q + h) * plan.slots) + slot] != 0;
+            if (tokens[slot] >= 0 && is_touched) is_read[static_cast<size_t>(tokens[slot])] = true;
           }
-          if (is_read) continue;
+        }
+        for (int64_t key = 0; key < p.seqlen_k; ++key) {
+          if (is_read[static_cast<size_t>(key)]) continue;
           for (int64_t d = 0; d < options.head_dim; ++d) k.set(NAN, b, kv, key, d);
           for (int64_t d = 0; d < options.head_dim_v; ++d) v.set(NAN, b, kv, key, d);
         }
@@ -225,8 +233,13 @@ void poison_pool() {
 
 void run_case(uint64_t seed, int repeats, bool is_small) {
   Rng rng(seed);
-  const Options options = random_options(rng, is_small);
-  const Problem problem(rng, options);
+  Options options = random_options(rng, is_small);
+  Problem problem(rng, options);
+  const TensorView& order_k = problem.plan.plan->order_k.token;
+  if (order_k.has_value() && options.plan.heads_kv % order_k.dim(1) != 0) {  // more orders than heads of k are refused
+    options.plan.has_order_k = false;
+    problem = Problem(rng, options);
+  }
   const std::string note = "seed " + std::to_string(seed) + ": " + describe(options);
   const Gradients exact = problem.exact(), in_dtype = gradients_in_dtype(problem.plan, problem.params());
   if (is_dry) return;
@@ -295,10 +308,75 @@ void errors() {
   params.forward.plan = problem.plan.plan;
   expect_error(Error::Kind::device, "move the plan", params);
   Options ordered = simple_options(300);
-  ordered.plan.has_order_q = true;
+  ordered.plan.pools = {16};
   const Problem other(rng, ordered);
   params.forward.plan = copy_to_device(other.plan.plan, context);
-  expect_error(Error::Kind::unsupported, "order", params);
+  expect_error(Error::Kind::unsupported, "pooled keys", params);
+}
+
+// What the caller has reordered gives the bits that its order gives.
+void slots() {
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    Rng rng(seed);
+    Options options = simple_options(300 + 61 * static_cast<int64_t>(seed), seed % 2 == 0 ? 64 : 128);
+    options.plan.has_order_q = options.plan.has_order_k = true;
+    options.plan.heads_kv = options.plan.heads_q;  // else an order of keys may be refused
+    options.has_dlse = true;
+    const Problem problem(rng, options);
+    Context context = device_context();
+    const OnDevice device(problem, context);
+    device.wipe();
+    attend_backward(device.params, context);
+    const PlanData& data = *problem.plan.plan;
+    const auto token_of = [&](const TensorView& order, int64_t b, int64_t head, int64_t slot) {
+      return order.at<int32_t>(tilewise::plan::batch_index(order, b), tilewise::plan::group_index(order, static_cast<int>(head), data.heads_q), slot);
+    };
+    // Rows of a [B, H, tokens, .] tensor by slots; padding is NaN.
+    const auto reordered = [&](const HostTensor& tensor, const TensorView& order) {
+      const bool has_channels = tensor.view.rank() == 4;
+      const int64_t batch = tensor.view.dim(0), heads = tensor.view.dim(1), rows = order.dim(2), channels = has_channels ? tensor.view.dim(3) : 1;
+      const Shape shape = has_channels ? Shape{batch, heads, rows, channels} : Shape{batch, heads, rows};
+      const HostTensor result(tensor.view.dtype(), shape);
+      for (int64_t b = 0; b < batch; ++b) {
+        for (int64_t head = 0; head < heads; ++head) {
+          for (int64_t slot = 0; slot < rows; ++slot) {
+            const int64_t token = token_of(order, b, head, slot);
+            if (!has_channels) {
+              result.set(token < 0 ? NAN : to_double(tensor.view, tensor.view.offset(b, head, token)), b, head, slot);
+            } else {
+              for (int64_t d = 0; d < channels; ++d)
+                result.set(token < 0 ? NAN : to_double(tensor.view, tensor.view.offset(b, head, token, d)), b, head, slot, d);
+            }
+          }
+        }
+      }
+      return result;
+    };
+    const TensorView &order_q = data.order_q.token, &order_k = data.order_k.token;
+    Problem other = problem;
+    for (HostTensor* tensor : {&other.q, &other.out, &other.lse, &other.dout, &other.dlse, &other.dq}) *tensor = reordered(*tensor, order_q);
+    for (HostTensor* tensor : {&other.k, &other.v, &other.dk, &other.dv}) *tensor = reordered(*tensor, order_k);
+    OnDevice in_slots(other, context);
+    in_slots.params.forward.in_slots = true;
+    in_slots.wipe();
+    attend_backward(in_slots.params, context);
+    cuda_ok(cudaDeviceSynchronize(), "in slots");
+    for (size_t i = 0; i < 3; ++i) {
+      std::vector<double> by_token, by_slot;
+      if (!device.gradients()[i]->values(by_token) || !in_slots.gradients()[i]->values(by_slot)) return report("memory outside was written", "slots");
+      const TensorView& order = i == 0 ? order_q : order_k;
+      const Shape shape = in_slots.gradients()[i]->view.shape();
+      const int64_t tokens = device.gradients()[i]->view.dim(2);
+      for (int64_t row = 0; row < shape[0] * shape[1] * shape[2]; ++row) {
+        const int64_t head = row / shape[2] % shape[1], b = row / shape[2] / shape[1], token = token_of(order, b, head, row % shape[2]);
+        for (int64_t d = 0; d < shape[3]; ++d) {
+          const double want = token < 0 ? 0 : by_token[static_cast<size_t>(((b * shape[1] + head) * tokens + token) * shape[3] + d)];
+          if (by_slot[static_cast<size_t>(row * shape[3] + d)] != want)
+            return report("differs from the call by tokens", "gradient " + std::to_string(i));
+        }
+      }
+    }
+  }
 }
 
 // Calls without a schedule, and those with one that has served a call, can be captured; replays with new data give what a plain call gives. Streams do not disturb one another.
@@ -374,6 +452,7 @@ int main(int argc, char** argv) {
   options.stage("cases",
                 [&] { for_each_seed(options.cases, options.seed, [&](uint64_t seed) { run_case(seed, options.repeats, options.is_small); }); });
   options.stage("errors", errors);
+  options.stage("slots", slots);
   options.stage("graphs", [] {
     graphs(true);
     graphs(false);
