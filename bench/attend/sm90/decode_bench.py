@@ -124,7 +124,7 @@ def graph_of(runs):
     return replay
 
 
-VARIANTS = {"tilewise": {}, "light": {"variant": 1}, "light, early merge": {"variant": 3}, "light in order": {"variant": 1, "dependent": 0}}
+VARIANTS = {"tilewise": {}, "light": {"variant": 1}, "light, early merge": {"variant": 3}, "light, clusters": {"variant": 5}, "light in order": {"variant": 1, "dependent": 0}}
 
 
 class Bench:

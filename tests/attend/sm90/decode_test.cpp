@@ -177,6 +177,14 @@ void light_cases(int cases, uint64_t seed, int repeats) {
     o.grain = static_cast<int>(one_of({64, 128}));
     o.plan_groups = static_cast<int>(one_of({0, 1, o.heads_kv, int64_t{o.heads_kv} * o.group}));
     o.layout = chance(rng, 0.5) ? Layout::contiguous : Layout::heads_last;
+    if (at % 3 == 0) {  // what clusters take
+      o.batch = 1;
+      o.heads_kv = static_cast<int>(uniform(rng, 6, 8));
+      o.head_dim = o.head_dim_v = 128;
+      o.dtype = Dtype::bf16;
+      o.plan_groups = chance(rng, 0.5) ? 0 : 1;
+      if (at % 2 == 0) o.capacity = std::max<int64_t>(1, uniform(rng, 3000, 12000) / unit) * unit;
+    }
     check_case(make_case(rng, o), repeats, "light seed " + std::to_string(at) + ": " + describe(o));
   });
 }
@@ -430,7 +438,8 @@ int main(int argc, char** argv) {
   o.stage("cases", [&] { for_each_seed(o.cases, o.seed, [&](uint64_t seed) { run_case(seed, o.repeats, o.is_small); }); });
   const std::pair<int, const char*> variants[] = {{sm90::kDecodeProven, "light cases on the proven kernels"},
                                                   {sm90::kDecodeLight, "light"},
-                                                  {sm90::kDecodeLight | sm90::kDecodeEarlyMerge, "light, early merge"}};
+                                                  {sm90::kDecodeLight | sm90::kDecodeEarlyMerge, "light, early merge"},
+                                                  {sm90::kDecodeLight | sm90::kDecodeCluster, "light, clusters"}};
   for (const auto& [variant, name] : variants) {
     sm90::decode_variant = variant;
     o.stage(name, [&] { light_cases(o.cases / 3, o.seed, o.repeats); });

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 
+#include "tilewise/attend/sm90/decode_cluster.cuh"
 #include "tilewise/attend/sm90/decode_consume.cuh"
 #include "tilewise/attend/sm90/decode_light.cuh"
 #include "tilewise/attend/sm90/decode_produce.cuh"
@@ -28,6 +30,25 @@ __global__ void __launch_bounds__(C::kThreads, 1) attend_sm90_decode_kernel(cons
   machine::sm90::griddepcontrol_wait();
   if constexpr (C::kIsLight) {
     if (args.light.has_early_merge) machine::sm90::griddepcontrol_launch_dependents();
+  }
+  if constexpr (C::kIsCluster) {
+    int unit = 0, parts = 0;
+    const bool is_consumer = threadIdx.x / 32 < C::kConsumers;
+    if (is_consumer) {
+      DecodeConsumer<C> consumer(args, shared);
+      consumer.run();
+      unit = consumer.unit_of_cluster;
+      parts = consumer.parts_of_cluster;
+    } else {
+      DecodeLightProducer<C>(args, shared).run();
+    }
+    __syncwarp();
+    machine::sm90::griddepcontrol_launch_dependents();
+    machine::sm90::barrier_cluster();  // every block has its parts
+    if (is_consumer) merge_in_cluster<C>(args, shared, unit, parts);
+    __syncwarp();
+    machine::sm90::barrier_cluster();  // and its shared memory until all have read it
+    return;
   }
   if (threadIdx.x / 32 >= C::kConsumers) {
     if constexpr (C::kIsLight) {
@@ -297,12 +318,71 @@ cudaError_t run_storage(DecodeArgs& args, const DecodeInput& input, int blocks, 
   return cudaErrorInvalidValue;
 }
 
+cudaLaunchConfig_t cluster_config(int blocks, int threads, size_t smem, cudaLaunchAttribute* attributes, cudaStream_t stream) {
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = kDecodeClusterBlocks;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 1;
+  return config;
+}
+
+/// A unit a cluster. `is_taken` false: the card does not hold so many clusters at once, and nothing was launched.
+template <class C>
+cudaError_t run_clusters(DecodeArgs& args, const DecodeInput& input, bool& is_taken, cudaStream_t stream) {
+  is_taken = false;
+  const auto kernel = reinterpret_cast<const void*>(attend_sm90_decode_kernel<C>);
+  constexpr size_t kSmem = sizeof(DecodeShared<C>) + 1024;
+  static_assert(kSmem <= 232448, "shared memory of a multiprocessor");
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchConfig_t config = cluster_config(args.units.count * kDecodeClusterBlocks, C::kThreads, kSmem, attributes, stream);
+  static std::atomic<int> known{-1};  // clusters that a Hopper card holds; it is asked once, since asking takes longer than the call
+  int most = known;
+  if (most < 0) {
+    error = cudaOccupancyMaxActiveClusters(&most, kernel, &config);
+    if (error != cudaSuccess) return error;
+    known = most;
+  }
+  if (most < args.units.count) return cudaSuccess;
+  is_taken = true;
+  if (!make_side(args.k, input.k, input, args.boxes.box, C::kHeadDim)) return cudaErrorInvalidValue;
+  if (!make_side(args.v, input.v, input, args.boxes.box, C::kHeadDim)) return cudaErrorInvalidValue;
+  config.numAttrs = (input.dependent & 1) != 0 ? 2 : 1;
+  args.strands = kDecodeClusterBlocks;
+  void* parameters[] = {&args};
+  return cudaLaunchKernelExC(&config, kernel, parameters);
+}
+
+bool wants_clusters(const DecodeInput& input, const DecodeUnits& units) {
+  return (input.variant & kDecodeCluster) != 0 && decode_is_light(input) && units.batch == 1 && units.count >= 6 && units.count <= 8 &&
+         input.k.channels == 128 && input.is_bf16;
+}
+
+cudaError_t run_clusters(DecodeArgs& args, const DecodeInput& input, bool& is_taken, cudaStream_t stream) {
+  switch (input.k.storage) {
+    case DecodeStorage::plain: return run_clusters<DecodeConfig<128, bf16, DecodeStorage::plain, DecodeKind::cluster>>(args, input, is_taken, stream);
+    case DecodeStorage::int8: return run_clusters<DecodeConfig<128, bf16, DecodeStorage::int8, DecodeKind::cluster>>(args, input, is_taken, stream);
+    case DecodeStorage::int4: return run_clusters<DecodeConfig<128, bf16, DecodeStorage::int4, DecodeKind::cluster>>(args, input, is_taken, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
 template <int HeadDim, class T>
 cudaError_t run_light(DecodeArgs& args, const DecodeInput& input, int blocks, cudaStream_t stream) {
   switch (input.k.storage) {
-    case DecodeStorage::plain: return run<DecodeConfig<HeadDim, T, DecodeStorage::plain, true>>(args, input, blocks, stream);
-    case DecodeStorage::int8: return run<DecodeConfig<HeadDim, T, DecodeStorage::int8, true>>(args, input, blocks, stream);
-    case DecodeStorage::int4: return run<DecodeConfig<HeadDim, T, DecodeStorage::int4, true>>(args, input, blocks, stream);
+    case DecodeStorage::plain: return run<DecodeConfig<HeadDim, T, DecodeStorage::plain, DecodeKind::light>>(args, input, blocks, stream);
+    case DecodeStorage::int8: return run<DecodeConfig<HeadDim, T, DecodeStorage::int8, DecodeKind::light>>(args, input, blocks, stream);
+    case DecodeStorage::int4: return run<DecodeConfig<HeadDim, T, DecodeStorage::int4, DecodeKind::light>>(args, input, blocks, stream);
   }
   return cudaErrorInvalidValue;
 }
@@ -390,12 +470,7 @@ cudaError_t attend_sm90_decode(const DecodeInput& input, cudaStream_t stream) {
   args.sums = reinterpret_cast<float*>(workspace);
   args.stats = reinterpret_cast<float2*>(workspace + w.stats);
   args.parts = reinterpret_cast<int32_t*>(workspace + w.parts);
-  const int blocks = blocks_of(args.units, args.strands, multiprocessors);
   const int head_dim = padded_head_dim(input);
-  error = head_dim == 64    ? run_dtype<64>(args, input, blocks, stream)
-          : head_dim == 128 ? run_dtype<128>(args, input, blocks, stream)
-                            : run_dtype<256>(args, input, blocks, stream);
-  if (error != cudaSuccess) return error;
   DecodeMergeArgs merge{};
   merge.units = args.units;
   merge.sums = args.sums;
@@ -409,6 +484,17 @@ cudaError_t attend_sm90_decode(const DecodeInput& input, cudaStream_t stream) {
   std::copy(input.out_stride, input.out_stride + 3, merge.out_stride);
   std::copy(input.lse_stride, input.lse_stride + 3, merge.lse_stride);
   merge.sink_logit = input.sink_logit;
+  if (wants_clusters(input, args.units)) {
+    args.merge = merge;
+    bool is_taken = false;
+    error = run_clusters(args, input, is_taken, stream);
+    if (error != cudaSuccess || is_taken) return error;
+  }
+  const int blocks = blocks_of(args.units, args.strands, multiprocessors);
+  error = head_dim == 64    ? run_dtype<64>(args, input, blocks, stream)
+          : head_dim == 128 ? run_dtype<128>(args, input, blocks, stream)
+                            : run_dtype<256>(args, input, blocks, stream);
+  if (error != cudaSuccess) return error;
   void* parameters[] = {&merge};
   return launch(reinterpret_cast<const void*>(attend_sm90_decode_merge_kernel), args.units.count * args.units.rows, 256, 0,
                 (input.dependent & 2) != 0, parameters, stream);

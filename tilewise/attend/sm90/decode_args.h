@@ -39,22 +39,24 @@ enum DecodeVariant : int {
   kDecodeProven = 0,
   kDecodeLight = 1,       // decode_light.cuh, where decode_is_light() says that it holds the problem; the proven one elsewhere
   kDecodeEarlyMerge = 2,  // light kernels let the merge go at their start: there is room for it beside them
+  kDecodeCluster = 4,  // decode_cluster.cuh: a unit's blocks are a cluster and merge through their shared memory, one launch; where 6 to 8 units
+  // of one sequence have 128 channels and bf16 queries, and the card holds that many clusters of 16
 };
 inline int decode_variant = kDecodeProven;  // of calls that do not say; a test sets it
 
 struct DecodeInput {
   const void* q = nullptr;  // [B, Hq, Sq, D]; strides in elements
-  void* out = nullptr;      // [B, Hq, Sq, Dv], or null
-  float* lse = nullptr;     // [B, Hq, Sq], or null
+  void* out = nullptr;  // [B, Hq, Sq, Dv], or null
+  float* lse = nullptr;  // [B, Hq, Sq], or null
   int64_t q_stride[3] = {}, out_stride[3] = {}, lse_stride[3] = {};
   int is_bf16 = 1;
   int batch = 0, heads_q = 0, heads_kv = 0, seqlen_q = 0;
-  int capacity = 0;         // most tokens of a sequence
-  int page = 0;             // 0: neither k nor v is paged
+  int capacity = 0;  // most tokens of a sequence
+  int page = 0;  // 0: neither k nor v is paged
   DecodeStore k, v;
   const int32_t* lengths = nullptr;  // [B]; null: `capacity` each
   RunListView masked, whole, picked;
-  int is_dense = 0;         // no lists: all that bands[0] lets through
+  int is_dense = 0;  // no lists: all that bands[0] lets through
   const int32_t* edge = nullptr;  // [num_rows + 1], or null: one row
   int num_rows = 1;
   Band bands[GeneralArgs::kClasses] = {};
@@ -79,10 +81,23 @@ struct DecodeBoxes {
 /// constants of their number into parts, which thread blocks take; the merge adds up the parts in order.
 struct DecodeUnits {
   int batch, heads_q, heads_kv, heads, seqlen_q, num_rows;  // heads: of a unit
-  int count;      // units
-  int rows;       // heads * seqlen_q
-  int most_parts; // for which the workspace has room
+  int count;  // units
+  int rows;  // heads * seqlen_q
+  int most_parts;  // for which the workspace has room
   const int32_t* edge;
+};
+
+struct DecodeMergeArgs {
+  DecodeUnits units;
+  const float* sums;
+  const float2* stats;
+  const int32_t* parts;
+  int head_dim;  // of the sums, padded
+  int head_dim_v, is_bf16;
+  void* out;
+  float* lse;
+  int64_t out_stride[3], lse_stride[3];
+  const float* sink_logit;
 };
 
 struct DecodeArgs {
@@ -94,7 +109,7 @@ struct DecodeArgs {
     Divisor group_tokens;
     int entries;
     int head_step;  // 0: one head for all
-    int is_flat;    // rows narrower than the kernel's: a box a column block
+    int is_flat;  // rows narrower than the kernel's: a box a column block
   } k, v;
   DecodeBoxes boxes;
   DecodeUnits units;
@@ -107,29 +122,17 @@ struct DecodeArgs {
   int is_dense;
   Band bands[GeneralArgs::kClasses];
   uint8_t head_class[GeneralArgs::kHeads];
-  float scale_log2;      // what scores are multiplied by before exp2; with softcap: log2 e
+  float scale_log2;  // what scores are multiplied by before exp2; with softcap: log2 e
   float softcap, softcap_scale;
-  int strands;           // thread blocks' shares of a unit: strand s takes parts s, s + strands, ..
-  float* sums;           // [units, most_parts, rows, kHeadDim]
-  float2* stats;         // [units, most_parts, rows]: row maximum in log2, sum of exponentials
-  int32_t* parts;        // [units]: parts in use; 0: a row without queries
+  int strands;  // thread blocks' shares of a unit: strand s takes parts s, s + strands, ..
+  float* sums;  // [units, most_parts, rows, kHeadDim]
+  float2* stats;  // [units, most_parts, rows]: row maximum in log2, sum of exponentials
+  int32_t* parts;  // [units]: parts in use; 0: a row without queries
   struct Light {
     Divisor of_batch, group, heads_q;  // units of a sequence, query heads of a K/V head, of all
-    int has_early_merge;      // the merge is let go at the start
+    int has_early_merge;  // the merge is let go at the start
   } light;
-};
-
-struct DecodeMergeArgs {
-  DecodeUnits units;
-  const float* sums;
-  const float2* stats;
-  const int32_t* parts;
-  int head_dim;          // of the sums, padded
-  int head_dim_v, is_bf16;
-  void* out;
-  float* lse;
-  int64_t out_stride[3], lse_stride[3];
-  const float* sink_logit;
+  DecodeMergeArgs merge;  // of clusters, which have no kernel for it
 };
 
 /// Whether a light kernel holds the problem: one new token whose mask hides nothing, up to 8 heads a list, 64 or 128 channels of k and v, whole boxes of 64

@@ -16,7 +16,10 @@ using machine::sm90::f16;
 using machine::sm90::Ring;
 using machine::sm90::RingPlace;
 
-template <int HeadDim, class T, DecodeStorage Storage, bool Light = false>
+/// The kernels beside one another: any problem; decode_is_light(); and those whose unit is a cluster of blocks.
+enum class DecodeKind : int { general, light, cluster };
+
+template <int HeadDim, class T, DecodeStorage Storage, DecodeKind Kind = DecodeKind::general>
 struct DecodeConfig {
   using Element = T;  // of q
   static constexpr DecodeStorage kStorage = Storage;
@@ -24,7 +27,9 @@ struct DecodeConfig {
   // Integers become bf16, which holds all of them. What an f16 query would lose in bf16 goes into a second product.
   using Operand = std::conditional_t<kIsQuantised, bf16, T>;
   static constexpr int kTerms = kIsQuantised && std::is_same_v<T, f16> ? 2 : 1;
-  static constexpr bool kIsLight = Light;  // decode_light.cuh
+  static constexpr bool kIsLight = Kind != DecodeKind::general;  // decode_light.cuh
+  static constexpr bool kIsCluster = Kind == DecodeKind::cluster;
+  static constexpr int kKeptParts = kIsCluster ? kDecodeMostParts / kDecodeClusterBlocks : 0;
   static constexpr bool kHasKeyScales = kIsQuantised && !kIsLight;
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kSteps = HeadDim / 16;
@@ -35,7 +40,8 @@ struct DecodeConfig {
   static constexpr int kConsumers = 8;  // warps
   // What is left of 227 KiB beside the sums of four warps and 4 KiB of alignment, notes and barriers.
   static constexpr int kStageBytes = 2 * kSideBytes + (kHasKeyScales ? 16 * kDecodeStage : 0);
-  static constexpr int kRoom = 232448 - 4096 - kConsumers / 2 * 32 * HeadDim + (HeadDim == 256 && !kIsQuantised ? 1024 : 0);
+  static constexpr int kRoom = 232448 - 4096 - (kIsCluster ? kKeptParts * 8 * (HeadDim * 4 + 8) + kConsumers * 512 : 0) -
+                               kConsumers / 2 * 32 * HeadDim + (HeadDim == 256 && !kIsQuantised ? 1024 : 0);
   static constexpr int kStages = kRoom / kStageBytes < 16 ? kRoom / kStageBytes : 16;
   // Warps that take turns with stages: one alone is busy for longer than a stage takes to come. No more of them than stages: a warp may then be a
   // round ahead of another, and no further, which is what the parity of a barrier can tell.
@@ -74,6 +80,15 @@ struct DecodeStageScales {
 template <>
 struct DecodeStageScales<false> {};
 
+/// What a block of a cluster keeps of its parts: part p in block p % 16 at p / 16.
+template <class C>
+struct DecodeKept {
+  float sums[C::kKeptParts][8][C::kHeadDim];
+  float2 stats[C::kKeptParts][8];
+  float4 merged[C::kConsumers][32];
+};
+struct DecodeKeptNothing {};
+
 template <class C>
 struct alignas(1024) DecodeShared {  // 1024: the period of the 128-byte swizzle
   uint8_t keys[C::kStages][2][C::kSideBytes];  // k, v
@@ -83,6 +98,7 @@ struct alignas(1024) DecodeShared {  // 1024: the period of the 128-byte swizzle
   alignas(16) std::conditional_t<C::kIsLight, DecodeLightNotes, DecodeNotes> notes[C::kStages];
   DecodeStageScales<C::kHasKeyScales> scales[C::kStages];
   Ring<C::kStages> ring;
+  alignas(16) std::conditional_t<C::kIsCluster, DecodeKept<C>, DecodeKeptNothing> kept;
 };
 
 /// What the mask lets a row see: attend::DecodeBand.

@@ -21,6 +21,9 @@ class DecodeConsumer {
     split_ = warp_ / tiles_;
   }
 
+  /// Of a cluster: its unit, and the parts that it has.
+  int unit_of_cluster = 0, parts_of_cluster = 0;
+
   __device__ void run() {
     if constexpr (C::kIsLight) {
       run_light();
@@ -58,13 +61,21 @@ class DecodeConsumer {
   // The same with queries loaded at one place in the code.
   __device__ void run_light() {
     int unit = -1, next = blockIdx.x, chunk = 0;  // no more blocks than units and strands, and strands count in units
-    while (next >= args_.units.count) next -= args_.units.count;
+    if constexpr (C::kIsCluster) {
+      next /= kDecodeClusterBlocks;
+      unit_of_cluster = next;
+    } else {
+      while (next >= args_.units.count) next -= args_.units.count;
+    }
 #pragma unroll 1
     while (true) {
       if (unit != next) load_queries(unit = next);
       place_.wait_full(shared_.ring);
       const int4 notes = *reinterpret_cast<const int4*>(&shared_.notes[place_.stage]);  // unit, part, is_first, is_last
-      if (notes.x < 0) return;
+      if (notes.x < 0) {
+        parts_of_cluster = notes.y;
+        return;
+      }
       if (notes.x != unit) {
         next = notes.x;
         continue;
@@ -317,7 +328,7 @@ class DecodeConsumer {
         if constexpr (C::kHasKeyScales) zero_sum_[i] += __shfl_xor_sync(kDecodeLanes, zero_sum_[i], other);
       }
     }
-    const int64_t first = (int64_t{unit} * args_.units.most_parts + part) * args_.units.rows;
+    const int64_t first = C::kIsCluster ? part / kDecodeClusterBlocks : (int64_t{unit} * args_.units.most_parts + part) * args_.units.rows;
     if (!C::kIsLight && splits_ == 1) {
       store_stats(first);
 #pragma unroll
@@ -388,7 +399,11 @@ class DecodeConsumer {
     if (lane_ >= 4) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (row + i < args_.units.rows) args_.stats[first + row + i] = {row_max_[i], row_sum_[i]};
+      if constexpr (C::kIsCluster) {
+        shared_.kept.stats[first][row + i] = {row_max_[i], row_sum_[i]};
+      } else {
+        if (row + i < args_.units.rows) args_.stats[first + row + i] = {row_max_[i], row_sum_[i]};
+      }
     }
   }
 
@@ -396,7 +411,12 @@ class DecodeConsumer {
   __device__ void store_sums(int64_t first, int tile, int step, const float4& sum, float zero0, float zero1) const {
     if (!C::kIsLight && !args_.has_v) return;
     const int row = tile * 8 + lane_ % 4 * 2, g = lane_ / 4;
-    float* const to = args_.sums + (first + row) * C::kHeadDim;
+    float* to;
+    if constexpr (C::kIsCluster) {
+      to = shared_.kept.sums[first][row];
+    } else {
+      to = args_.sums + (first + row) * C::kHeadDim;
+    }
     const int low = channel_of_sum<C>(step, g, 0), high = channel_of_sum<C>(step, g, 1);
     if (row < args_.units.rows) {
       to[low] = sum.x - zero0;

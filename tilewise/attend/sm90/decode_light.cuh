@@ -16,12 +16,13 @@ class DecodeLightProducer {
     const int items = args_.units.count * args_.strands;
 #pragma unroll 1
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
-      start(item % args_.units.count);
-      const int strand = item / args_.units.count;
+      const int strand = C::kIsCluster ? item % kDecodeClusterBlocks : item / args_.units.count;
+      start(C::kIsCluster ? item / kDecodeClusterBlocks : item % args_.units.count);
       const int boxes = count_boxes();
       DecodeParts parts = decode_light_parts(boxes);
       parts.count = min(parts.count, args_.units.most_parts);  // more only of a list whose runs overlap
-      if (strand == 0 && lane_ == 0) args_.parts[unit_] = parts.count;
+      if (!C::kIsCluster && strand == 0 && lane_ == 0) args_.parts[unit_] = parts.count;
+      last_parts_ = parts.count;
 #pragma unroll 1
       for (part_ = strand; part_ < parts.count; part_ += args_.strands) {
         const int first = part_ * parts.boxes;
@@ -31,6 +32,7 @@ class DecodeLightProducer {
     if (lane_ != 0) return;
     place_.wait_empty(shared_.ring);
     shared_.notes[place_.stage].unit = -1;
+    shared_.notes[place_.stage].part = last_parts_;
     machine::sm90::mbarrier_arrive(&shared_.ring.full[place_.stage]);
   }
 
@@ -191,7 +193,7 @@ class DecodeLightProducer {
   int runs_[2] = {0, 0};
   int64_t begin_[2] = {0, 0};
   int mark_[2], mark_step_ = 1;
-  int part_ = 0, part_boxes_ = 0;
+  int part_ = 0, part_boxes_ = 0, last_parts_ = 0;
   int done_ = 0;  // boxes of the part
 };
 

@@ -55,6 +55,18 @@ TILEWISE_HOST_DEVICE constexpr DecodeParts decode_light_parts(int boxes) {
   return {count < 1 ? 1 : count, each};
 }
 
+inline constexpr int kDecodeClusterBlocks = 16;  // what a card takes at most: a block then has up to 4 parts of a unit
+/// Who merges what in a cluster: each row has so many of its blocks, a power of two, and each of those so many quads of channels.
+struct DecodeClusterShare {
+  int row, first_quad, quads;  // none where `row` is no row
+};
+TILEWISE_HOST_DEVICE constexpr DecodeClusterShare decode_cluster_share(int rows, int head_dim, int rank) {
+  int of_row = kDecodeClusterBlocks;
+  while (of_row * rows > kDecodeClusterBlocks) of_row /= 2;
+  const int quads = head_dim / 4 / of_row;
+  return {rank / of_row, rank % of_row * quads, quads};
+}
+
 /// A run's keys as light kernels read them: in stages of 64 tokens that stand at multiples of 64, which are boxes of a page of any multiple of 64.
 struct DecodeRun {
   int start, stop;

@@ -186,6 +186,29 @@ __device__ inline void griddepcontrol_wait() { asm volatile("griddepcontrol.wait
 /// From here on the next kernel may begin, up to its own wait.
 __device__ inline void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
+// ---- clusters of thread blocks ----
+
+/// All threads of all blocks of the cluster: what they wrote before it in shared memory is seen after it.
+__device__ inline void barrier_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Where `smem` (as smem_address() gives it) is in block `rank` of the cluster.
+__device__ inline uint32_t mapa(uint32_t smem, uint32_t rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(smem), "r"(rank));
+  return there;
+}
+__device__ inline float2 ld_cluster_v2(uint32_t address) {
+  float2 x;
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+  return x;
+}
+__device__ inline float4 ld_cluster_v4(uint32_t address) {
+  float4 x;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(address) : "memory");
+  return x;
+}
+
 // ---- 8x8 matrices between shared memory and registers ----
 
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
