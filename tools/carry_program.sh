@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Builds the program with CUDA in DIR/build and packs it as DIR/tilewise.tar.xz with what a GPU machine without the distribution's packages lacks: oneDNN and
-# what that needs. There: tar -xJf tilewise.tar.xz, then tilewise-program/tilewise compare --device cuda (TILEWISE_CUBLASLT=FILE where libcublasLt.so.13 lies
+# what that needs. There: python3 -m tarfile -e tilewise.tar.xz, then tilewise-program/tilewise compare --device cuda (TILEWISE_CUBLASLT=FILE where libcublasLt.so.13 lies
 # in no folder that the loader knows). Needs nvcc 13, CMake, Ninja and cublasLt.h of CUDA 13 (pip's nvidia-cublas brings it); no GPU.
 # usage: tools/carry_program.sh DIR [FOLDER_OF_CUBLASLT_H]
 set -eu
@@ -25,5 +25,5 @@ for name in libdnnl libgomp libOpenCL; do
   file=$(ldd "$dir/build/app/tilewise" | awk -v name="$name" 'index($1, name) == 1 { print $3 }')
   test -z "$file" || cp -L "$file" "$program/"
 done
-tar -cJf "$dir/tilewise.tar.xz" -C "$dir" tilewise-program
+XZ_OPT=-T0 tar -cJf "$dir/tilewise.tar.xz" -C "$dir" tilewise-program
 ls -l "$dir/tilewise.tar.xz"

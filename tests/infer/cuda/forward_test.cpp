@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stop_token>
 
@@ -178,9 +179,9 @@ TEST(DeviceForward, RandomWeightsAreTheSameEverywhere) {
   KvCache device_cache = device.cache(20), other_cache = other.cache(20);
   const ForwardResult got = device.run(tokens, device_cache, options), differs = other.run(tokens, other_cache, options);
   expect_near(got.logits.view, want.logits.view, 1e-6f, "logits");
-  EXPECT_NE(std::memcmp(differs.logits.view.raw(), got.logits.view.raw(), sizeof(float) * 1000), 0);
+  EXPECT_FALSE(std::equal(differs.logits.view.data<float>(), differs.logits.view.data<float>() + 1000, got.logits.view.data<float>()));
   const std::vector<float> ones(24, 1.0f);
-  EXPECT_EQ(std::memcmp(device.weights.final_norm.view.raw(), ones.data(), 24 * sizeof(float)), 0);
+  EXPECT_TRUE(std::equal(ones.begin(), ones.end(), static_cast<const float*>(device.weights.final_norm.view.raw())));
   EXPECT_EQ(*device.weights.layers[1].qkv.bias_or_null(), 0.0f);
 }
 
