@@ -30,13 +30,16 @@ set_target_properties(tilewise_sm90 PROPERTIES JOB_POOL_COMPILE cuda POSITION_IN
 # CMake 3.25 does not know nvcc 13's CUDA20. Unique symbols would make two builds of the bench's library in one process share their statics.
 target_compile_options(tilewise_sm90 PRIVATE -std=c++20 --expt-relaxed-constexpr -Xcompiler=-fno-gnu-unique)
 
-add_library(tilewise_cuda OBJECT tilewise/attend/cuda/forward_bf16.cu tilewise/attend/cuda/forward_f16.cu tilewise/attend/cuda/forward_f32.cu tilewise/attend/cuda/measure.cu)
+add_library(tilewise_cuda OBJECT tilewise/attend/cuda/backward_bf16.cu tilewise/attend/cuda/backward_f16.cu tilewise/attend/cuda/backward_f32.cu
+  tilewise/attend/cuda/forward_bf16.cu tilewise/attend/cuda/forward_f16.cu tilewise/attend/cuda/forward_f32.cu tilewise/attend/cuda/measure.cu)
 target_include_directories(tilewise_cuda PRIVATE "${PROJECT_SOURCE_DIR}")
 set_target_properties(tilewise_cuda PROPERTIES JOB_POOL_COMPILE cuda POSITION_INDEPENDENT_CODE ON CUDA_ARCHITECTURES 80-virtual)
 target_compile_options(tilewise_cuda PRIVATE -std=c++20 --expt-relaxed-constexpr -Xcompiler=-fno-gnu-unique)
 
 target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/machine/cuda/memory.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/backward.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/backward_problem.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/forward.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/measure.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/attend/cuda/measure_problem.cpp"

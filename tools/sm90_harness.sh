@@ -67,16 +67,16 @@ print(f"{len(kernels)} kernels that make plans and run models, bytes spilt: {sum
 sys.exit(1 if not kernels or any(spill != "0" for spill in kernels) else 0)
 PYTHON
 # Of attend/cuda, the 16-bit kernels of up to 128 channels may not spill on what their PTX is made for.
-for dtype in bf16 f32; do
-  ${NVCC:-nvcc} -std=c++20 -O3 -I. --expt-relaxed-constexpr -gencode=arch=compute_80,code=sm_80 -Xptxas -v -cubin "tilewise/attend/cuda/forward_$dtype.cu" \
-    -o "$dir/cuda_$dtype.cubin" > "$dir/cuda_$dtype.ptxas" 2>&1 || { cat "$dir/cuda_$dtype.ptxas"; exit 1; }
+for part in forward backward; do
+  ${NVCC:-nvcc} -std=c++20 -O3 -I. --expt-relaxed-constexpr -gencode=arch=compute_80,code=sm_80 -Xptxas -v -cubin "tilewise/attend/cuda/${part}_bf16.cu" \
+    -o "$dir/cuda_$part.cubin" > "$dir/cuda_$part.ptxas" 2>&1 || { cat "$dir/cuda_$part.ptxas"; exit 1; }
 done
-python3 - "$dir/cuda_bf16.ptxas" "$dir/cuda_f32.ptxas" <<'PYTHON'
+python3 - "$dir/cuda_forward.ptxas" "$dir/cuda_backward.ptxas" <<'PYTHON'
 import re, sys
 text = "".join(open(name).read() for name in sys.argv[1:])
-kernels = re.findall(r"Compiling entry function '\S*cuda(\w+?)_kernel\S*?(Bf16|F32)E(?:Li(\d+)E)?\S*' for.*?(\d+) bytes spill stores", text, re.S)
-print(f"{len(kernels)} kernels of attend/cuda, bytes spilt: {[int(k[3]) for k in kernels]}")
-sys.exit(1 if not kernels or any(spill != "0" and dtype == "Bf16" and dim in ("64", "128") for _, dtype, dim, spill in kernels) else 0)
+kernels = re.findall(r"Compiling entry function '\S*cuda_(\w+?)_kernel\S*?Bf16E(?:Li(\d+)E)?\S*' for.*?(\d+) bytes spill stores", text, re.S)
+print(f"{len(kernels)} kernels of attend/cuda, bytes spilt: {[int(k[2]) for k in kernels]}")
+sys.exit(1 if not kernels or any(spill != "0" and dim in ("64", "128") for _, dim, spill in kernels) else 0)
 PYTHON
 if command -v cuobjdump > /dev/null; then
   count=$(cuobjdump -sass "$dir/forward.cubin" | grep -c HGMMA)

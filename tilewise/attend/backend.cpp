@@ -13,6 +13,7 @@
 #include "tilewise/attend/reference/forward.h"
 #include "tilewise/attend/reference/measure.h"
 #ifdef TILEWISE_WITH_CUDA
+#include "tilewise/attend/cuda/backward.h"
 #include "tilewise/attend/cuda/forward.h"
 #include "tilewise/attend/cuda/measure.h"
 #include "tilewise/attend/sm90/backward.h"
@@ -51,6 +52,8 @@ const std::array kBackends{
         .name = "cuda",
         .forward_refusal = &cuda::refusal,
         .forward = &cuda::forward,
+        .backward_refusal = &cuda::refusal,
+        .backward = &cuda::backward,
         .measure_refusal = &cuda::refusal,
         .measure = &cuda::measure,
     },

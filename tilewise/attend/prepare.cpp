@@ -8,6 +8,7 @@
 
 #include "tilewise/attend/schedule.h"
 #ifdef TILEWISE_WITH_CUDA
+#include "tilewise/attend/cuda/backward.h"
 #include "tilewise/attend/sm90/backward.h"
 #endif
 #include "tilewise/plan/complete.h"
@@ -116,6 +117,7 @@ Schedule attend_prepare(const Plan& plan, int heads_kv, Context& context) {
   if (context.device.type != Device::Type::cpu) {
 #ifdef TILEWISE_WITH_CUDA
     schedule->on_device = attend::sm90::prepare_backward(plan, heads_kv, context);
+    schedule->both_directions = attend::cuda::prepare_backward(plan, context);
     return schedule;
 #else
     fail(Error::Kind::unsupported, "attend_prepare: the context runs on ", context.device,

@@ -27,7 +27,8 @@ struct ScheduleData {
   std::vector<LaneBlock> key_blocks;
   std::vector<LaneBlock> picked_blocks;  // queries that read picked keys
   std::vector<int64_t> first_key_block, first_picked_block;  // [B * heads + 1]
-  std::shared_ptr<const void> on_device;  // of a plan on a GPU, which has this alone: its backend's own
+  // Of a plan on a GPU, which has these alone: the orders of work of attend/sm90; the plan in both directions, of attend/cuda.
+  std::shared_ptr<const void> on_device, both_directions;
 };
 
 }  // namespace v0

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// attend_forward in attend/cuda on the GPU at hand (TILEWISE_BACKEND=cuda, which this program sets) against the f64 reference, over random problems of every
+// attend_forward and attend_backward in attend/cuda on the GPU at hand (TILEWISE_BACKEND=cuda, which this program sets) against the f64 reference, over random problems of every
 // kind. Stands alone, since the machine with the GPU has no GoogleTest:
 //   tilewise_cuda_test [--cases N] [--seed S] [--repeats R] [--small] [--only NAME]
 // Keys that no row reads are NaN on the device, outputs are poisoned and stand between red zones, and every repeat must give the same bits.
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -10,8 +11,10 @@
 #include <vector>
 
 #include "tests/attend/random_case.h"
+#include "tests/attend/random_gradients.h"
 #include "tests/attend/sm90/device_testing.h"
 #include "tilewise/attend/attend.h"
+#include "tilewise/attend/prepare.h"
 #include "tilewise/attend/sm90/device_plan.h"
 
 namespace tilewise::attend::testing {
@@ -85,6 +88,49 @@ void forward_case(uint64_t seed, int repeats, bool is_small) {
     compare("out", out, exact.out, bound_of(in_dtype.out, exact.out, problem.options.dtype) + logit_error * largest_v, note);
   }
   if (problem.options.has_lse) compare("lse", lse, exact.lse, bound_of(in_dtype.lse, exact.lse, Dtype::f32) + logit_error + 1e-5, note);
+}
+
+// Plans with either direction: the other is made by the call, or by attend_prepare.
+void backward_case(uint64_t seed, int repeats, bool is_small) {
+  Rng rng(seed);
+  ProblemOptions options = device_options(rng, seed, is_small);
+  options.plan.is_by_key = seed % 6 == 0;
+  ForwardProblem forward = make_problem(rng, options);
+  poison_untouched(forward);
+  const BackwardProblem problem = make_backward_of(rng, std::move(forward));
+  const std::string note = "backward, seed " + std::to_string(seed) + ": " + describe(options);
+  const Gradients exact = exact_backward(problem), in_dtype = backward_in_dtype(problem);
+  if (is_dry) return;
+  std::vector<double> dq, dk, dv, dsink;
+  {
+    const std::lock_guard<std::mutex> lock(gpu);
+    Context context = device_context();
+    const OnDevice device(problem.forward, context);
+    device.out.upload(problem.forward.out.view);
+    device.lse.upload(problem.forward.lse.view);
+    const DeviceTensor dout(problem.dout.view), dlse(problem.dlse.view), own_dq(problem.dq.view), own_dk(problem.dk.view), own_dv(problem.dv.view),
+        own_dsink(problem.dsink_logit.view);
+    dout.upload(problem.dout.view);
+    dlse.upload(problem.dlse.view);
+    AttendBackwardParams params{.forward = device.params, .dout = dout.view, .dq = own_dq.view, .dk = own_dk.view, .dv = own_dv.view};
+    if (problem.has_dlse) params.dlse = dlse.view;
+    if (options.has_sink) params.dsink_logit = own_dsink.view;
+    if (seed % 2 == 0) params.forward.schedule = attend_prepare(params.forward.plan, options.plan.heads_kv, context);
+    const auto wipe = [&] {
+      for (const DeviceTensor* gradient : {&own_dq, &own_dk, &own_dv, &own_dsink}) gradient->wipe();
+    };
+    const bool is_alike = runs_alike(
+        repeats, note, wipe, [&] { return attend_backward(params, context); },
+        [&] { return std::array{own_dq.bytes(), own_dk.bytes(), own_dv.bytes(), own_dsink.bytes()}; });
+    if (!is_alike) return;
+    const bool is_within = own_dq.values(dq) && own_dk.values(dk) && own_dv.values(dv) && own_dsink.values(dsink);
+    if (!is_within) return report("memory outside of a gradient was written", note);
+  }
+  const auto [of_q, of_k, of_v] = slack_of_logits(problem, in_dtype, 6);
+  compare("dq", dq, exact.dq, bound_of(in_dtype.dq, exact.dq, options.dtype) + of_q, note);
+  compare("dk", dk, exact.dk, bound_of(in_dtype.dk, exact.dk, options.dtype) + of_k, note);
+  compare("dv", dv, exact.dv, bound_of(in_dtype.dv, exact.dv, options.dtype) + of_v, note);
+  if (options.has_sink) compare("dsink_logit", dsink, exact.dsink, bound_of(in_dtype.dsink, exact.dsink, Dtype::f32) + 1e-5, note);
 }
 
 // A problem that nothing takes names every backend's reason, and leaves nothing behind.
@@ -163,6 +209,7 @@ int main(int argc, char** argv) {
   setenv("TILEWISE_BACKEND", "cuda", 1);
   expected_backend = "cuda";
   o.stage("cases", [&] { for_each_seed(o.cases, o.seed, [&](uint64_t seed) { forward_case(seed, o.repeats, o.is_small); }); });
+  o.stage("backward", [&] { for_each_seed(o.cases / 2, o.seed + 100'000, [&](uint64_t seed) { backward_case(seed, o.repeats, o.is_small); }); });
   o.stage("errors", errors);
   o.stage("graphs", graphs);
   return o.summary();

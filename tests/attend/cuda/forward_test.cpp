@@ -25,7 +25,7 @@ using tilewise::testing::launch_on_host;
 
 template <class E, int HeadDim>
 void launch(const cuda::ForwardLaunch& work, unsigned seed) {
-  using C = cuda::Tiling<E, HeadDim>;
+  using C = cuda::ForwardTiling<E, HeadDim>;
   static_assert(sizeof(cuda::ForwardShared<C>) <= 99 * 1024);  // of compute capability 8.6
   launch_on_host<HostWarps>(work.pool_blocks, cuda::kPoolThreads, 0, seed, [&](HostWarps& block) { cuda::pool_kernel<E>(block, work.pool); });
   launch_on_host<HostWarps>(work.blocks, C::kThreads, sizeof(cuda::ForwardShared<C>), seed,

@@ -24,7 +24,7 @@ using tilewise::testing::launch_on_host;
 
 template <class E, int HeadDim>
 void launch(const cuda::MeasureWork& work, unsigned seed) {
-  using C = cuda::Tiling<E, HeadDim>;
+  using C = cuda::ForwardTiling<E, HeadDim>;
   static_assert(sizeof(cuda::MeasureShared<C>) <= 99 * 1024);  // of compute capability 8.6
   cuda::for_each_launch(
       work,

@@ -27,7 +27,7 @@ cudaError_t launch_forward_of(const ForwardLaunch& launch, int head_dim, cudaStr
     if (error != cudaSuccess) return error;
   }
   return with_head_dim(head_dim, [&]<int kHeadDim>(HeadDim<kHeadDim>) {
-    using C = Tiling<E, kHeadDim>;
+    using C = ForwardTiling<E, kHeadDim>;
     return launch_kernel<attend_cuda_forward_kernel<C>>(launch.args, launch.blocks, C::kThreads, sizeof(ForwardShared<C>), stream);
   });
 }

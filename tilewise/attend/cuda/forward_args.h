@@ -29,9 +29,9 @@ struct PlanArgs : MaskView {
   bool is_in_slots = false;  // rows of tensors are slots, not tokens
   int heads_q = 0, heads_kv = 0;
   int parts_per_row = 1;     // a row is cut into parts of as many queries as a thread block holds
-  // Of pooled keys, [B, Hkv, pooled]: the token that the mask is asked about (-1: no real token), and what is added to the logit.
+  // Of pooled keys, [B, Hkv, pooled]: the token that the mask is asked about (-1: no real token), and how many real tokens there are.
   const int32_t* pooled_token = nullptr;
-  const float* pooled_bias = nullptr;
+  const float* pooled_count = nullptr;
   int64_t pooled = 0;
 };
 
@@ -58,7 +58,7 @@ struct PoolArgs {
   int heads_kv = 0;
   int64_t pooled = 0;
   int32_t* token = nullptr;  // [B, Hkv, pooled]
-  float* bias = nullptr;
+  float* count = nullptr;
 };
 
 struct ForwardLaunch {

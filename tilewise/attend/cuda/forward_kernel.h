@@ -6,37 +6,68 @@
 // whatever runs, orders and pools the plan names. Every part of a plan takes this one loop, so it is right before it is fast: attend/sm90 is the fast path.
 namespace tilewise::attend::cuda {
 
+/// Of each key of a stage.
+template <int kTileK>
+struct StageKeys {
+  SlotKey key[kTileK];
+  uint64_t rows[kTileK];  // which queries of the part read it
+  bool is_asked[kTileK];
+  int test;  // 1: some query may not see some key; 2: and some key may have a bias; 0: every query sees every key
+};
+
 template <class C>
 struct alignas(16) ForwardShared {
   typename C::Bits q[C::kTileQ * C::kRow], k[C::kTileK * C::kRow], v[C::kTileK * C::kRow];
   float weights[Weights<C>::kShared + (C::kIsF32 ? 0 : 4)];
-  PartQuery queries[C::kTileQ];
+  SlotQuery queries[C::kTileQ];
+  StageKeys<C::kTileK> stages[2];
   WalkShared<C> walk;
 };
 
-/// Starts the copies of a stage's keys or values: of tokens or slots from `tensor`, of pooled keys from `pooled`.
+template <class C, class Block>
+TILEWISE_DEVICE int next_keys(Block& block, const PlanArgs& args, const Part& part, RunWalk<C, Block>& walk, StageKeys<C::kTileK>& keys) {
+  return walk.next(block, keys.test, [&](int i, const Found* found) {
+    keys.key[i] = found == nullptr ? SlotKey{SlotKey::kNowhere, -1, 0} : key_of(args, part.batch, part.head, found->slot);
+    keys.rows[i] = found == nullptr ? 0 : found->rows;
+    keys.is_asked[i] = found != nullptr && found->is_masked;
+    if (found == nullptr) return 0;
+    return found->slot >= args.axis_k.end[0] ? 2 : found->is_masked || keys.key[i].token < 0 || found->rows != all_rows(part) ? 1 : 0;
+  });
+}
+
+/// Starts the copies of a stage's keys or values.
 template <class C, class Block>
 TILEWISE_DEVICE void copy_stage(Block& block, const TensorArg& tensor, const TensorArg& pooled, const Part& part, int head_kv,
                                 const StageKeys<C::kTileK>& keys, typename C::Bits* tile) {
-  const int64_t head = tensor.heads == 1 ? 0 : head_kv;
-  copy_rows<C>(block, tensor, tile, C::kTileK, [&](int i) -> const typename C::Bits* {
-    const int place = keys.place[i];
-    if (place >= 0) return row_at<C>(tensor, part.batch, head, place);
-    return place == StageKeys<C::kTileK>::kNowhere ? nullptr : row_at<C>(pooled, part.batch, head_kv, -2 - place);
-  });
+  copy_rows<C>(block, tensor, tile, C::kTileK, [&](int i) { return key_row<C>(tensor, pooled, part.batch, head_kv, keys.key[i].place); });
   block.close_copies();
 }
 
-template <class C, class Block>
-TILEWISE_DEVICE void copy_queries(Block& block, const TensorArg& tensor, const Part& part, const PartQuery* queries, typename C::Bits* tile) {
-  copy_rows<C>(block, tensor, tile, C::kTileQ, [&](int i) -> const typename C::Bits* {
-    return queries[i].place < 0 ? nullptr : row_at<C>(tensor, part.batch, part.head, queries[i].place);
+/// Products become scores: softcap, a pooled key's bias, -inf where a query does not see a key.
+template <class C, class Block, class Scores>
+TILEWISE_DEVICE void finish_scores(Block& block, const ForwardArgs& args, const Part& part, const SlotQuery* queries,
+                                   const StageKeys<C::kTileK>& keys, Scores& scores) {
+  block.lanes([&](int thread) {
+    if (args.softcap != 0) {
+      TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) scores(thread, i) = args.softcap * tanhf(scores(thread, i) * args.softcap_scale);
+    }
+    if (keys.test == 0) return;
+    const int mask_class = args.head_class[part.head % kMaskHeads];
+    const uint32_t seen = seen_scores<C::kScores>(thread, [&](int row, int column) {
+      const SlotKey& key = keys.key[column];
+      return queries[row].token >= 0 && key.token >= 0 && (keys.rows[column] >> row & 1) != 0 &&
+             (!keys.is_asked[column] || mask_sees(args, mask_class, queries[row], key.token));
+    });
+    if (keys.test == 2) {
+      TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) scores(thread, i) += keys.key[score_column(thread, i)].bias / args.scale;
+    }
+    TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) scores(thread, i) = (seen >> i & 1) != 0 ? scores(thread, i) : -INFINITY;
   });
 }
 
 /// Writes a thread's numbers of a tile of queries, two neighbours at a time.
 template <class C, class Block, class Acc, class Factor>
-TILEWISE_DEVICE void write_queries(Block& block, const TensorArg& tensor, const Part& part, const PartQuery* queries, const Acc& acc,
+TILEWISE_DEVICE void write_queries(Block& block, const TensorArg& tensor, const Part& part, const SlotQuery* queries, const Acc& acc,
                                    const Factor& factor) {
   block.lanes([&](int thread) {
     TILEWISE_UNROLL for (int i = 0; i < C::kAcc; i += 2) {
@@ -61,22 +92,29 @@ TILEWISE_DEVICE void write_queries(Block& block, const TensorArg& tensor, const 
 template <class C, class Block>
 TILEWISE_DEVICE void forward_kernel(Block& block, const ForwardArgs& args) {
   auto& shared = *reinterpret_cast<ForwardShared<C>*>(block.shared());
-  const Part part = part_of<C>(args, block.index());
+  const Part part = part_of<C>(args.rows, args.axis_q.slots(), args.heads_q, args.parts_per_row, block.index());
   if (part.count == 0) return;
   const int head_kv = part.head / (args.heads_q / args.heads_kv);
   const bool has_out = args.out.data != nullptr;
-  note_queries<C>(block, args, part, shared.queries);
-  KeyWalk<C, Block> walk(block, args, part, shared.walk);
-  int fill = walk.next(block, 0);
+  block.each([&](int thread) {
+    for (int i = thread; i < C::kTileQ; i += C::kThreads) {
+      shared.queries[i] = i < part.count ? query_of(args, part.batch, part.head, part.first + i) : SlotQuery{-1, -1, {}};
+    }
+  });
+  RunWalk<C, Block> walk(block, args.lists, args.rows, args.axis_k, args.heads_q, part.head, part, shared.walk);
+  int fill = next_keys<C>(block, args, part, walk, shared.stages[0]);
   if (fill > 0) {
-    copy_queries<C>(block, args.q, part, shared.queries, shared.q);
-    copy_stage<C>(block, args.k, args.pooled_k, part, head_kv, walk.stage(0), shared.k);
+    copy_rows<C>(block, args.q, shared.q, C::kTileQ, [&](int i) -> const typename C::Bits* {
+      const int place = shared.queries[i].place;
+      return place < 0 ? nullptr : row_at<C>(args.q, part.batch, part.head, place);
+    });
+    copy_stage<C>(block, args.k, args.pooled_k, part, head_kv, shared.stages[0], shared.k);
   }
   typename Block::template Registers<float, C::kAcc> acc(block);
   block.lanes([&](int thread) { TILEWISE_UNROLL for (int i = 0; i < C::kAcc; ++i) acc(thread, i) = 0; });
   Softmax<Block> softmax(block);
   for (int stage = 0; fill > 0; ++stage) {
-    if (has_out) copy_stage<C>(block, args.v, args.pooled_v, part, head_kv, walk.stage(stage), shared.v);
+    if (has_out) copy_stage<C>(block, args.v, args.pooled_v, part, head_kv, shared.stages[stage % 2], shared.v);
     if (has_out) {
       block.template await_copies<1>();
     } else {
@@ -87,9 +125,9 @@ TILEWISE_DEVICE void forward_kernel(Block& block, const ForwardArgs& args) {
     block.lanes([&](int thread) { TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) scores(thread, i) = 0; });
     multiply_by_rows<C>(block, scores, shared.q, shared.k, args.q.channels);
     block.sync();  // all are done with the keys
-    fill = walk.next(block, stage + 1);
-    if (fill > 0) copy_stage<C>(block, args.k, args.pooled_k, part, head_kv, walk.stage(stage + 1), shared.k);
-    finish_scores<C>(block, args, args, part, shared.queries, walk.stage(stage), scores);
+    fill = next_keys<C>(block, args, part, walk, shared.stages[(stage + 1) % 2]);
+    if (fill > 0) copy_stage<C>(block, args.k, args.pooled_k, part, head_kv, shared.stages[(stage + 1) % 2], shared.k);
+    finish_scores<C>(block, args, part, shared.queries, shared.stages[stage % 2], scores);
     softmax.template update<C>(block, scores, args.scale * kLog2E);
     if (!has_out) continue;
     softmax.template rescale<C::kAcc>(block, acc);
@@ -134,7 +172,7 @@ TILEWISE_DEVICE void pool_kernel(Block& block, const PoolArgs& args) {
     }
     if (thread == 0) {
       args.token[index] = largest;
-      args.bias[index] = count > 0 ? logf(static_cast<float>(count)) : 0.0f;
+      args.count[index] = static_cast<float>(count);
     }
     const auto write = [&](const TensorArg& from, const TensorArg& to) {
       for (int channel = thread; channel < from.channels; channel += block.threads()) {

@@ -20,16 +20,16 @@ cudaError_t with_head_dim(int head_dim, const Take& take) {
   return head_dim == 64 ? take(HeadDim<64>{}) : head_dim == 128 ? take(HeadDim<128>{}) : take(HeadDim<256>{});
 }
 
-/// Starts `blocks` blocks of a kernel; none is no error.
+/// Starts `blocks` blocks of a kernel, `across` times (blockIdx.y); none is no error.
 template <auto kKernel, class Args>
-cudaError_t launch_kernel(const Args& args, int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream) {
+cudaError_t launch_kernel(const Args& args, int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream, unsigned across = 1) {
   if (blocks == 0) return cudaSuccess;
   // Of the device that is current: raised again by each call, since another may be next.
   if (shared_bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kKernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(args);
+  kKernel<<<dim3(static_cast<unsigned>(blocks), across), static_cast<unsigned>(threads), shared_bytes, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -78,10 +78,7 @@ TILEWISE_HOST_DEVICE bool grid_sees(const Args& args, int mask_class, int query,
     return true;  // what stands before and after the grid sees all and is seen by all
   }
   int q = static_cast<int>(query + shift), k = static_cast<int>(key - args.grid_first);
-#if defined(__CUDACC__)
-#pragma unroll 1
-#endif
-  for (int i = 0; i < axes; ++i) {
+  TILEWISE_NO_UNROLL for (int i = 0; i < axes; ++i) {
     cells /= args.grids[mask_class][i].length;
     if (!axis_sees(args.grids[mask_class][i], q / cells, k / cells)) return false;
     q %= cells;

@@ -48,7 +48,7 @@ cudaError_t launch_measure_of(const MeasureWork& work, int head_dim, cudaStream_
                                : head_dim <= 128 ? 128
                                                  : 256,
                                [&]<int kHeadDim>(HeadDim<kHeadDim>) {
-                                 using C = Tiling<E, kHeadDim>;
+                                 using C = ForwardTiling<E, kHeadDim>;
                                  return launch_kernel<attend_cuda_measure_kernel<C>>(args, blocks, C::kThreads, sizeof(MeasureShared<C>), stream);
                                });
         });

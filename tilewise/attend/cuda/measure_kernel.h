@@ -24,10 +24,10 @@ template <class C>
 struct alignas(16) MeasureShared {
   typename C::Bits q[C::kTileQ * C::kRow], k[C::kTileK * C::kRow];
   float products[C::kTileQ][C::kTileK + 1];
-  PartQuery queries[C::kTileQ];
-  StageKeys<C::kTileK> keys;
+  SlotQuery queries[C::kTileQ];
+  SlotKey keys[C::kTileK];
+  uint64_t rows[C::kTileK];  // which queries of the part read it
   int64_t slot[C::kTileK];
-  int key_token[C::kTileK];
   plan::cuda::RowView lists[3];
 };
 
@@ -43,7 +43,7 @@ TILEWISE_DEVICE inline void add_to_cell(const CellsView& cells, int64_t batch, i
 }
 
 /// The value of a pair that is seen.
-TILEWISE_DEVICE inline float value_of(const MeasureArgs& args, const Part& part, const PartQuery& query, float product, int key_place,
+TILEWISE_DEVICE inline float value_of(const MeasureArgs& args, const Part& part, const SlotQuery& query, float product, int key_place,
                                       float pooled_bias) {
   float s = product * args.softmax_scale;
   if (args.softcap != 0) s = args.softcap * tanhf(s / args.softcap);
@@ -57,12 +57,14 @@ template <class C, class Block>
 TILEWISE_DEVICE void measure_kernel(Block& block, const MeasureArgs& args) {
   auto& shared = *reinterpret_cast<MeasureShared<C>*>(block.shared());
   const int64_t index = block.index() + args.first_block;
-  const Part part = part_of<C>(args, index);
+  const Part part = part_of<C>(args.rows, args.axis_q.slots(), args.heads_q, args.parts_per_row, index);
   if (part.count == 0) return;
   const int head_kv = part.head / (args.heads_q / args.heads_kv), mask_class = args.head_class[part.head % kMaskHeads];
   const int64_t part_of_head = index % (args.rows.rows * args.parts_per_row);
-  note_queries<C>(block, args, part, shared.queries);
   block.each([&](int thread) {
+    for (int i = thread; i < C::kTileQ; i += C::kThreads) {
+      shared.queries[i] = i < part.count ? query_of(args, part.batch, part.head, part.first + i) : SlotQuery{-1, -1, {}};
+    }
     if (thread < 3) shared.lists[thread] = plan::cuda::row_of(args.lists[thread], part.batch, part.head, args.heads_q, args.rows.rows, part.row);
   });
   copy_rows<C>(block, args.q, shared.q, C::kTileQ, [&](int i) -> const typename C::Bits* {
@@ -74,36 +76,18 @@ TILEWISE_DEVICE void measure_kernel(Block& block, const MeasureArgs& args) {
   const auto stage = [&](int list, int run, int64_t first, int fill) {
     block.each([&](int thread) {
       if (thread >= C::kTileK) return;
-      StageKeys<C::kTileK>& keys = shared.keys;
-      keys.place[thread] = StageKeys<C::kTileK>::kNowhere;
-      keys.token[thread] = StageKeys<C::kTileK>::kNone;
-      keys.rows[thread] = 0;
-      keys.bias[thread] = 0;
+      shared.keys[thread] = {SlotKey::kNowhere, -1, 0};
+      shared.rows[thread] = 0;
       if (thread >= fill) return;
       const plan::cuda::RowView& row = shared.lists[list];
       const int at = list == 2 ? run + thread : run;
-      const int64_t slot = list == 2 ? row.start[at] : first + thread, slots = args.axis_k.end[0];
-      shared.slot[thread] = slot;
-      int token;
-      if (slot < slots) {
-        token = token_of(args.axis_k, part.batch, part.head, args.heads_q, slot);
-        if (token >= 0) keys.place[thread] = args.is_in_slots ? static_cast<int>(slot) : token;
-      } else {
-        const int64_t pooled = (int64_t{part.batch} * args.heads_kv + head_kv) * args.pooled + slot - slots;
-        token = args.pooled_token[pooled];
-        if (token >= 0) keys.place[thread] = -2 - static_cast<int>(slot - slots);
-        keys.bias[thread] = args.pooled_bias[pooled];
-      }
-      shared.key_token[thread] = token;
-      keys.token[thread] = token < 0 ? StageKeys<C::kTileK>::kNone : list == 0 ? token : StageKeys<C::kTileK>::kUnasked;
-      keys.rows[thread] = ~uint64_t{0};
-      if (row.rows != nullptr) keys.rows[thread] = row.rows[int64_t{at} * args.lists[list].words + part.offset / 64] >> (part.offset % 64);
+      shared.slot[thread] = list == 2 ? row.start[at] : first + thread;
+      shared.keys[thread] = key_of(args, part.batch, part.head, shared.slot[thread]);
+      shared.rows[thread] = ~uint64_t{0};
+      if (row.rows != nullptr) shared.rows[thread] = row.rows[int64_t{at} * args.lists[list].words + part.offset / 64] >> (part.offset % 64);
     });
-    copy_rows<C>(block, args.k, shared.k, C::kTileK, [&](int i) -> const typename C::Bits* {
-      const int place = shared.keys.place[i];
-      if (place >= 0) return row_at<C>(args.k, part.batch, args.k.heads == 1 ? 0 : head_kv, place);
-      return place == StageKeys<C::kTileK>::kNowhere ? nullptr : row_at<C>(args.pooled_k, part.batch, head_kv, -2 - place);
-    });
+    copy_rows<C>(block, args.k, shared.k, C::kTileK,
+                 [&](int i) { return key_row<C>(args.k, args.pooled_k, part.batch, head_kv, shared.keys[i].place); });
     block.close_copies();
     block.template await_copies<0>();
     block.sync();
@@ -114,10 +98,13 @@ TILEWISE_DEVICE void measure_kernel(Block& block, const MeasureArgs& args) {
       TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) shared.products[score_row(thread, i)][score_column(thread, i)] = products(thread, i);
     });
     const auto is_seen = [&](int row, int column) {
-      return row < part.count && sees(args, mask_class, shared.queries[row], row, shared.keys.token[column], shared.keys.rows[column]);
+      const SlotQuery& query = shared.queries[row];
+      const int token = shared.keys[column].token;
+      return row < part.count && query.token >= 0 && token >= 0 && (shared.rows[column] >> row & 1) != 0 &&
+             (list != 0 || mask_sees(args, mask_class, query, token));
     };
     const auto value = [&](int row, int column) {
-      return value_of(args, part, shared.queries[row], shared.products[row][column], shared.keys.place[column], shared.keys.bias[column]);
+      return value_of(args, part, shared.queries[row], shared.products[row][column], shared.keys[column].place, shared.keys[column].bias);
     };
     block.each([&](int thread) {
       if (args.row == CellRow::part_keys) {
@@ -134,7 +121,7 @@ TILEWISE_DEVICE void measure_kernel(Block& block, const MeasureArgs& args) {
       if (args.row == CellRow::part_offsets) {  // a thread has every offset of its number, whatever orders make of them
         for (int row = 0; row < part.count; ++row) {
           for (int column = 0; column < fill; ++column) {
-            const int64_t offset = int64_t{shared.queries[row].token} + args.seqlen_k - args.seqlen_q - shared.key_token[column];
+            const int64_t offset = int64_t{shared.queries[row].token} + args.seqlen_k - args.seqlen_q - shared.keys[column].token;
             if (offset < 0 || offset % C::kThreads != thread || !is_seen(row, column)) continue;
             const float x = value(row, column);
             add_to_cell(args.cells, part.batch, part.head, part_of_head, offset, {x, x, 1});

@@ -41,7 +41,7 @@ int kernel_head_dim_of(const Sizes& sizes) {
 
 MeasureArgs plan_args(const MeasureParams& params, const Sizes& sizes) {
   MeasureArgs args;
-  set_plan(args, *params.plan, sizes, params.in_slots, kernel_tile_q(params.q.dtype(), kernel_head_dim_of(sizes)));
+  set_plan(args, *params.plan, sizes, params.in_slots, forward_tile_q(params.q.dtype(), kernel_head_dim_of(sizes)));
   return args;
 }
 
@@ -83,15 +83,19 @@ std::optional<std::string> refusal_of_measure(const MeasureParams& params) {
 
 size_t measure_workspace(const MeasureParams& params, const Sizes& sizes, size_t most) {
   const int64_t cells = rows_of(params, plan_args(params, sizes)).cells(), heads = sizes.batch * sizes.heads_q;
-  return pool_workspace(*params.plan, sizes_without_v(sizes), params.q.dtype()) +
-         static_cast<size_t>(3 * cells * heads_at_once(heads, cells, most)) * sizeof(float) * (heads > 0 ? 1 : 0);
+  PlanArgs plan;
+  WorkspaceParts parts(nullptr);
+  make_pools(pooled_params(params), sizes_without_v(sizes), plan, parts);
+  if (heads > 0) parts.take<float>(3 * cells * heads_at_once(heads, cells, most));
+  return parts.bytes();
 }
 
 MeasureWork measure_work(const MeasureParams& params, const Sizes& sizes, void* workspace, size_t most) {
   MeasureWork work;
   MeasureArgs& args = work.args;
   args = plan_args(params, sizes);
-  const Pools pools = make_pools(pooled_params(params), sizes_without_v(sizes), args, workspace);
+  WorkspaceParts parts(workspace);
+  const Pools pools = make_pools(pooled_params(params), sizes_without_v(sizes), args, parts);
   work.pool = pools.args;
   work.pool_blocks = pools.blocks;
   args.pooled_k = pools.k;
@@ -140,8 +144,7 @@ MeasureWork measure_work(const MeasureParams& params, const Sizes& sizes, void* 
   }
   work.cells_of_head = rows.cells();
   work.heads_at_once = heads_at_once(work.heads, rows.cells(), most);
-  work.workspace =
-      reinterpret_cast<float*>(static_cast<std::byte*>(workspace) + pool_workspace(*params.plan, sizes_without_v(sizes), params.q.dtype()));
+  work.workspace = parts.take<float>(3 * rows.cells() * work.heads_at_once);
   for (int what = 0; what < 3; ++what) {
     args.cells.of[what] = work.workspace + what * work.heads_at_once * rows.cells();
     const int64_t strides[4] = {sizes.heads_q * rows.cells(), rows.cells(), rows.width, 1};

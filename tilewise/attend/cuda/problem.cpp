@@ -10,8 +10,6 @@
 namespace tilewise::attend::cuda {
 namespace {
 
-constexpr size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
-
 int64_t pooled_keys(const PlanData& plan) { return plan::slots_k_with_pools(plan) - plan::slots_k(plan); }
 
 }  // namespace
@@ -21,7 +19,7 @@ int kernel_head_dim(const Sizes& sizes) {
   return most <= 64 ? 64 : most <= 128 ? 128 : 256;
 }
 
-int kernel_tile_q(Dtype dtype, int head_dim) { return dtype == Dtype::f32 && head_dim == 256 ? 32 : 64; }
+int forward_tile_q(Dtype dtype, int head_dim) { return dtype == Dtype::f32 && head_dim == 256 ? 32 : 64; }
 
 TensorArg tensor_arg(const TensorView& view) {
   TensorArg arg;
@@ -47,9 +45,14 @@ std::optional<std::string> refusal_of_tensor(const char* name, const TensorView&
   return std::nullopt;
 }
 
+std::optional<std::string> refusal_of_pools(const PlanData& plan) {
+  if (plan.pools.size() < AxisView::kParts) return std::nullopt;
+  return text("the plan has ", plan.pools.size(), " pools, above ", AxisView::kParts - 1);
+}
+
 std::optional<std::string> refusal_of_plan(const PlanData& plan) {
   if (!plan.by_query.has_runs() && plan.by_key.has_runs()) return "the plan has only by_key, this backend reads by_query; complete() the plan";
-  if (plan.pools.size() >= AxisView::kParts) return text("the plan has ", plan.pools.size(), " pools, above ", AxisView::kParts - 1);
+  if (auto reason = refusal_of_pools(plan)) return reason;
   return refusal_of_arrays(plan, plan.by_query);
 }
 
@@ -76,26 +79,14 @@ void set_plan(PlanArgs& args, const PlanData& plan, const Sizes& sizes, bool is_
   args.parts_per_row = (plan.by_query.tile + tile_q - 1) / tile_q;
 }
 
-size_t pool_workspace(const PlanData& plan, const Sizes& sizes, Dtype dtype) {
-  const auto means = static_cast<size_t>(sizes.batch * sizes.heads_kv * pooled_keys(plan)), size = size_of(dtype);
-  return padded(means * static_cast<size_t>(sizes.head_dim) * size) + padded(means * static_cast<size_t>(sizes.head_dim_v) * size) +
-         padded(means * sizeof(int32_t)) + padded(means * sizeof(float));
-}
-
-Pools make_pools(const AttendParams& params, const Sizes& sizes, PlanArgs& plan, void* workspace) {
+Pools make_pools(const AttendParams& params, const Sizes& sizes, PlanArgs& plan, WorkspaceParts& workspace) {
   Pools pools;
   const int64_t pooled = pooled_keys(*params.plan), means = sizes.batch * sizes.heads_kv * pooled;
   if (means == 0) return pools;
-  auto* next = static_cast<std::byte*>(workspace);
-  const auto take = [&next](int64_t bytes) {
-    std::byte* const part = next;
-    next += padded(static_cast<size_t>(bytes));
-    return part;
-  };
-  const auto size = static_cast<int64_t>(size_of(params.q.dtype()));
+  const Dtype dtype = params.q.dtype();
   const auto means_of = [&](int64_t channels) {
     const Shape shape{sizes.batch, sizes.heads_kv, pooled, channels};
-    return tensor_arg(TensorView(take(shape.numel() * size), params.q.dtype(), shape, params.q.device()));
+    return tensor_arg(TensorView(workspace.take<std::byte>(shape.numel() * static_cast<int64_t>(size_of(dtype))), dtype, shape, params.q.device()));
   };
   pools.k = means_of(sizes.head_dim);
   if (params.v.has_value()) pools.v = means_of(sizes.head_dim_v);
@@ -108,22 +99,28 @@ Pools make_pools(const AttendParams& params, const Sizes& sizes, PlanArgs& plan,
   args.is_in_slots = params.in_slots;
   args.heads_kv = sizes.heads_kv;
   args.pooled = pooled;
-  args.token = reinterpret_cast<int32_t*>(take(means * static_cast<int64_t>(sizeof(int32_t))));
-  args.bias = reinterpret_cast<float*>(take(means * static_cast<int64_t>(sizeof(float))));
+  args.token = workspace.take<int32_t>(means);
+  args.count = workspace.take<float>(means);
   plan.pooled_token = args.token;
-  plan.pooled_bias = args.bias;
+  plan.pooled_count = args.count;
   plan.pooled = pooled;
   pools.blocks = means;
   return pools;
 }
 
-size_t forward_workspace(const AttendParams& params, const Sizes& sizes) { return pool_workspace(*params.plan, sizes, params.q.dtype()); }
+size_t forward_workspace(const AttendParams& params, const Sizes& sizes) {
+  PlanArgs plan;
+  WorkspaceParts parts(nullptr);
+  make_pools(params, sizes, plan, parts);
+  return parts.bytes();
+}
 
 ForwardLaunch forward_launch(const AttendParams& params, const Sizes& sizes, void* workspace) {
   ForwardLaunch launch;
   ForwardArgs& args = launch.args;
-  set_plan(args, *params.plan, sizes, params.in_slots, kernel_tile_q(params.q.dtype(), kernel_head_dim(sizes)));
-  const Pools pools = make_pools(params, sizes, args, workspace);
+  set_plan(args, *params.plan, sizes, params.in_slots, forward_tile_q(params.q.dtype(), kernel_head_dim(sizes)));
+  WorkspaceParts parts(workspace);
+  const Pools pools = make_pools(params, sizes, args, parts);
   launch.pool = pools.args;
   launch.pool_blocks = pools.blocks;
   args.pooled_k = pools.k;

@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "tilewise/attend/cuda/key_walk.h"
+#include "tilewise/attend/cuda/run_walk.h"
 
 // What kernels do to the scores of a stage. A thread has two rows (warps.h): number i of its scores is of row i / 2 % 2 and column i / 4 * 8 + i % 2 past its own.
 namespace tilewise::attend::cuda {
@@ -12,22 +12,13 @@ constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 TILEWISE_HOST_DEVICE constexpr int score_row(int thread, int i) { return machine::cuda::fragment_row(thread) + i / 2 % 2 * 8; }
 TILEWISE_HOST_DEVICE constexpr int score_column(int thread, int i) { return i / 4 * 8 + machine::cuda::fragment_column(thread) + i % 2; }
 
-/// Products become scores: softcap, a pooled key's bias, -inf where a query does not see a key.
-template <class C, class Block, class Scores>
-TILEWISE_DEVICE void finish_scores(Block& block, const PlanArgs& args, const ScoreArgs& score, const Part& part, const PartQuery* queries,
-                                   const StageKeys<C::kTileK>& keys, Scores& scores) {
-  block.lanes([&](int thread) {
-    if (score.softcap != 0) {
-      TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) scores(thread, i) = score.softcap * tanhf(scores(thread, i) * score.softcap_scale);
-    }
-    if (keys.test == 0) return;
-    const int mask_class = args.head_class[part.head % kMaskHeads];
-    TILEWISE_UNROLL for (int i = 0; i < C::kScores; ++i) {
-      const int row = score_row(thread, i), column = score_column(thread, i);
-      const bool is_seen = sees(args, mask_class, queries[row], row, keys.token[column], keys.rows[column]);
-      scores(thread, i) = is_seen ? keys.test == 2 ? scores(thread, i) + keys.bias[column] / score.scale : scores(thread, i) : -INFINITY;
-    }
-  });
+/// Bit i: sees(row, column) holds for a thread's score i.
+template <int kScores, class Sees>
+TILEWISE_DEVICE uint32_t seen_scores(int thread, const Sees& sees) {
+  static_assert(kScores <= 32);
+  uint32_t seen = 0;
+  TILEWISE_NO_UNROLL for (int i = 0; i < kScores; ++i) seen |= sees(score_row(thread, i), score_column(thread, i)) ? uint32_t{1} << i : 0;
+  return seen;
 }
 
 /// Running maximum and sum of a thread's two rows.

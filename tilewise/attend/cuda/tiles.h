@@ -10,18 +10,14 @@
 // half the matrix rate of what they replace, round to 2^-21 instead of 2^-24, and want layouts of their own; f32 is asked for its digits.
 namespace tilewise::attend::cuda {
 
-/// HeadDim: 64, 128 or 256, to which fewer channels are filled up with zeros. A warp has 16 rows of a tile of queries.
-template <class E, int HeadDim>
+/// HeadDim: 64, 128 or 256, to which fewer channels are filled up with zeros. A warp has 16 rows of a tile of its own; stages have TileK.
+template <class E, int HeadDim, int Warps, int TileK>
 struct Tiling {
   using Element = E;
   using Bits = typename E::Bits;
   static constexpr int kHeadDim = HeadDim;
   static constexpr bool kIsF32 = sizeof(Bits) == 4;
-  static constexpr int kWarps = kIsF32 && HeadDim == 256 ? 2 : 4;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kTileQ = 16 * kWarps;
-  static constexpr int kTileK =
-      kIsF32 ? (HeadDim == 256 ? 16 : 32) : (HeadDim == 256 ? 32 : 64);  // all of it fits the 99 KB of compute capability 8.6
+  static constexpr int kWarps = Warps, kThreads = 32 * Warps, kTileQ = 16 * Warps, kTileK = TileK;
   static constexpr int kPiece = 16 / sizeof(Bits);  // elements that are copied at a time
   static constexpr int kRow = kIsF32 ? HeadDim + kPiece : HeadDim;  // 16-bit rows are swizzled, f32 rows padded: neighbouring rows lie in other banks
   static constexpr int kScores = kTileK / 2, kAcc = HeadDim / 2;  // of a thread
@@ -32,6 +28,14 @@ struct Tiling {
     return row * kRow + ((column / kPiece) ^ (row % 8)) * kPiece;
   }
 };
+
+// Of such sizes that the tiles fit the 99 KB of shared memory of compute capability 8.6.
+template <class E>
+constexpr bool kIsF32 = sizeof(typename E::Bits) == 4;
+template <class E, int HeadDim>
+using ForwardTiling = Tiling<E, HeadDim, kIsF32<E> && HeadDim == 256 ? 2 : 4, (HeadDim == 256 ? 32 : 64) / (kIsF32<E> ? 2 : 1)>;
+template <class E, int HeadDim>
+using BackwardTiling = Tiling<E, HeadDim, kIsF32<E> && HeadDim == 256 ? 1 : 4, kIsF32<E> ? (HeadDim == 64 ? 32 : 16) : 4096 / HeadDim>;
 
 /// Copies `rows` rows of `tensor` on their way to shared memory: row(i) is where the i-th lies (null: zeros). Channels behind the tensor's become zeros, up to
 /// a multiple of 16.

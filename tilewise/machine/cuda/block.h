@@ -21,10 +21,12 @@
 #define TILEWISE_DEVICE __device__
 #define TILEWISE_HOST_DEVICE __host__ __device__
 #define TILEWISE_UNROLL _Pragma("unroll")  // small arrays that are indexed by the loop then stay in registers
+#define TILEWISE_NO_UNROLL _Pragma("unroll 1")  // for long bodies
 #else
 #define TILEWISE_DEVICE
 #define TILEWISE_HOST_DEVICE
 #define TILEWISE_UNROLL
+#define TILEWISE_NO_UNROLL
 #endif
 
 namespace tilewise::machine::cuda {
