@@ -10,6 +10,7 @@
 
 #include "tests/infer/cuda/host_queue.h"
 #include "tilewise/attend/backend.h"
+#include "tilewise/attend/cpu/decode.h"
 #include "tilewise/attend/cpu/forward.h"
 #include "tilewise/infer/layer.h"
 #include "tilewise/machine/device.h"
@@ -123,7 +124,11 @@ Ran forward(const AttendParams& params, Context& context) {
 
 const std::array kBackends{
     attend::Backend{.name = "stand-in", .forward_refusal = &refusal, .forward = &forward},
-    attend::Backend{.name = "cpu", .forward_refusal = &attend::cpu::refusal, .forward = &attend::cpu::forward},
+    attend::Backend{.name = "cpu",
+                    .forward_refusal = &attend::cpu::refusal,
+                    .forward = &attend::cpu::forward,
+                    .decode_refusal = &attend::cpu::refusal,
+                    .decode = &attend::cpu::decode},
 };
 
 /// Opens the memory around each piece of work.
