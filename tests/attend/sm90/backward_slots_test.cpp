@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <random>
@@ -104,6 +105,71 @@ TEST(BackwardSlots, RowsGoToTheirSlotsAndBack) {
       }
       ASSERT_TRUE(std::all_of(tensor->storage.begin(), tensor->storage.begin() + 16, [&](uint16_t x) { return x == fill; }));
       ASSERT_TRUE(std::all_of(tensor->storage.end() - 40, tensor->storage.end(), [&](uint16_t x) { return x == fill; }));
+    }
+  }
+}
+
+// A pooled key for each of its members, and the sum of their gradients back.
+TEST(BackwardSlots, PoolsAreRepeatedAndAddedUp) {
+  for (unsigned seed = 0; seed < 12; ++seed) {
+    std::mt19937 engine(seed);
+    const bool is_bf16 = seed % 2 == 0, is_in_slots = seed % 3 == 0;
+    const int slots = 77, tokens = 70, channels = 24, rows = is_in_slots ? slots : tokens;
+    const std::array<int, 2> groups{4, 30};
+    const auto wide = [&](uint16_t bits) { return is_bf16 ? machine::cuda::float_of_bf16(bits) : machine::cuda::float_of_f16(bits); };
+    const auto narrow = [&](float x) { return is_bf16 ? machine::cuda::bf16_of_float(x) : machine::cuda::f16_of_float(x); };
+    std::vector<int32_t> token(slots, -1);
+    std::iota(token.begin(), token.begin() + tokens, 0);
+    std::shuffle(token.begin(), token.end(), engine);
+    std::normal_distribution<float> normal;
+    const Tensor caller(1, 2, rows, channels, 7), in_slots(1, 2, 3 * slots, channels, 9), back(1, 2, rows, channels, 11);
+    for (int h = 0; h < 2; ++h) {
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < channels; ++c) caller.at(0, h, r, c) = narrow(normal(engine));
+      }
+    }
+    MoveRowsArgs args;
+    args.of_caller[0] = caller.view();
+    args.of_slots[0] = in_slots.view();
+    args.token = token.data();
+    args.batch = 1;
+    args.heads = 2;
+    args.slots = slots;
+    args.is_in_slots = is_in_slots;
+    args.is_bf16 = is_bf16;
+    args.pools = 2;
+    std::copy(groups.begin(), groups.end(), args.group);
+    run(args, seed);
+    const auto row_of = [&](int slot) { return is_in_slots ? slot : token[static_cast<size_t>(slot)]; };
+    for (int h = 0; h < 2; ++h) {
+      for (int slot = 0; slot < slots; ++slot) {
+        for (int c = 0; c < channels; ++c) {
+          for (int pool = 0; pool < 2; ++pool) {
+            float sum = 0, members = 0;
+            const int group = groups[static_cast<size_t>(pool)], from = slot / group * group;
+            for (int member = from; member < std::min(slots, from + group); ++member) {
+              if (token[static_cast<size_t>(member)] < 0) continue;
+              sum += wide(caller.at(0, h, row_of(member), c));
+              ++members;
+            }
+            const uint16_t want = token[static_cast<size_t>(slot)] < 0 ? uint16_t{0} : narrow(sum / members);
+            ASSERT_EQ(in_slots.at(0, h, (pool + 1) * slots + slot, c), want) << "seed " << seed << " slot " << slot << " pool " << pool;
+          }
+        }
+      }
+    }
+    args.of_caller[0] = back.view();
+    args.is_back = true;
+    run(args, seed);
+    for (int h = 0; h < 2; ++h) {
+      for (int slot = 0; slot < slots; ++slot) {
+        if (row_of(slot) < 0) continue;
+        for (int c = 0; c < channels; ++c) {
+          float sum = 0;
+          for (int part = 0; part < 3; ++part) sum += wide(in_slots.at(0, h, part * slots + slot, c));
+          ASSERT_EQ(back.at(0, h, row_of(slot), c), token[static_cast<size_t>(slot)] < 0 ? uint16_t{0} : narrow(sum)) << "seed " << seed;
+        }
+      }
     }
   }
 }

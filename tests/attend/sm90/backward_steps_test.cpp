@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 #include <vector>
 
@@ -92,6 +93,7 @@ PlanOptions random_options(Rng& rng) {
   o.has_order_q = chance(rng, 0.3);
   o.has_order_k = chance(rng, 0.3);
   if (chance(rng, 0.2)) o.pools = {static_cast<int>(one_of({4, 16, 100}))};
+  if (!o.pools.empty() && chance(rng, 0.4)) o.pools.push_back(7);
   return o;
 }
 
@@ -101,11 +103,33 @@ int64_t token_of(const PlanData& plan, int64_t b, int head, int64_t slot) {
   return token.has_value() ? token.at<int32_t>(plan::batch_index(token, b), plan::group_index(token, head, plan.heads_q), slot) : slot;
 }
 
+// The plan's pairs of the backward's slots of k, which name a pooled key once for each of its members.
+std::vector<uint8_t> wanted_pairs(const RandomPlan& random) {
+  const PlanData& plan = *random.plan;
+  const int64_t slots_k = backward_slots_k(plan), rows = plan.batch * plan.heads_q * plan.seqlen_q;
+  std::vector<int64_t> slot_of(static_cast<size_t>(random.slots_k));
+  std::iota(slot_of.begin(), slot_of.end(), 0);
+  int64_t end = random.slots_k;
+  for (const int group : plan.pools) {
+    for (int64_t member = 0; member < random.slots_k; ++member) slot_of.push_back(end + member / group);
+    end += (random.slots_k + group - 1) / group;
+  }
+  std::vector<uint8_t> pairs;
+  for (int64_t row = 0; row < rows; ++row) {
+    const std::vector<int64_t>& tokens = random.tokens_k[static_cast<size_t>(row / plan.seqlen_q)];
+    for (int64_t key = 0; key < slots_k; ++key) {
+      const bool is_real = tokens[static_cast<size_t>(key % random.slots_k)] >= 0;
+      pairs.push_back(is_real ? random.pairs[static_cast<size_t>(row * random.slots + slot_of[static_cast<size_t>(key)])] : uint8_t{0});
+    }
+  }
+  return pairs;
+}
+
 // Every pair of the plan, once, and no other; ranks of a query tile 0, 1, 2, .. in the order of some run of the thread blocks that never waits in a circle.
 void expect_steps(const RandomPlan& random, const PlanOptions& o, const BackwardSteps& made, int thread_blocks) {
   const int group = o.heads_q / o.heads_kv, words = made.tile_q / 64;
-  const int64_t key_tiles = (random.slots + kKeyTile - 1) / kKeyTile, slots_q = plan::slots_q(*random.plan);
-  std::vector<uint8_t> pairs(random.pairs.size(), 0);
+  const int64_t slots_k = backward_slots_k(*random.plan), key_tiles = (slots_k + kKeyTile - 1) / kKeyTile, slots_q = plan::slots_q(*random.plan);
+  std::vector<uint8_t> pairs(static_cast<size_t>(o.batch * o.heads_q * o.seqlen_q * slots_k), 0);
   std::set<std::array<int32_t, 3>> items;
   std::map<std::array<int64_t, 3>, std::set<uint32_t>> ranks;
   ASSERT_EQ(made.first_item.size(), static_cast<size_t>(thread_blocks) + 1);
@@ -133,8 +157,8 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
           const int64_t query = token_of(*random.plan, item.batch, static_cast<int>(head), step.tile * made.tile_q + i);
           const int64_t key = item.key_tile * kKeyTile + j;
           ASSERT_GE(query, 0) << "padding";
-          ASSERT_LT(key, random.slots) << "a key past the end";
-          uint8_t& pair = pairs[static_cast<size_t>(((item.batch * o.heads_q + head) * o.seqlen_q + query) * random.slots + key)];
+          ASSERT_LT(key, slots_k) << "a key past the end";
+          uint8_t& pair = pairs[static_cast<size_t>(((item.batch * o.heads_q + head) * o.seqlen_q + query) * slots_k + key)];
           EXPECT_EQ(pair, 0) << "a pair twice";
           pair = 1;
           live[static_cast<size_t>(j / 64)] |= uint64_t{1} << (j % 64);
@@ -143,13 +167,13 @@ void expect_steps(const RandomPlan& random, const PlanOptions& o, const Backward
       }
       EXPECT_TRUE(is_any) << "a step without a pair";
     }
-    for (int64_t key = std::max<int64_t>(0, random.slots - item.key_tile * kKeyTile); key < kKeyTile; ++key)
+    for (int64_t key = std::max<int64_t>(0, slots_k - item.key_tile * kKeyTile); key < kKeyTile; ++key)
       live[static_cast<size_t>(key / 64)] |= uint64_t{1} << (key % 64);
     EXPECT_EQ(live[0], item.live[0]);
     EXPECT_EQ(live[1], item.live[1]);
   }
   EXPECT_EQ(items.size(), static_cast<size_t>(o.batch * o.heads_kv * key_tiles));
-  EXPECT_EQ(pairs, random.pairs);
+  EXPECT_EQ(pairs, wanted_pairs(random));
   for (const auto& [tile, of_tile] : ranks) {
     EXPECT_EQ(*of_tile.begin(), 0u);
     EXPECT_EQ(*of_tile.rbegin(), of_tile.size() - 1);

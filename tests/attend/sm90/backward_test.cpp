@@ -38,9 +38,9 @@ std::string describe(const Options& o) {
   text << "B " << p.batch << " Hq " << p.heads_q << " Hkv " << p.heads_kv << " Sq " << p.seqlen_q << " Sk " << p.seqlen_k << " D " << o.head_dim
        << " Dv " << o.head_dim_v << " " << o.dtype << " tile " << p.tile << " groups " << p.groups << " mask " << static_cast<int>(p.mask)
        << " density " << p.density << " longest " << p.longest_run << (p.has_picked ? " picked" : "") << (p.has_rows ? " rows" : "")
-       << (p.has_edges ? " edges" : "") << (p.has_order_q ? " order_q" : "") << (p.has_order_k ? " order_k" : "") << (o.has_sink ? " sink" : "")
-       << (o.has_dlse ? " dlse" : "") << (o.has_schedule ? "" : " no schedule") << " layout " << static_cast<int>(o.layout) << " softcap "
-       << o.softcap << " sigma " << o.sigma;
+       << (p.has_edges ? " edges" : "") << (p.has_order_q ? " order_q" : "") << (p.has_order_k ? " order_k" : "") << (p.pools.empty() ? "" : " pool")
+       << (o.has_sink ? " sink" : "") << (o.has_dlse ? " dlse" : "") << (o.has_schedule ? "" : " no schedule") << " layout "
+       << static_cast<int>(o.layout) << " softcap " << o.softcap << " sigma " << o.sigma;
   return text.str();
 }
 
@@ -79,6 +79,7 @@ Options random_options(Rng& rng, bool is_small) {
   p.is_spaced = chance(rng, 0.3);
   p.has_order_q = chance(rng, 0.2);
   p.has_order_k = chance(rng, 0.2);
+  if (chance(rng, 0.1)) p.pools = {static_cast<int>(one_of({4, 16, 64}))};
   o.dtype = chance(rng, 0.6) ? Dtype::bf16 : Dtype::f16;
   o.head_dim = one_of({64, 64, 128, 128, 128, 8, 40, 72, 96});
   o.head_dim_v = chance(rng, 0.8) ? o.head_dim : one_of({8, 64, 128});
@@ -148,6 +149,11 @@ struct Problem {
           const std::vector<int64_t>& tokens = plan.tokens_k[static_cast<size_t>(b * p.heads_q + h)];
           for (size_t slot = 0; slot < tokens.size(); ++slot) {
             const bool is_touched = plan.touched[static_cast<size_t>((b * p.heads_q + h) * plan.slots) + slot] != 0;
+            if (tokens[slot] >= 0 && is_touched) is_read[static_cast<size_t>(tokens[slot])] = true;
+          }
+          for (size_t slot = 0; slot < tokens.size() && !p.pools.empty(); ++slot) {  // members of a pooled key that is read
+            const size_t pooled = tokens.size() + slot / static_cast<size_t>(p.pools[0]);
+            const bool is_touched = plan.touched[static_cast<size_t>((b * p.heads_q + h) * plan.slots) + pooled] != 0;
             if (tokens[slot] >= 0 && is_touched) is_read[static_cast<size_t>(tokens[slot])] = true;
           }
         }
@@ -308,10 +314,10 @@ void errors() {
   params.forward.plan = problem.plan.plan;
   expect_error(Error::Kind::device, "move the plan", params);
   Options ordered = simple_options(300);
-  ordered.plan.pools = {16};
+  ordered.plan.pools = {2, 3, 4, 5, 6, 7, 8, 9};
   const Problem other(rng, ordered);
   params.forward.plan = copy_to_device(other.plan.plan, context);
-  expect_error(Error::Kind::unsupported, "pooled keys", params);
+  expect_error(Error::Kind::unsupported, "8 pools", params);
 }
 
 // What the caller has reordered gives the bits that its order gives.

@@ -178,6 +178,7 @@ class InSlots {
     const PlanData& plan = *params.forward.plan;
     set_axis(queries_, plan.order_q, caller.q, static_cast<int>(plan::slots_q(plan)), params.forward.in_slots);
     set_axis(keys_, plan.order_k, caller.k, static_cast<int>(plan::slots_k(plan)), params.forward.in_slots);
+    for (const int group : plan.pools) keys_.group[keys_.pools++] = group;
     queries_back_ = queries_;
     keys_back_ = keys_;
     queries_back_.is_back = keys_back_.is_back = true;
@@ -204,6 +205,7 @@ class InSlots {
     args.heads = tensor.heads;
     args.slots = slots;
     args.is_in_slots = is_in_slots;
+    args.is_bf16 = tensor.is_bf16;
   }
   static SlotRows rows_of(const Tensor16& tensor) {
     return {static_cast<uint16_t*>(tensor.data), tensor.stride_batch, tensor.stride_head, tensor.stride_token, tensor.head_dim};
@@ -218,9 +220,9 @@ class InSlots {
     };
     const auto place_tensor = [&](const Tensor16& of_caller, Tensor16& in_slots, MoveRowsArgs& args, int number) {
       in_slots = of_caller;
-      in_slots.seqlen = args.slots;
+      in_slots.seqlen = args.slots * (1 + args.pools);
       in_slots.stride_token = (of_caller.head_dim + 7) / 8 * 8;
-      in_slots.stride_head = in_slots.stride_token * args.slots;
+      in_slots.stride_head = in_slots.stride_token * in_slots.seqlen;
       in_slots.stride_batch = in_slots.stride_head * of_caller.heads;
       in_slots.data = take(in_slots.stride_batch * of_caller.batch * 2);
       args.of_caller[number] = rows_of(of_caller);
@@ -270,7 +272,7 @@ std::optional<std::string> refusal(const AttendBackwardParams& params) {
   }
   const PlanData& plan = *f.plan;
   if (auto reason = cuda::refusal_of_arrays(plan, plan.by_query)) return reason;
-  if (!plan.pools.empty()) return "gradients through pooled keys are not built";
+  if (plan.pools.size() > MoveRowsArgs::kPools) return text("the plan has ", plan.pools.size(), " pools, takes up to ", MoveRowsArgs::kPools);
   const TensorView& order_k = plan.order_k.token;
   if (order_k.has_value() && f.k.dim(1) % order_k.dim(1) != 0) {
     return text("order_k has ", order_k.dim(1), " head groups, takes a divisor of ", f.k.dim(1),
@@ -300,7 +302,7 @@ Ran backward(const AttendBackwardParams& params, Context& context) {
   const StepsOnDevice& steps =
       f.schedule == nullptr ? own : std::static_pointer_cast<const BackwardSchedule>(f.schedule->on_device)->steps(tile_q, context);
   const BackwardInput input = backward_input(params, sizes, steps);
-  const bool has_order = f.plan->order_q.token.has_value() || f.plan->order_k.token.has_value();
+  const bool has_order = f.plan->order_q.token.has_value() || f.plan->order_k.token.has_value() || !f.plan->pools.empty();
   std::optional<InSlots> in_slots;
   if (has_order) in_slots.emplace(params, input, context);
   const BackwardInput& run = has_order ? in_slots->input() : input;

@@ -41,7 +41,8 @@ struct StepsArgs : cuda::MaskView {
   plan::cuda::AxisView queries, keys;
   plan::cuda::RowsView rows;
   int seqlen_q = 0, seqlen_k = 0;  // tokens
-  int slots_q = 0, slots_k = 0;  // with pools
+  int slots_q = 0, slots_k = 0;  // slots_k: the backward's, with a copy of a pooled key for each of its members, pool by pool behind the others
+  int slots_k_proper = 0;  // without those
   int batch = 1, heads_q = 1, heads_kv = 1;
   int tile_q = 64, q_tiles = 0, key_tiles = 0, thread_blocks = 1;
   int reader_batch = 1, reader_groups = 1;
@@ -78,10 +79,13 @@ constexpr int kTilesThreads = kKeyTile, kListThreads = 128, kSortItemsThreads = 
 constexpr int kMostThreadBlocks = kDealThreads;  // that share the items
 constexpr int kMostTilesInShared = 4096;  // of queries, while their meetings are put in order
 
+/// A pooled key of m members weighs as m keys that equal it, each of which hands its gradients on to a member: so the backward runs over these.
+inline int64_t backward_slots_k(const PlanData& plan) { return plan::slots_k(plan) * (1 + static_cast<int64_t>(plan.pools.size())); }
+
 /// Sizes and views of the plan; no memory yet. Errors: unsupported, what the packed fields or the kernels do not hold.
 inline StepsArgs steps_args(const PlanData& plan, int heads_kv, int tile_q, int thread_blocks) {
   StepsArgs args;
-  const int64_t slots_q = plan::slots_q(plan), slots_k = plan::slots_k_with_pools(plan);
+  const int64_t slots_q = plan::slots_q(plan), slots_k = backward_slots_k(plan);
   const int64_t q_tiles = (slots_q + tile_q - 1) / tile_q, key_tiles = (slots_k + kKeyTile - 1) / kKeyTile;
   const auto fits = [](int64_t value, int64_t most, const char* what) {
     check(value <= most, Error::Kind::unsupported, "attend_backward: sm90: ", value, " ", what, ", takes at most ", most);
@@ -108,6 +112,7 @@ inline StepsArgs steps_args(const PlanData& plan, int heads_kv, int tile_q, int 
   args.seqlen_k = static_cast<int>(plan.seqlen_k);
   args.slots_q = static_cast<int>(slots_q);
   args.slots_k = static_cast<int>(slots_k);
+  args.slots_k_proper = static_cast<int>(plan::slots_k(plan));
   args.batch = static_cast<int>(plan.batch);
   args.heads_q = plan.heads_q;
   args.heads_kv = heads_kv;

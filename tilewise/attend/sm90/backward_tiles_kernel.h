@@ -30,7 +30,9 @@ class TileReader {
 
   /// Looks at the runs alone: kSome may turn out to be any.
   TILEWISE_DEVICE Meets meets(int key_tile) const {
-    const int64_t from = int64_t{key_tile} * kKeyTile, to = from + kKeyTile;
+    const int64_t first_key = int64_t{key_tile} * kKeyTile, past_key = first_key + kKeyTile < args_.slots_k ? first_key + kKeyTile : args_.slots_k;
+    const int64_t from = slot_of(first_key), to = slot_of(past_key - 1) + 1;  // of the plan
+    const bool is_whole_tile = first_key + kKeyTile <= args_.slots_k_proper;
     bool has_any = false;
     for (int64_t r = row_; r < args_.rows.rows && args_.rows.first(r) < last_; ++r) {
       for (int kind = 0; kind < 3; ++kind) {
@@ -40,7 +42,7 @@ class TileReader {
         const Meets seen = kind == 1 ? band_meets(from, to) : kEvery;
         if (seen == kNone) continue;
         has_any = true;
-        if (seen == kEvery && runs.rows == nullptr && is_plain() && runs.start[at] <= from && stop_of(runs, kind, at) >= to &&
+        if (seen == kEvery && runs.rows == nullptr && is_plain() && is_whole_tile && runs.start[at] <= from && stop_of(runs, kind, at) >= to &&
             args_.rows.first(r) <= first_ && args_.rows.last(r, args_.slots_q) >= last_) {
           return kEvery;
         }
@@ -50,10 +52,11 @@ class TileReader {
   }
 
   /// Bits of the queries [64 * word, 64 * word + 64) of the tile that read a key slot.
-  TILEWISE_DEVICE uint64_t bits(int64_t slot, int word) const {
+  TILEWISE_DEVICE uint64_t bits(int64_t key_slot, int word) const {
     const int64_t begin = first_ + word * 64, end = begin + 64 < last_ ? begin + 64 : last_;
-    const int key = slot < args_.slots_k ? token_of(args_.keys, slot) : -1;
-    if (key < 0 || begin >= end) return 0;
+    if (key_slot >= args_.slots_k || begin >= end || token_of(args_.keys, key_slot % args_.slots_k_proper) < 0) return 0;
+    const int64_t slot = slot_of(key_slot);
+    const int key = token_of(args_.keys, slot);
     uint64_t bits = 0;
     for (int64_t r = row_; r < args_.rows.rows && args_.rows.first(r) < end; ++r) {
       const int64_t row_first = args_.rows.first(r), row_last = args_.rows.last(r, args_.slots_q);
@@ -86,6 +89,11 @@ class TileReader {
     const int64_t at = first >= 0 ? first / 64 : -((63 - first) / 64);
     const int64_t shift = first - at * 64;
     return shift == 0 ? word(at) : word(at) >> shift | word(at + 1) << (64 - shift);
+  }
+  /// The plan's slot of one of the backward's, which repeat a pooled key.
+  TILEWISE_DEVICE int64_t slot_of(int64_t key_slot) const {
+    const int part = static_cast<int>(key_slot / args_.slots_k_proper);
+    return part == 0 ? key_slot : args_.keys.end[part - 1] + key_slot % args_.slots_k_proper / args_.keys.group[part];
   }
   TILEWISE_DEVICE bool is_plain() const { return args_.queries.token == nullptr && args_.keys.token == nullptr; }
 
