@@ -142,7 +142,7 @@ TILEWISE_DEVICE void gradient_kernel(Block& block, const BackwardArgs& args, Gra
       });
       typename Block::template Registers<uint32_t, Weights<C>::kPairs> pairs(block);
       keep_weights<C>(block, scores, pairs, shared.weights);
-      if constexpr (C::kIsF32) block.sync();
+      block.sync();  // weights of f32 are there, and the lanes of a warp, which the mask may have parted, stand together
       // dq = dS k, dk = dS^T q, dv = P^T dout
       multiply_by_columns<C>(block, acc, pairs, shared.weights, shared.other[is_dv ? 1 : 0], is_dv ? args.dout.channels : args.q.channels);
       block.sync();  // all are done with the stage

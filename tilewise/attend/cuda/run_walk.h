@@ -60,7 +60,8 @@ class RunWalk {
     block.each([&](int thread) {
       if (thread < 3) at.lists[thread] = plan::cuda::row_of(lists[thread], part.batch, head, heads_q, rows.rows, part.row);
     });
-    runs_ = at.lists[0].count + at.lists[1].count + at.lists[2].count;
+    runs_ = at.lists[0].count + at.lists[1].count;
+    runs_ += block.get(at.lists[2].count);  // a barrier: a walk without a run may be followed by another at once
   }
 
   /// Finds the slots of the next stage: note(i, found) for i of [0, C::kTileK), null behind the last of them, says what the i-th has of `test`, whose largest is
