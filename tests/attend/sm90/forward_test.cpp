@@ -39,9 +39,9 @@ std::string describe(const Options& o) {
        << " Dv " << o.head_dim_v << " " << o.dtype << " tile " << p.tile << " groups " << p.groups << " mask " << static_cast<int>(p.mask)
        << " density " << p.density << " longest " << p.longest_run << " grain " << p.grain << (p.has_batched_lists ? " batched" : "")
        << (p.has_stop ? "" : " no-stop") << (p.has_picked ? " picked" : "") << (p.has_rows ? " rows" : "") << (p.has_edges ? " edges" : "")
-       << (p.has_shared ? " shared" : "") << (p.is_spaced ? " spaced" : "") << (p.has_order_q ? " order_q" : "") << (p.has_order_k ? " order_k" : "")
-       << (o.is_v_broadcast ? " v-broadcast" : "") << (o.has_sink ? " sink" : "") << (o.has_out ? "" : " lse-alone") << " layout "
-       << static_cast<int>(o.layout) << " softcap " << o.softcap << " sigma " << o.sigma;
+       << (p.pools.empty() ? "" : " pools") << (p.has_shared ? " shared" : "") << (p.is_spaced ? " spaced" : "") << (p.has_order_q ? " order_q" : "")
+       << (p.has_order_k ? " order_k" : "") << (o.is_v_broadcast ? " v-broadcast" : "") << (o.has_sink ? " sink" : "")
+       << (o.has_out ? "" : " lse-alone") << " layout " << static_cast<int>(o.layout) << " softcap " << o.softcap << " sigma " << o.sigma;
   return text.str();
 }
 
@@ -105,7 +105,17 @@ std::vector<uint8_t> live_keys(const RandomPlan& random, const PlanOptions& p) {
   const PlanData& data = *random.plan;
   const Lists& lists = data.by_query;
   std::vector<uint8_t> live(static_cast<size_t>(p.batch * p.heads_kv * p.seqlen_k), 0);
-  const int64_t rows = tilewise::plan::num_rows(lists, tilewise::plan::slots_q(data));
+  const int64_t rows = tilewise::plan::num_rows(lists, tilewise::plan::slots_q(data)), slots = tilewise::plan::slots_k(data);
+  const auto members = [&](int64_t slot) {  // of a slot of k itself, of one behind them those that it is the mean of
+    int64_t end = slots;
+    if (slot < end) return std::pair(slot, slot + 1);
+    for (const int group : data.pools) {
+      const int64_t index = slot - end;
+      end += (slots + group - 1) / group;
+      if (slot < end) return std::pair(index * group, std::min((index + 1) * group, slots));
+    }
+    return std::pair(int64_t{0}, int64_t{0});
+  };
   for (int64_t b = 0; b < p.batch; ++b) {
     for (int head = 0; head < p.heads_q; ++head) {
       const std::vector<int64_t>& tokens = random.tokens_k[static_cast<size_t>(b * p.heads_q + head)];
@@ -114,10 +124,13 @@ std::vector<uint8_t> live_keys(const RandomPlan& random, const PlanOptions& p) {
         for (const RunList* list : {&lists.whole, &lists.masked, &lists.picked}) {
           const tilewise::plan::Runs runs = tilewise::plan::runs_of(*list, b, head, p.heads_q, row);
           for (int i = 0; i < runs.count; ++i) {
-            const int64_t stop = tilewise::plan::run_stop(runs, i, list->grain, tilewise::plan::slots_k(data));
+            const int64_t stop = tilewise::plan::run_stop(runs, i, list->grain, tilewise::plan::part_end(data, runs.start[i]));
             for (int64_t slot = runs.start[i]; slot < stop; ++slot) {
-              const int64_t token = tokens[static_cast<size_t>(slot)];
-              if (token >= 0) live[static_cast<size_t>((b * p.heads_kv + kv) * p.seqlen_k + token)] = 1;
+              const auto [first, last] = members(slot);
+              for (int64_t member = first; member < last; ++member) {
+                const int64_t token = tokens[static_cast<size_t>(member)];
+                if (token >= 0) live[static_cast<size_t>((b * p.heads_kv + kv) * p.seqlen_k + token)] = 1;
+              }
             }
           }
         }
@@ -215,9 +228,10 @@ double bound_of(const std::vector<double>& in_dtype, const std::vector<double>& 
   return 2 * largest_difference(in_dtype, exact) + unit * largest_magnitude(exact) + (dtype == Dtype::f32 ? 2e-6 : 1e-5);
 }
 
-void run_case(uint64_t seed, int repeats, bool is_small) {
+void run_case(uint64_t seed, int repeats, bool is_small, bool has_pools = false) {
   Rng rng(seed);
-  const Options options = random_options(rng, is_small);
+  Options options = random_options(rng, is_small);
+  if (has_pools) options.plan.pools = chance(rng, 0.5) ? std::vector<int>{static_cast<int>(uniform(rng, 2, 64))} : std::vector<int>{2, 5, 16};
   const Problem problem(rng, options);
   const std::string note = "seed " + std::to_string(seed) + ": " + describe(options);
   const DenseResult exact = problem.exact();
@@ -479,6 +493,13 @@ int main(int argc, char** argv) {
   const TestOptions o(argc, argv);
   o.stage("cases", [&] { for_each_seed(o.cases, o.seed, [&](uint64_t seed) { run_case(seed, o.repeats, o.is_small); }); });
   o.stage("split", split);
+  o.stage("pools", [&] {
+    std::atomic<bool>& is_on = tilewise::attend::sm90::takes_pools();
+    const bool before = is_on;
+    is_on = true;
+    for_each_seed((o.cases + 4) / 5, o.seed + 500000, [&](uint64_t seed) { run_case(seed, o.repeats, o.is_small, true); });
+    is_on = before;
+  });
   o.stage("errors", errors);
   o.stage("streams", streams);
   o.stage("graphs", graphs);

@@ -21,11 +21,13 @@ __global__ void __launch_bounds__(kPoolThreads) attend_cuda_pool_kernel(const __
 }
 
 template <class E>
+cudaError_t launch_pools_of(const PoolArgs& args, int64_t blocks, cudaStream_t stream) {
+  return launch_kernel<attend_cuda_pool_kernel<E>>(args, blocks, kPoolThreads, 0, stream);
+}
+
+template <class E>
 cudaError_t launch_forward_of(const ForwardLaunch& launch, int head_dim, cudaStream_t stream) {
-  if (launch.pool_blocks > 0) {
-    const cudaError_t error = launch_kernel<attend_cuda_pool_kernel<E>>(launch.pool, launch.pool_blocks, kPoolThreads, 0, stream);
-    if (error != cudaSuccess) return error;
-  }
+  if (const cudaError_t error = launch_pools_of<E>(launch.pool, launch.pool_blocks, stream); error != cudaSuccess) return error;
   return with_head_dim(head_dim, [&]<int kHeadDim>(HeadDim<kHeadDim>) {
     using C = ForwardTiling<E, kHeadDim>;
     return launch_kernel<attend_cuda_forward_kernel<C>>(launch.args, launch.blocks, C::kThreads, sizeof(ForwardShared<C>), stream);

@@ -7,4 +7,8 @@ cudaError_t launch_forward_f16(const ForwardLaunch& launch, int head_dim, cudaSt
   return launch_forward_of<machine::cuda::F16>(launch, head_dim, stream);
 }
 
+cudaError_t launch_pools_f16(const PoolArgs& args, int64_t blocks, cudaStream_t stream) {
+  return launch_pools_of<machine::cuda::F16>(args, blocks, stream);
+}
+
 }  // namespace tilewise::attend::cuda

@@ -157,7 +157,14 @@ struct Consumer {
     if (!info.is_tested) return;
     if constexpr (C::kIsGeneral) {
       const int row = first_row(), query[2] = {query_token(args, item, row), query_token(args, item, row + 8)};
-      mask_general<C>(args, scores, info, shared.keys[k_place.stage], item.head, row, query);
+      if constexpr (C::kHasPools) {
+        StageInfo tested = info;
+        tested.is_tested &= ~StageInfo::kHasBias;
+        mask_general<C>(args, scores, tested, shared.keys[k_place.stage], item.head, row, query);
+        if (info.is_tested & StageInfo::kHasBias) add_bias(scores, shared.keys[k_place.stage].bias, info.fill, args.score_of_bias);
+      } else {
+        mask_general<C>(args, scores, info, shared.keys[k_place.stage], item.head, row, query);
+      }
     } else {
       mask_by_band<C::kTileK>(scores, info, args.band, int64_t{item.first} + first_row() + args.seqlen_k - args.seqlen_q);
     }

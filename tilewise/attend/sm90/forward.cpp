@@ -7,6 +7,8 @@
 #include <string_view>
 
 #include "tilewise/attend/check.h"
+#include "tilewise/attend/cuda/launch.h"
+#include "tilewise/attend/cuda/problem.h"
 #include "tilewise/attend/sm90/operands.h"
 #include "tilewise/attend/sm90/plan_view.h"
 #include "tilewise/attend/sm90/schedule.h"
@@ -23,8 +25,15 @@ using machine::sm90::Tensor16;
 
 constexpr int kMostChannels = 256;
 
+bool is_asked_for(const char* variable) {
+  const char* const value = std::getenv(variable);
+  return value != nullptr && std::string_view(value) == "1";
+}
+
 std::optional<std::string> refusal_of_plan(const PlanData& plan) {
-  if (!plan.pools.empty()) return "pooled keys are not built";
+  if (!plan.pools.empty() && !takes_pools())
+    return "pooled keys are left to attend/cuda until they have been measured; TILEWISE_SM90_POOLS=1 takes them";
+  if (plan.pools.size() >= KeyParts::kMost) return text("the plan has ", plan.pools.size(), " pools, above ", KeyParts::kMost - 1);
   if (!plan.by_query.has_runs() && plan.by_key.has_runs()) return "the plan has only by_key, this backend reads by_query; complete() the plan";
   return cuda::refusal_of_arrays(plan, plan.by_query);
 }
@@ -71,9 +80,10 @@ bool needs_general(const AttendParams& params) {
   const Lists& lists = plan.by_query;
   const bool has_classes = plan.mask.bands.size() != 1 && !plan.mask.head_class.empty();
   const bool has_tile = lists.tile == 128 || (lists.tile == 64 && params.q.dim(3) <= 128);
-  return !has_tile || lists.edge.has_value() || lists.picked.has_runs() || lists.masked.rows.has_value() || lists.whole.rows.has_value() ||
-         plan.order_q.token.has_value() || plan.order_k.token.has_value() || plan.mask.bands.empty() || has_classes || params.softcap != 0 ||
-         params.sink_logit.has_value() || !params.out.has_value() || !is_built_head_dim(params.q.dim(3)) || params.v.dim(3) != params.q.dim(3);
+  return !has_tile || !plan.pools.empty() || lists.edge.has_value() || lists.picked.has_runs() || lists.masked.rows.has_value() ||
+         lists.whole.rows.has_value() || plan.order_q.token.has_value() || plan.order_k.token.has_value() || plan.mask.bands.empty() || has_classes ||
+         params.softcap != 0 || params.sink_logit.has_value() || !params.out.has_value() || !is_built_head_dim(params.q.dim(3)) ||
+         params.v.dim(3) != params.q.dim(3);
 }
 
 GeneralInput general_input(const AttendParams& params) {
@@ -88,19 +98,53 @@ GeneralInput general_input(const AttendParams& params) {
   input.slots_k = static_cast<int>(plan::slots_k(plan));
   input.order_q = order_view(plan.order_q);
   input.order_k = order_view(plan.order_k);
+  input.parts.end[0] = input.slots_k;
   cuda::set_mask(input, plan.mask);
   if (params.sink_logit.has_value()) input.sink_logit = static_cast<const float*>(params.sink_logit.raw());
   input.softcap = params.softcap;
   return input;
 }
 
+Tensor16 tensor16(const cuda::TensorArg& mean, const Sizes& sizes, int pooled, bool is_bf16) {
+  Tensor16 tensor;
+  tensor.data = const_cast<void*>(mean.data);
+  tensor.is_bf16 = is_bf16;
+  tensor.batch = static_cast<int>(sizes.batch);
+  tensor.heads = mean.heads;
+  tensor.seqlen = pooled;
+  tensor.head_dim = mean.channels;
+  tensor.stride_batch = mean.stride_batch;
+  tensor.stride_head = mean.stride_head;
+  tensor.stride_token = mean.stride_row;
+  return tensor;
+}
+
+// Means of the pools into `workspace`, and what the kernel reads of them.
+cudaError_t pool(const AttendParams& params, const Sizes& sizes, GeneralInput& input, void* workspace, cudaStream_t stream) {
+  cuda::PlanArgs plan;
+  cuda::set_plan(plan, *params.plan, sizes, false, 128);
+  const cuda::Pools pools = cuda::make_pools(params, sizes, plan, workspace);
+  if (pools.blocks == 0) return cudaSuccess;
+  const bool is_bf16 = params.q.dtype() == Dtype::bf16;
+  const int pooled = static_cast<int>(plan.pooled);
+  input.pooled_k = tensor16(pools.k, sizes, pooled, is_bf16);
+  if (params.v.has_value()) input.pooled_v = tensor16(pools.v, sizes, pooled, is_bf16);
+  input.parts.count = plan.axis_k.parts;
+  for (int part = 0; part < plan.axis_k.parts; ++part) input.parts.end[part] = static_cast<int>(plan.axis_k.end[part]);
+  input.pooled_token = plan.pooled_token;
+  input.pooled_bias = plan.pooled_bias;
+  return is_bf16 ? cuda::launch_pools_bf16(pools.args, pools.blocks, stream) : cuda::launch_pools_f16(pools.args, pools.blocks, stream);
+}
+
 }  // namespace
 
 std::atomic<bool>& splits_rows() {
-  static std::atomic<bool> is_on = [] {
-    const char* const value = std::getenv("TILEWISE_SM90_SPLIT");
-    return value != nullptr && std::string_view(value) == "1";
-  }();
+  static std::atomic<bool> is_on = is_asked_for("TILEWISE_SM90_SPLIT");
+  return is_on;
+}
+
+std::atomic<bool>& takes_pools() {
+  static std::atomic<bool> is_on = is_asked_for("TILEWISE_SM90_POOLS");
   return is_on;
 }
 
@@ -115,6 +159,10 @@ std::optional<std::string> refusal(const AttendParams& params) {
   }
   if (params.in_slots) return "in_slots is not built; give q, k and v in token order";
   if (auto reason = refusal_of_plan(*params.plan)) return reason;
+  for (const TensorView* view : {&params.k, &params.v}) {
+    if (!params.plan->pools.empty() && view->has_value() && view->dim(3) % 8 != 0)
+      return text("pools take channels in multiples of 8, got ", view->dim(3));
+  }
   if (!is_hopper(params.q.device().index)) return text(params.q.device(), " is no GPU of compute capability 9.0, which these kernels are made for");
   return std::nullopt;
 }
@@ -132,6 +180,11 @@ Ran forward(const AttendParams& params, Context& context) {
   const bool is_general = needs_general(params);
   if (is_general) general = general_input(params);
   const GeneralInput* const parts = is_general ? &general : nullptr;
+  Buffer means;
+  if (!params.plan->pools.empty()) {
+    means = device_buffer("attend_forward", cuda::pool_workspace(*params.plan, sizes, params.q.dtype()), context);
+    check_cuda(pool(params, sizes, general, means.data(), stream), "attend_forward: sm90: the means of the pools");
+  }
   const int64_t items = sizes.batch * sizes.heads_q * items_per_head(input, parts);
   check(items < (int64_t{1} << 30), Error::Kind::unsupported, "attend_forward: sm90: ", items, " rows, takes fewer than 2^30; split the batch");
   Buffer schedule;

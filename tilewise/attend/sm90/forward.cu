@@ -73,11 +73,26 @@ bool add_general(GeneralArgs& args, const ForwardInput& input, const GeneralInpu
   return kept_tensor_map(args.q_token, input.q, 1, 1) == CUDA_SUCCESS && kept_tensor_map(args.out_token, out, 1, 1) == CUDA_SUCCESS;
 }
 
+bool add_pools(PooledArgs& args, const ForwardInput& input, const GeneralInput& general) {
+  const Tensor16& v = general.pooled_v.data ? general.pooled_v : general.pooled_k;
+  for (int i = 0; i < ForwardArgs::kPieces; ++i) {
+    if (kept_tensor_map(args.pooled_k_piece[i], general.pooled_k, 1 << i, 1) != CUDA_SUCCESS) return false;
+    if (kept_tensor_map(args.pooled_v_piece[i], v, 1 << i, 1) != CUDA_SUCCESS) return false;
+  }
+  args.parts = general.parts;
+  args.pooled_token = general.pooled_token;
+  args.pooled_bias = general.pooled_bias;
+  args.pooled = general.pooled_k.seqlen;
+  args.score_of_bias = general.softcap == 0 ? 1 / input.softmax_scale : 1;
+  return true;
+}
+
 template <class C>
 cudaError_t run(const ForwardInput& input, const GeneralInput* general, bool is_by_counter, cudaStream_t stream) {
   typename C::Args args;
   bool is_made = make_args(args, input, C::kTileK, C::kIsGeneral ? 1 : C::kBlocks);
   if constexpr (C::kIsGeneral) is_made = is_made && add_general(args, input, *general);
+  if constexpr (C::kHasPools) is_made = is_made && add_pools(args, input, *general);
   if constexpr (C::kIsSplit) args.split = input.split;
   if (!is_made) return cudaErrorInvalidValue;
   const int64_t of_head = items_per_head(input, general), items = of_head * input.q.heads * input.q.batch;
@@ -92,6 +107,7 @@ cudaError_t run(const ForwardInput& input, const GeneralInput* general, bool is_
 
 template <int HeadDim, class T>
 cudaError_t run_dtype(const ForwardInput& input, const GeneralInput* general, cudaStream_t stream) {
+  if (general && general->pooled_k.data) return run<ForwardConfig<HeadDim, T, kPooled>>(input, general, false, stream);
   if (general) return run<ForwardConfig<HeadDim, T, kGeneral>>(input, general, false, stream);
   if constexpr (HeadDim <= 128) {
     if (input.tile == 64) return run<ForwardConfig<HeadDim, T, kNarrow>>(input, nullptr, false, stream);

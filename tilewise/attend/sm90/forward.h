@@ -18,5 +18,7 @@ Ran forward(const AttendParams& params, Context& context);
 /// Whether rows of the last round may be split over thread blocks. Off until it has been measured (docs/notes/sm90.md, "Row splitting"), unless
 /// TILEWISE_SM90_SPLIT=1; for tests and measurements.
 std::atomic<bool>& splits_rows();
+/// The same for plans with pools (TILEWISE_SM90_POOLS=1), which attend/cuda has otherwise.
+std::atomic<bool>& takes_pools();
 
 }  // namespace tilewise::attend::sm90

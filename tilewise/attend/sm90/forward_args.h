@@ -72,6 +72,22 @@ struct GeneralArgs : ForwardArgs {
   int has_out;
 };
 
+/// Where the slots of k end, and then each pool.
+struct KeyParts {
+  static constexpr int kMost = 8;
+  int end[kMost] = {}, count = 1;
+};
+/// Of the kernel that also reads pooled keys, which lie in tensors of their own.
+struct PooledArgs : GeneralArgs {
+  CUtensorMap pooled_k_piece[kPieces], pooled_v_piece[kPieces];
+  KeyParts parts;
+  // [B, Hkv, pooled]: the token that the mask is asked about (-1: no real token), what is added to the logit.
+  const int32_t* pooled_token;
+  const float* pooled_bias;
+  int pooled;
+  float score_of_bias;               // what a bias is multiplied by to become a score: scores are scaled later
+};
+
 /// The same in the caller's terms, all tensors and arrays on the device.
 struct ForwardInput {
   machine::sm90::Tensor16 q, k, v, out;  // v and out may be without data: lse alone
@@ -104,6 +120,10 @@ struct GeneralInput {
   uint8_t head_class[GeneralArgs::kHeads] = {};
   const float* sink_logit = nullptr;
   float softcap = 0;
+  machine::sm90::Tensor16 pooled_k, pooled_v;  // without data: the plan has no pools; v without data: lse alone
+  KeyParts parts;
+  const int32_t* pooled_token = nullptr;
+  const float* pooled_bias = nullptr;
 };
 
 /// Kernels beside the product's, so that an idea can be measured against its absence (bf16, head_dim 128).
@@ -116,6 +136,7 @@ enum ForwardVariant : int {
   kNarrow = 5,     // rows of 64 queries, which the plain call takes by itself
   kSplit = 6,      // rows of the last round in parts, which the plain call takes where ForwardInput::split has parts
   kSeam = 7,        // a row's last PV before the next row's first QK, so that Q is loaded under the one and the row stored under the other
+  kPooled = 9,      // the general kernel, with pools
   kNarrowSeam = 8,  // the same for rows of 64 queries
 };
 

@@ -20,10 +20,12 @@ struct ForwardConfig {
   using Element = T;
   static constexpr int kHeadDim = HeadDim;
   static constexpr int kBlocks = HeadDim / 64;  // column blocks of 128 bytes
-  static constexpr bool kIsGeneral = Variant == kGeneral;
+  static constexpr bool kHasPools = Variant == kPooled;
+  static constexpr bool kIsGeneral = Variant == kGeneral || kHasPools;
   static constexpr bool kIsProof = Variant == kProof;
   static constexpr bool kIsSplit = Variant == kSplit;
-  using Args = std::conditional_t<kIsGeneral, GeneralArgs, std::conditional_t<kIsSplit, SplitForwardArgs, ForwardArgs>>;
+  using Args = std::conditional_t<kHasPools, PooledArgs,
+                                  std::conditional_t<kIsGeneral, GeneralArgs, std::conditional_t<kIsSplit, SplitForwardArgs, ForwardArgs>>>;
   // Rows of 64 queries have a warpgroup each: two thread blocks a multiprocessor, which hide one another's softmax, with stages of half the size.
   static constexpr bool kIsNarrow = is_narrow(Variant);
   static constexpr int kTileQ = kIsNarrow ? 64 : 128, kTileK = HeadDim == 256 || kIsNarrow ? 64 : 128;
@@ -49,7 +51,8 @@ struct StageInfo {
   int key;        // slot of the first key (plain masked stages hold neighbouring keys)
   int fill;       // keys in the stage; the rest are to be masked
   int has_next;   // the row has another stage
-  int is_tested;  // 3: `rows` alone, 2: every pair by mask and `rows`; 1: keys past `fill`; 0: nothing
+  int is_tested;  // 3: `rows` alone, 2: every pair by mask and `rows`; 1: keys past `fill`; 0: nothing; kHasBias on top: keys have a bias
+  static constexpr int kHasBias = 4;
 };
 /// What they must know of an item; first < 0: no more.
 struct ItemInfo {
@@ -66,6 +69,11 @@ struct StageKeys {
 };
 template <int kTileK>
 struct StageKeys<kTileK, false> {};
+/// With the logarithm of how many keys each is the mean of.
+template <int kTileK>
+struct PooledStageKeys : StageKeys<kTileK, true> {
+  float bias[kTileK];
+};
 
 /// Runs of a row: first the masked ones, then the whole ones, then (general) the picked ones.
 template <bool kIsGeneral>
@@ -127,7 +135,7 @@ struct alignas(1024) Shared {  // 1024: the period of the 128-byte swizzle
   Ring<C::kItems> item_ring;
   ClaimedItem<C> claimed[C::kItems];
   alignas(16) StageInfo stage[C::kStagesK];
-  StageKeys<C::kTileK, C::kIsGeneral> keys[C::kStagesK];
+  std::conditional_t<C::kHasPools, PooledStageKeys<C::kTileK>, StageKeys<C::kTileK, C::kIsGeneral>> keys[C::kStagesK];
   PendingRows<C::kIsSplit> pending;
 };
 

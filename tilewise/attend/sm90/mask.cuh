@@ -68,4 +68,14 @@ __device__ void mask_general(const GeneralArgs& args, float (&scores)[C::kTileK 
   apply(scores, seen);
 }
 
+/// Adds to each key's scores what its bias is as a score.
+template <int kTileK>
+__device__ void add_bias(float (&scores)[kTileK / 2], const float (&bias)[kTileK], int fill, float score_of_bias) {
+#pragma unroll
+  for (int i = 0; i < kTileK / 2; ++i) {
+    const int column = i / 4 * 8 + static_cast<int>(threadIdx.x % 4) * 2 + i % 2;
+    if (column < fill) scores[i] += bias[column] * score_of_bias;
+  }
+}
+
 }  // namespace tilewise::attend::sm90

@@ -49,8 +49,8 @@ struct Target {
 
 /// Fills the stage from single keys and runs of one kind; the side of the keys notes what each of them is.
 template <class C, Side kSide>
-__device__ void fill_general(const GeneralArgs& args, Shared<C>& shared, const Item& item, RunCursor<C>& keys, int stage, const Target<C>& target,
-                             StageInfo& info) {
+__device__ void fill_general(const typename C::Args& args, Shared<C>& shared, const Item& item, RunCursor<C>& keys, int stage,
+                             const Target<C>& target, StageInfo& info) {
   const int lane = threadIdx.x % 32;
   const RunKind kind = keys.kind();
   info.is_tested = kind == masked_runs ? 2 : kind == picked_runs ? 3 : 0;
@@ -60,9 +60,31 @@ __device__ void fill_general(const GeneralArgs& args, Shared<C>& shared, const I
       noted.token[row] = token;
       noted.rows[row][0] = rows[0];
       noted.rows[row][1] = rows[1];
+      if constexpr (C::kHasPools) noted.bias[row] = 0;
+    }
+  };
+  // Pooled keys lie behind the slots of k in the plan, and in tensors with all heads of k.
+  [[maybe_unused]] Target<C> pooled = target;
+  if constexpr (C::kHasPools) {
+    pooled.piece = kSide == Side::keys ? args.pooled_k_piece : args.pooled_v_piece;
+    pooled.head = item.head / args.heads_per_group;
+    if (kind == picked_runs) info.is_tested |= StageInfo::kHasBias;
+  }
+  [[maybe_unused]] const auto note_pooled = [&](int row, int index, const uint64_t(&rows)[2]) {
+    if constexpr (C::kHasPools && kSide == Side::keys) {
+      const int64_t at = (int64_t{item.batch} * (args.heads_q / args.heads_per_group) + pooled.head) * args.pooled + index;
+      note(row, args.pooled_token[at], rows);
+      shared.keys[stage].bias[row] = args.pooled_bias[at];
     }
   };
   const auto copy_slot = [&](int slot, int row, const uint64_t(&rows)[2]) {
+    if constexpr (C::kHasPools) {
+      if (slot >= args.order_k_slots) {
+        pooled.copy_token(slot - args.order_k_slots, row);
+        note_pooled(row, slot - args.order_k_slots, rows);
+        return;
+      }
+    }
     const int token = order_token(args.order_k, args.order_k_slots, item.batch, item.head, args.heads_q, slot);
     target.copy_token(token < 0 ? args.past_k : token, row);  // past the end: zeros
     note(row, token, rows);
@@ -77,7 +99,14 @@ __device__ void fill_general(const GeneralArgs& args, Shared<C>& shared, const I
     } else {
       const int tokens = min(keys.left(), C::kTileK - info.fill);
       const uint64_t rows[2] = {keys.rows(0), keys.rows(1)};
-      if (args.order_k.token) {
+      bool is_pooled = false;
+      if constexpr (C::kHasPools) is_pooled = keys.key() >= args.order_k_slots;
+      if (is_pooled) {
+        const int index = keys.key() - args.order_k_slots;
+        pooled.copy_run(index, info.fill, tokens);
+        for (int i = lane; i < tokens; i += 32) note_pooled(info.fill + i, index + i, rows);
+        info.is_tested = (kind == masked_runs ? 2 : 3) | StageInfo::kHasBias;
+      } else if (args.order_k.token) {
         for (int i = lane; i < tokens; i += 32) copy_slot(keys.key() + i, info.fill + i, rows);
       } else {
         target.copy_run(keys.key(), info.fill, tokens);
@@ -105,6 +134,7 @@ __device__ void produce_side(const typename C::Args& args, Shared<C>& shared, co
     const bool reads_to_end = keys.key() + keys.left() == args.seqlen_k;  // past the end the copy engine itself fills in zeros
     bool is_whole_box = has_keys && (keys.left() >= C::kTileK || reads_to_end);
     if constexpr (C::kIsGeneral) is_whole_box &= keys.kind() == whole_runs && !args.order_k.token;
+    if constexpr (C::kHasPools) is_whole_box &= keys.key() < args.order_k_slots;
     place.wait_empty(ring);
     uint8_t* const tile = kIsKeys ? shared.k[place.stage] : shared.v[place.stage];
     uint64_t* const full = &ring.full[place.stage];

@@ -49,6 +49,10 @@ __device__ RunChunk<C::kIsGeneral> load_run(const typename C::Args& args, const 
     }
   }
   run.start = list->start[at];
+  if constexpr (C::kHasPools) {
+    for (int part = 0; run.start >= (end = args.parts.end[part]) && part + 1 < args.parts.count; ++part) {
+    }
+  }
   run.stop = list->stop ? list->stop[at] : min(run.start + list->grain, end);
   if constexpr (C::kIsSplit) cut_run(row, index, run.start, run.stop);
   return run;

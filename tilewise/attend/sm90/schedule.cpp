@@ -17,7 +17,8 @@ cudaError_t make_schedule(ForwardInput& input, const GeneralInput* general, int3
   args.items_per_row = items_per_row(input, general);
   args.items = args.items_per_head * input.q.heads * input.q.batch;
   args.heads_q = input.q.heads;
-  args.keys = general ? general->slots_k : input.k.seqlen;
+  // Runs of pools without a stop may be counted past their pool's end: it is but an order.
+  args.keys = general ? general->parts.end[general->parts.count - 1] : input.k.seqlen;
   const int64_t kv_bytes = int64_t{2} * std::max(1, input.k.seqlen) * (input.k.head_dim + std::max(input.v.head_dim, 1));
   const int64_t kv_heads = std::clamp<int64_t>((int64_t{1} << 25) / kv_bytes, 1, int64_t{input.k.heads} * input.k.batch);  // 32 MiB of 50
   args.section = static_cast<int>(std::min<int64_t>(kv_heads * (input.q.heads / input.k.heads) * args.items_per_head, args.items));
