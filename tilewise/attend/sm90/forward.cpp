@@ -123,7 +123,8 @@ Tensor16 tensor16(const cuda::TensorArg& mean, const Sizes& sizes, int pooled, b
 cudaError_t pool(const AttendParams& params, const Sizes& sizes, GeneralInput& input, void* workspace, cudaStream_t stream) {
   cuda::PlanArgs plan;
   cuda::set_plan(plan, *params.plan, sizes, false, 128);
-  const cuda::Pools pools = cuda::make_pools(params, sizes, plan, workspace);
+  cuda::WorkspaceParts space(workspace);
+  const cuda::Pools pools = cuda::make_pools(params, sizes, plan, space);
   if (pools.blocks == 0) return cudaSuccess;
   const bool is_bf16 = params.q.dtype() == Dtype::bf16;
   const int pooled = static_cast<int>(plan.pooled);
@@ -132,7 +133,7 @@ cudaError_t pool(const AttendParams& params, const Sizes& sizes, GeneralInput& i
   input.parts.count = plan.axis_k.parts;
   for (int part = 0; part < plan.axis_k.parts; ++part) input.parts.end[part] = static_cast<int>(plan.axis_k.end[part]);
   input.pooled_token = plan.pooled_token;
-  input.pooled_bias = plan.pooled_bias;
+  input.pooled_count = plan.pooled_count;
   return is_bf16 ? cuda::launch_pools_bf16(pools.args, pools.blocks, stream) : cuda::launch_pools_f16(pools.args, pools.blocks, stream);
 }
 
@@ -182,7 +183,7 @@ Ran forward(const AttendParams& params, Context& context) {
   const GeneralInput* const parts = is_general ? &general : nullptr;
   Buffer means;
   if (!params.plan->pools.empty()) {
-    means = device_buffer("attend_forward", cuda::pool_workspace(*params.plan, sizes, params.q.dtype()), context);
+    means = device_buffer("attend_forward", cuda::forward_workspace(params, sizes), context);
     check_cuda(pool(params, sizes, general, means.data(), stream), "attend_forward: sm90: the means of the pools");
   }
   const int64_t items = sizes.batch * sizes.heads_q * items_per_head(input, parts);

@@ -81,7 +81,7 @@ bool add_pools(PooledArgs& args, const ForwardInput& input, const GeneralInput& 
   }
   args.parts = general.parts;
   args.pooled_token = general.pooled_token;
-  args.pooled_bias = general.pooled_bias;
+  args.pooled_count = general.pooled_count;
   args.pooled = general.pooled_k.seqlen;
   args.score_of_bias = general.softcap == 0 ? 1 / input.softmax_scale : 1;
   return true;

@@ -81,9 +81,9 @@ struct KeyParts {
 struct PooledArgs : GeneralArgs {
   CUtensorMap pooled_k_piece[kPieces], pooled_v_piece[kPieces];
   KeyParts parts;
-  // [B, Hkv, pooled]: the token that the mask is asked about (-1: no real token), what is added to the logit.
+  // [B, Hkv, pooled]: the token that the mask is asked about (-1: no real token), how many real tokens there are.
   const int32_t* pooled_token;
-  const float* pooled_bias;
+  const float* pooled_count;
   int pooled;
   float score_of_bias;               // what a bias is multiplied by to become a score: scores are scaled later
 };
@@ -123,7 +123,7 @@ struct GeneralInput {
   machine::sm90::Tensor16 pooled_k, pooled_v;  // without data: the plan has no pools; v without data: lse alone
   KeyParts parts;
   const int32_t* pooled_token = nullptr;
-  const float* pooled_bias = nullptr;
+  const float* pooled_count = nullptr;
 };
 
 /// Kernels beside the product's, so that an idea can be measured against its absence (bf16, head_dim 128).

@@ -74,7 +74,7 @@ __device__ void fill_general(const typename C::Args& args, Shared<C>& shared, co
     if constexpr (C::kHasPools && kSide == Side::keys) {
       const int64_t at = (int64_t{item.batch} * (args.heads_q / args.heads_per_group) + pooled.head) * args.pooled + index;
       note(row, args.pooled_token[at], rows);
-      shared.keys[stage].bias[row] = args.pooled_bias[at];
+      shared.keys[stage].bias[row] = logf(fmaxf(args.pooled_count[at], 1));
     }
   };
   const auto copy_slot = [&](int slot, int row, const uint64_t(&rows)[2]) {
