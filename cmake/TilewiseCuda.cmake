@@ -54,6 +54,7 @@ target_sources(tilewise_core PRIVATE
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/complete.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/plan/cuda/validate.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/antidiagonal.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/flex.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/inputs_args.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mask_plan.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/select/cuda/mean_pool.cpp"
@@ -66,7 +67,7 @@ target_include_directories(tilewise_core SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DI
 target_link_libraries(tilewise_core PRIVATE CUDA::cudart_static)
 set_source_files_properties("${PROJECT_SOURCE_DIR}/tilewise/attend/backend.cpp" "${PROJECT_SOURCE_DIR}/tilewise/attend/prepare.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/methods/a_shape.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/dense.cpp"
-  "${PROJECT_SOURCE_DIR}/tilewise/methods/mean_pool.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/minference.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/oracle.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/problem.cpp"
+  "${PROJECT_SOURCE_DIR}/tilewise/methods/flexprefill.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/mean_pool.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/minference.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/oracle.cpp" "${PROJECT_SOURCE_DIR}/tilewise/methods/problem.cpp"
   "${PROJECT_SOURCE_DIR}/tilewise/methods/xattention.cpp" TARGET_DIRECTORY tilewise_core
   PROPERTIES COMPILE_DEFINITIONS TILEWISE_WITH_CUDA)
 

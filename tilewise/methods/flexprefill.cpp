@@ -18,6 +18,10 @@
 #include "tilewise/select/mean_pool.h"
 #include "tilewise/select/pack_rows.h"
 #include "tilewise/select/plan.h"
+#ifdef TILEWISE_WITH_CUDA
+#include "tilewise/select/cuda/flex.h"
+#include "tilewise/select/cuda/mask_plan.h"
+#endif
 
 namespace tilewise::method {
 namespace {
@@ -136,7 +140,8 @@ double jensen_shannon_distance(std::span<const double> p, std::span<const double
 
 Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, Context& context) {
   check_ranges("flexprefill", options);
-  const select::Inputs inputs = inputs_of("flexprefill", problem);
+  const bool is_on_device = is_on_gpu(problem, context);
+  const select::Inputs inputs = inputs_of("flexprefill", problem, is_on_device ? context.device : Device{});
   check(select::is_causal(inputs.mask, inputs.seqlen_k()), Error::Kind::unsupported,
         "flexprefill: the mask is not plainly causal; its lines look back from a query, give Mask::causal()");
   check(options.max_budget == 0 || options.max_budget >= options.min_budget, Error::Kind::value, "flexprefill: option max_budget is ",
@@ -144,7 +149,16 @@ Planned flexprefill(const Problem& problem, const FlexPrefillOptions& options, C
   const int64_t tile = options.tile, seqlen_k = inputs.seqlen_k(), heads = inputs.heads_q(), batch = inputs.batch();
   const select::RowGrid grid = select::score_rows(inputs, options.tile);
   Planned planned;
-  if (seqlen_k <= std::max<int64_t>(2, options.min_budget) * tile || grid.rows() == 0) {
+  const bool is_short = seqlen_k <= std::max<int64_t>(2, options.min_budget) * tile || grid.rows() == 0;
+#ifdef TILEWISE_WITH_CUDA
+  if (is_on_device) {
+    const select::cuda::FlexParams params{options.gamma, options.tau, options.min_budget, options.max_budget, options.tile};
+    planned.plan = is_short ? select::cuda::mask_plan(inputs.mask, inputs.mask, grid, batch, inputs.heads_q(), context)
+                            : select::cuda::flex_plan(inputs, params, context);
+    return planned;
+  }
+#endif
+  if (is_short) {
     planned.plan = select::plan_of_mask(inputs.mask, inputs.mask, grid, batch, inputs.heads_q(), context);
     return planned;
   }

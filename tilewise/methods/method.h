@@ -16,7 +16,7 @@
 TILEWISE_BEGIN_PUBLIC
 
 /// What a method is asked to plan for. q and k are both f32, bf16 or f16, on the CPU, with D contiguous and any other strides; Hkv divides Hq; any Sq and Sk,
-/// 0 among them; query i counts as key token i + Sk - Sq. dense, a_shape, mean_pool, minference, xattention and oracle take them on the GPU of their context, too, where that is built (bands in token order), and refuse by name what is not. Scores are f32. A method that does not read values (dense, a_shape, random) asks for shapes only.
+/// 0 among them; query i counts as key token i + Sk - Sq. Every method but random takes them on the GPU of their context, too, where that is built (bands in token order), and refuse by name what is not. Scores are f32. A method that does not read values (dense, a_shape, random) asks for shapes only.
 /// Errors of every method, beside its own  value (an option outside its range, a scale, softcap, mask or order that cannot be), shape, dtype, device (tensors
 /// that do not fit together), memory, cancelled. All come before a plan is made; nothing of the problem is written.
 struct Problem {

@@ -18,16 +18,19 @@
 #include "tilewise/attend/sm90/device_plan.h"
 #include "tilewise/methods/a_shape.h"
 #include "tilewise/methods/dense.h"
+#include "tilewise/methods/flexprefill.h"
 #include "tilewise/methods/mean_pool.h"
 #include "tilewise/methods/method.h"
 #include "tilewise/methods/minference.h"
 #include "tilewise/methods/oracle.h"
 #include "tilewise/methods/xattention.h"
 #include "tilewise/plan/complete.h"
+#include "tilewise/plan/count.h"
 #include "tilewise/plan/cuda/complete.h"
 #include "tilewise/plan/cuda/launch.h"
 #include "tilewise/plan/cuda/validate.h"
 #include "tilewise/select/cuda/antidiagonal.h"
+#include "tilewise/select/cuda/flex.h"
 #include "tilewise/select/cuda/mean_pool.h"
 #include "tilewise/select/cuda/patterns_args.h"
 #include "tilewise/select/cuda/plan.h"
@@ -444,6 +447,35 @@ void check_minference(uint64_t seed, Context& context, int repeats, bool is_smal
               false, "as users call it, " + note);
 }
 
+// flexprefill: the plan as users call it, the same bits again, no fault; sums differ from the host's by rounding, so a few tiles may, too: those near a cut.
+void check_flexprefill(uint64_t seed, Context& context, int repeats, bool is_small) {
+  Random random(seed + 1111);
+  const int64_t most = is_small ? 300 : 3000;
+  const MethodCase c(random, random.chance(0.5) ? Dtype::bf16 : Dtype::f32, 2, random(1, 2), random(1, most), random(140, most), 64);
+  const std::string note = "flexprefill, seed " + std::to_string(seed);
+  const method::FlexPrefillOptions options{
+      .gamma = .8f, .tau = random.chance(0.5) ? .4f : .1f, .min_budget = static_cast<int>(random(1, 2)), .tile = random.chance(0.5) ? 64 : 16};
+  const select::cuda::FlexParams params{options.gamma, options.tau, options.min_budget, options.max_budget, options.tile};
+  const Zoned memory(select::cuda::flex_plan_bytes(c.inputs, params)), workspace(select::cuda::flex_workspace_bytes(c.inputs, params));
+  const Plan plan = select::cuda::flex_plan_in(c.inputs, params, memory.data());
+  std::vector<unsigned char> first;
+  for (int i = 0; i < repeats; ++i) {
+    memory.wipe();
+    workspace.wipe();
+    select::cuda::flex_plan_into(c.inputs, params, plan, workspace.data(), context);
+    wait_for(context, note);
+    expect(memory.is_intact() && workspace.is_intact(), "flex_plan_into: memory outside was written", note);
+    if (i == 0) first = memory.bytes();
+    expect(first == memory.bytes(), "flex_plan_into: a repeat differs", note);
+  }
+  expect(!validated(plan, context, note), "validate_into: a fault in a plan of flex_plan_into()", note);
+  Context host;
+  const Plan got = copy_to_host(method::flexprefill({.q = c.inputs.q, .k = c.inputs.k}, options, context).plan, context);
+  const Plan want = method::flexprefill({.q = c.q.view, .k = c.k.view}, options, host).plan;
+  const double ratio = density(got) / std::max(density(want), 1e-9);
+  expect(ratio > .9 && ratio < 1.1, "flexprefill: the density is not the host's", note);
+}
+
 // The method mean_pool or xattention from q and k to out, its transpose, its order and its check in one graph, replayed with other q, k and v.
 void check_graph(uint64_t seed, int replays, bool is_mean_pool) {
   const Stream stream;
@@ -541,6 +573,7 @@ int main(int argc, char** argv) {
       check_xattention(seed, context, options.repeats, options.is_small);
       check_other_methods(seed, context, options.is_small);
       check_minference(seed, context, options.repeats, options.is_small);
+      check_flexprefill(seed, context, options.repeats, options.is_small);
       ++ran;
     }
   });

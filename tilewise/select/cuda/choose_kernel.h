@@ -19,6 +19,7 @@ enum class HeadRows : uint8_t {
   by_scores,  // the tiles within the budget
   all,        // all that they see
   by_lines,   // the tiles that a vertical or slash line crosses
+  by_marks,   // the tiles in a marked column, on a marked diagonal of tiles, or marked themselves
   elsewhere,  // another kernel writes them
 };
 
@@ -46,6 +47,10 @@ struct ChooseArgs {
   HeadRows head_rows[kMaskHeads];
   const uint32_t* lines[2];  // [B, Hq, line_words] bits: vertical, slash
   int64_t line_words;
+  // Of by_marks: bits of tiles and of row * tiles + tile, and whether a head has the latter.
+  const uint32_t *columns, *diagonals, *marks;
+  const int32_t* has_marks;  // [B, Hq]
+  int64_t mark_words;
   // Written.
   uint32_t* kept;      // [B, Hq, T, kept_words] bits: the tiles that are read
   int kept_words;
@@ -260,8 +265,14 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
     const int64_t line = of * args.line_words, first_query = seen.first_token > 0 ? seen.first_token : 0;
     const auto is_crossed = [&](int64_t tile) {
       if constexpr (!kHasLines) return true;
-      return of_head != HeadRows::by_lines ||
-             crosses(args.lines[0] + line, args.lines[1] + line, first_query, seen.last_token + 1, tile * args.tile_k, args.tile_k, args.seqlen_k);
+      if (of_head == HeadRows::by_lines) {
+        return crosses(args.lines[0] + line, args.lines[1] + line, first_query, seen.last_token + 1, tile * args.tile_k, args.tile_k, args.seqlen_k);
+      }
+      if (of_head != HeadRows::by_marks) return true;
+      const auto is_set = [](const uint32_t* bits, int64_t i) { return ((bits[i / 32] >> (i % 32)) & 1) != 0; };
+      const int64_t distance = seen.last_token / args.tile_k - tile, words = of * args.kept_words;
+      return is_set(args.columns + words, tile) || (distance >= 0 && is_set(args.diagonals + words, distance)) ||
+             (args.has_marks[of] != 0 && is_set(args.marks + of * args.mark_words, row * tiles + tile));
     };
     for (int word = thread; word < args.kept_words; word += threads) {
       uint32_t bits = 0;

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kSoftmaxThreads) softmax(const __grid_constant
 cudaError_t launch_choose(const PlanLaunch& launch, cudaStream_t stream) {
   if (launch.blocks == 0) return cudaSuccess;
   const unsigned long shared = choose_shared_bytes(launch.args.tiles);
-  auto* const kernel = launch.args.lines[0] != nullptr ? choose<true> : choose<false>;
+  auto* const kernel = launch.args.lines[0] != nullptr || launch.args.columns != nullptr ? choose<true> : choose<false>;
   if (shared > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;

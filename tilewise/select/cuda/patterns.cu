@@ -43,6 +43,16 @@ __global__ void __launch_bounds__(kLineRowThreads) line_rows(const __grid_consta
   line_rows_kernel<kWrites>(block, args);
 }
 
+__global__ void __launch_bounds__(kFlexThreads) flex(const __grid_constant__ FlexArgs args) {
+  DeviceBlock block(shared_memory);
+  flex_kernel(block, args);
+}
+
+__global__ void __launch_bounds__(kFlexThreads) flex_map(const __grid_constant__ FlexArgs args) {
+  DeviceBlock block(shared_memory);
+  flex_map_kernel(block, args);
+}
+
 /// Launches a kernel with shared memory that it may have to ask for.
 template <class Args>
 cudaError_t launch(void (*kernel)(Args), long blocks, int threads, unsigned long shared, const Args& args, cudaStream_t stream) {
@@ -55,8 +65,7 @@ cudaError_t launch(void (*kernel)(Args), long blocks, int threads, unsigned long
   return cudaGetLastError();
 }
 
-cudaError_t launch_lines(const PatternLaunch& all, cudaStream_t stream) {
-  const LastQueriesLaunch& last = all.last;
+cudaError_t launch_last_queries(const LastQueriesLaunch& last, cudaStream_t stream) {
   const auto of_dtype = [&](auto* f32, auto* bf16, auto* f16) { return last.dtype == 0 ? f32 : last.dtype == 1 ? bf16 : f16; };
   auto* const stats = of_dtype(last_stats<0>, last_stats<1>, last_stats<2>);
   auto* const sums = of_dtype(last_sums<0>, last_sums<1>, last_sums<2>);
@@ -65,8 +74,7 @@ cudaError_t launch_lines(const PatternLaunch& all, cudaStream_t stream) {
   if (const cudaError_t error = launch(last_shift, last.shift_blocks, kSumThreads, 0, last.args, stream); error != cudaSuccess) return error;
   if (const cudaError_t error = launch(sums, last.product_blocks, kLastThreads, kLastSharedBytes, last.args, stream); error != cudaSuccess)
     return error;
-  if (const cudaError_t error = launch(last_totals, last.total_blocks, kSumThreads, 0, last.args, stream); error != cudaSuccess) return error;
-  return launch(best_lines, 2 * static_cast<long>(last.args.batch_heads), kLineThreads, best_lines_shared_bytes(), all.best, stream);
+  return launch(last_totals, last.total_blocks, kSumThreads, 0, last.args, stream);
 }
 
 }  // namespace
@@ -74,7 +82,10 @@ cudaError_t launch_lines(const PatternLaunch& all, cudaStream_t stream) {
 cudaError_t launch_patterns(const PatternLaunch& all, cudaStream_t stream) {
   const unsigned long shared = line_rows_shared_bytes(all.rows.words);
   if (all.has_lines && all.best.seqlen_k > 0) {
-    if (const cudaError_t error = launch_lines(all, stream); error != cudaSuccess) return error;
+    if (const cudaError_t error = launch_last_queries(all.last, stream); error != cudaSuccess) return error;
+    const long heads = static_cast<long>(all.last.args.batch_heads);
+    if (const cudaError_t error = launch(best_lines, 2 * heads, kLineThreads, best_lines_shared_bytes(), all.best, stream); error != cudaSuccess)
+      return error;
   }
   if (all.has_tiles) {
     if (const cudaError_t error = launch_mean_pool(all.pool, stream); error != cudaSuccess) return error;
@@ -87,6 +98,17 @@ cudaError_t launch_patterns(const PatternLaunch& all, cudaStream_t stream) {
   if (const cudaError_t error = plan::cuda::launch_place_rows(all.plan.place, stream); error != cudaSuccess) return error;
   if (const cudaError_t error = launch_write_runs(all.plan, stream); error != cudaSuccess) return error;
   return all.has_line_rows ? launch(line_rows<true>, all.plan.blocks, kLineRowThreads, shared, all.rows, stream) : cudaSuccess;
+}
+
+cudaError_t launch_flex(const FlexLaunch& all, cudaStream_t stream) {
+  const auto heads = static_cast<long>(all.last.args.batch_heads);
+  if (const cudaError_t error = launch_last_queries(all.last, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = launch_mean_pool(all.last_mean, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = launch_mean_pool(all.map, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = launch(flex, heads, kFlexThreads, flex_shared_bytes(all.args.tiles), all.args, stream); error != cudaSuccess)
+    return error;
+  if (const cudaError_t error = launch(flex_map, heads, kFlexThreads, flex_map_shared_bytes(), all.args, stream); error != cudaSuccess) return error;
+  return launch_plan(all.plan, stream);
 }
 
 }  // namespace tilewise::select::cuda
