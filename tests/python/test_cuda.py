@@ -31,7 +31,7 @@ def attend(*args, **kwargs):
     return run(tilewise.attend, *args, **kwargs)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dim", [64, 128])
 def test_forward(dtype, dim):
     host, gpu = on_gpu(dtype, dim=dim)
@@ -180,10 +180,12 @@ def test_attention(method):
 
 
 def test_refusals():
-    host, gpu = on_gpu(torch.float32)
+    host, gpu = on_gpu(dim=512)
     plan = random_plan(*host[:2])
     with pytest.raises(NotImplementedError, match="no backend takes this problem"):
         tilewise.attend(*gpu, plan.to("cuda"))
+    with pytest.raises(NotImplementedError, match="plan with q.cpu"):
+        tilewise.plan(*gpu[:2], "random")
     with pytest.raises(ValueError, match="the context runs on|is on"):
         tilewise.attend(*gpu, plan)
     with pytest.raises(ValueError, match="takes the CPU"):

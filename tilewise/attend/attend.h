@@ -11,8 +11,8 @@ TILEWISE_BEGIN_PUBLIC
 /// Dtypes  q, k, v, out alike: f32, bf16 or f16 (f64 on the reference). Scores, sums and lse are f32; lse is a natural log.
 /// Edges   lengths may be ragged. A query row that sees no key gets out = 0 and lse = -inf (lse = sink logit where there is one).
 /// Errors  shape, dtype or device mismatch; a null plan or one made for other lengths; what no backend takes (with each one's reason).
-/// Runs    the first backend that takes the problem; never a dense fallback, and never the f64 reference unasked. TILEWISE_BACKEND=cpu or =reference
-///         in the environment leaves that one alone to be tried (attend_backward and measure, too).
+/// Runs    the first backend that takes the problem; never a dense fallback, and never the f64 reference unasked. TILEWISE_BACKEND in the environment
+///         (cpu, sm90, cuda, reference) leaves that one alone to be tried (attend_backward and measure, too).
 /// Source  FlashAttention-2, arXiv 2307.08691, Algorithm 1, with the loop over keys taken from the plan.
 TILEWISE_API Ran attend_forward(const AttendParams& params, Context& context);
 
