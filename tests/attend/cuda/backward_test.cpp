@@ -2,14 +2,13 @@
 // The backward of attend/cuda, run on the CPU lane by lane, against attend/reference.
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cstdlib>
 #include <limits>
 #include <string>
 
 #include "tests/attend/backward_testing.h"
+#include "tests/attend/cuda/host_testing.h"
 #include "tests/attend/random_case.h"
-#include "tests/machine/cuda/host_warps.h"
 #include "tilewise/attend/cuda/backward_passes.h"
 #include "tilewise/attend/cuda/backward_problem.h"
 #include "tilewise/attend/cuda/forward_kernel.h"
@@ -19,12 +18,6 @@ namespace tilewise::attend::testing {
 namespace {
 
 using cuda::Gradient;
-using machine::cuda::Bf16;
-using machine::cuda::F16;
-using machine::cuda::F32;
-using tilewise::testing::HostWarps;
-using tilewise::testing::launch_on_host;
-
 template <class E, int HeadDim>
 void launch(const cuda::BackwardLaunch& work, unsigned seed) {
   using C = cuda::BackwardTiling<E, HeadDim>;
@@ -48,11 +41,6 @@ void launch(const cuda::BackwardLaunch& work, unsigned seed) {
   }
 }
 
-template <class E>
-void launch(const cuda::BackwardLaunch& work, int head_dim, unsigned seed) {
-  head_dim == 64 ? launch<E, 64>(work, seed) : head_dim == 128 ? launch<E, 128>(work, seed) : launch<E, 256>(work, seed);
-}
-
 // As attend_backward on a GPU. The workspace, NaN at first, ends where a page begins that nobody may touch.
 void run(const AttendBackwardParams& params, unsigned seed) {
   Context context;
@@ -60,18 +48,10 @@ void run(const AttendBackwardParams& params, unsigned seed) {
   ASSERT_EQ(cuda::refusal_of_backward(params), std::nullopt);
   const PlanData& given = *params.forward.plan;
   const Plan plan = given.by_query.has_runs() && given.by_key.has_runs() ? params.forward.plan : complete(params.forward.plan, context);
-  const GuardedBytes workspace(cuda::backward_workspace(params, *plan, sizes));
-  std::fill(workspace.span().begin(), workspace.span().end(), static_cast<unsigned char>(0xff));
-  const cuda::BackwardLaunch work = cuda::backward_launch(params, *plan, sizes, workspace.span().data());
-  const int head_dim = cuda::kernel_head_dim(sizes);
-  switch (params.forward.q.dtype()) {
-    case Dtype::bf16: launch<Bf16>(work, head_dim, seed); break;
-    case Dtype::f16: launch<F16>(work, head_dim, seed); break;
-    default: launch<F32>(work, head_dim, seed);
-  }
+  const Workspace workspace(cuda::backward_workspace(params, *plan, sizes));
+  const cuda::BackwardLaunch work = cuda::backward_launch(params, *plan, sizes, workspace.data());
+  with_kernel(params.forward.q.dtype(), cuda::kernel_head_dim(sizes), [&]<class E, int kHeadDim>() { launch<E, kHeadDim>(work, seed); });
 }
-
-Dtype dtype_of(uint64_t seed) { return std::array{Dtype::bf16, Dtype::f16, Dtype::f32}[seed % 3]; }
 
 TEST(AttendCuda, BackwardEqualsReferenceOnRandomCases) {
   const char* const more = std::getenv("TILEWISE_TEST_CASES");
@@ -95,19 +75,13 @@ TEST(AttendCuda, BackwardEqualsReferenceOnRandomCases) {
 
 TEST(AttendCuda, BackwardTakesEveryKernel) {
   uint64_t seed = 0;
-  for (const int64_t head_dim : {64, 128, 256}) {
-    for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
-      Rng rng(++seed);
-      ProblemOptions o;
-      o.plan = {.seqlen_q = 150, .seqlen_k = 130, .heads_q = 4, .heads_kv = 2, .tile = 128, .groups = 4, .longest_run = 90, .has_picked = true};
-      o.dtype = dtype;
-      o.head_dim = head_dim;
-      const BackwardProblem problem = make_backward(rng, o);
-      SCOPED_TRACE(describe(o));
-      problem.wipe();
-      run(problem.params(), 3);
-      expect_gradients(problem, exact_backward(problem), backward_in_dtype(problem), 4);
-    }
+  for (const ProblemOptions& o : options_of_every_kernel()) {
+    Rng rng(++seed);
+    const BackwardProblem problem = make_backward(rng, o);
+    SCOPED_TRACE(describe(o));
+    problem.wipe();
+    run(problem.params(), 3);
+    expect_gradients(problem, exact_backward(problem), backward_in_dtype(problem), 4);
   }
 }
 

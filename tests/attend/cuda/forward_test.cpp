@@ -2,26 +2,19 @@
 // The forward of attend/cuda, run on the CPU lane by lane, against attend/reference.
 #include <gtest/gtest.h>
 
-#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <string>
 
 #include "tests/attend/attend_testing.h"
+#include "tests/attend/cuda/host_testing.h"
 #include "tests/attend/random_case.h"
-#include "tests/machine/cuda/host_warps.h"
 #include "tilewise/attend/cuda/forward_kernel.h"
 #include "tilewise/attend/cuda/problem.h"
 
 namespace tilewise::attend::testing {
 namespace {
-
-using machine::cuda::Bf16;
-using machine::cuda::F16;
-using machine::cuda::F32;
-using tilewise::testing::HostWarps;
-using tilewise::testing::launch_on_host;
 
 template <class E, int HeadDim>
 void launch(const cuda::ForwardLaunch& work, unsigned seed) {
@@ -32,11 +25,6 @@ void launch(const cuda::ForwardLaunch& work, unsigned seed) {
                             [&](HostWarps& block) { cuda::forward_kernel<C>(block, work.args); });
 }
 
-template <class E>
-void launch(const cuda::ForwardLaunch& work, int head_dim, unsigned seed) {
-  head_dim == 64 ? launch<E, 64>(work, seed) : head_dim == 128 ? launch<E, 128>(work, seed) : launch<E, 256>(work, seed);
-}
-
 // As attend_forward on a GPU. The workspace ends where a page begins that nobody may touch.
 void run(const AttendParams& params, unsigned seed) {
   Context context;
@@ -44,15 +32,9 @@ void run(const AttendParams& params, unsigned seed) {
   ASSERT_EQ(cuda::refusal_of_forward(params), std::nullopt);
   const size_t bytes = cuda::forward_workspace(params, sizes);
   ASSERT_EQ(bytes % 16, 0);
-  const GuardedBytes workspace(bytes);
-  std::fill(workspace.span().begin(), workspace.span().end(), static_cast<unsigned char>(0xff));
-  const cuda::ForwardLaunch work = cuda::forward_launch(params, sizes, workspace.span().data());
-  const int head_dim = cuda::kernel_head_dim(sizes);
-  switch (params.q.dtype()) {
-    case Dtype::bf16: launch<Bf16>(work, head_dim, seed); break;
-    case Dtype::f16: launch<F16>(work, head_dim, seed); break;
-    default: launch<F32>(work, head_dim, seed);
-  }
+  const Workspace workspace(bytes);
+  const cuda::ForwardLaunch work = cuda::forward_launch(params, sizes, workspace.data());
+  with_kernel(params.q.dtype(), cuda::kernel_head_dim(sizes), [&]<class E, int kHeadDim>() { launch<E, kHeadDim>(work, seed); });
 }
 
 // A logit is rounded by the last sum, by scale * log2(e) itself and by the product with it; the sum of 16 products of a matrix unit is one more.
@@ -64,8 +46,6 @@ void expect_equal(const ForwardProblem& problem, unsigned seed, const std::strin
   };
   expect_forward(problem, forward, context, note, 4);
 }
-
-Dtype dtype_of(uint64_t seed) { return std::array{Dtype::bf16, Dtype::f16, Dtype::f32}[seed % 3]; }
 
 // Tensors end where pages begin that nobody may touch; keys that no row reads are NaN.
 TEST(AttendCuda, ForwardEqualsReferenceOnRandomCases) {
@@ -87,15 +67,9 @@ TEST(AttendCuda, ForwardEqualsReferenceOnRandomCases) {
 
 TEST(AttendCuda, ForwardTakesEveryKernel) {
   uint64_t seed = 0;
-  for (const int64_t head_dim : {64, 128, 256}) {
-    for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
-      Rng rng(++seed);
-      ProblemOptions o;
-      o.plan = {.seqlen_q = 150, .seqlen_k = 180, .heads_q = 4, .heads_kv = 2, .tile = 128, .groups = 4, .longest_run = 90, .has_picked = true};
-      o.dtype = dtype;
-      o.head_dim = head_dim;
-      expect_equal(make_problem(rng, o), static_cast<unsigned>(seed), "every kernel");
-    }
+  for (const ProblemOptions& o : options_of_every_kernel()) {
+    Rng rng(++seed);
+    expect_equal(make_problem(rng, o), static_cast<unsigned>(seed), "every kernel");
   }
 }
 

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "tests/attend/attend_testing.h"
+#include "tests/attend/cuda/host_testing.h"
 #include "tests/attend/random_case.h"
-#include "tests/machine/cuda/host_warps.h"
 #include "tilewise/attend/cuda/forward_kernel.h"
 #include "tilewise/attend/cuda/measure_kernel.h"
 #include "tilewise/attend/cuda/measure_problem.h"
@@ -15,12 +15,6 @@
 
 namespace tilewise::attend::testing {
 namespace {
-
-using machine::cuda::Bf16;
-using machine::cuda::F16;
-using machine::cuda::F32;
-using tilewise::testing::HostWarps;
-using tilewise::testing::launch_on_host;
 
 template <class E, int HeadDim>
 void launch(const cuda::MeasureWork& work, unsigned seed) {
@@ -43,25 +37,14 @@ void launch(const cuda::MeasureWork& work, unsigned seed) {
       });
 }
 
-template <class E>
-void launch(const cuda::MeasureWork& work, int64_t head_dim, unsigned seed) {
-  head_dim <= 64 ? launch<E, 64>(work, seed) : head_dim <= 128 ? launch<E, 128>(work, seed) : launch<E, 256>(work, seed);
-}
-
 // As measure() on a GPU. The workspace ends where a page begins that nobody may touch.
 void run(const MeasureParams& params, unsigned seed, size_t most) {
   Context context;
   const Sizes sizes = check_measure(params, context);
   ASSERT_EQ(cuda::refusal_of_measure(params), std::nullopt);
-  const size_t bytes = cuda::measure_workspace(params, sizes, most);
-  const GuardedBytes workspace(bytes);
-  std::fill(workspace.span().begin(), workspace.span().end(), static_cast<unsigned char>(0xff));
-  const cuda::MeasureWork work = cuda::measure_work(params, sizes, workspace.span().data(), most);
-  switch (params.q.dtype()) {
-    case Dtype::bf16: launch<Bf16>(work, sizes.head_dim, seed); break;
-    case Dtype::f16: launch<F16>(work, sizes.head_dim, seed); break;
-    default: launch<F32>(work, sizes.head_dim, seed);
-  }
+  const Workspace workspace(cuda::measure_workspace(params, sizes, most));
+  const cuda::MeasureWork work = cuda::measure_work(params, sizes, workspace.data(), most);
+  with_kernel(params.q.dtype(), sizes.head_dim, [&]<class E, int kHeadDim>() { launch<E, kHeadDim>(work, seed); });
 }
 
 constexpr std::array kOvers{MeasureOver::tile, MeasureOver::query_tile, MeasureOver::query, MeasureOver::key, MeasureOver::offset};
@@ -70,7 +53,7 @@ MeasureProblem random_measure(Rng& rng, uint64_t seed) {
   const MeasureOver over = kOvers[seed % kOvers.size()];
   ProblemOptions options = random_case_options(rng);
   options.plan.is_by_key = false;
-  options.dtype = std::array{Dtype::bf16, Dtype::f16, Dtype::f32}[seed % 3];
+  options.dtype = dtype_of(seed);
   if (over == MeasureOver::key || over == MeasureOver::offset) options.plan.pools.clear();  // a pooled key is no single key
   ForwardProblem forward = make_problem(rng, options);
   const int tile = forward.plan.plan->by_query.tile;
@@ -104,24 +87,18 @@ TEST(AttendCuda, MeasureEqualsReferenceOnRandomCases) {
 
 TEST(AttendCuda, MeasureTakesEveryKernel) {
   uint64_t seed = 0;
-  for (const int64_t head_dim : {64, 128, 256}) {
-    for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
-      Rng rng(++seed);
-      ProblemOptions o;
-      o.plan = {.seqlen_q = 150, .seqlen_k = 180, .heads_q = 4, .heads_kv = 2, .tile = 128, .groups = 4, .longest_run = 90, .has_picked = true};
-      o.dtype = dtype;
-      o.head_dim = head_dim;
-      ForwardProblem forward = make_problem(rng, o);
-      const MeasureOver over = kOvers[seed % kOvers.size()];
-      const Shape shape = measure_shape({.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over});
-      const MeasureProblem problem = make_measure(rng, std::move(forward), over, shape, 0, 0);
-      Context context;
-      const auto measure = [&](const MeasureParams& params, Context&) {
-        run(params, static_cast<unsigned>(seed), cuda::kMeasureBytes);
-        return Ran{.backend = "cuda", .target = "host", .pairs_read = problem.forward.plan.reads};
-      };
-      expect_measure(problem, measure, context, "every kernel");
-    }
+  for (const ProblemOptions& o : options_of_every_kernel()) {
+    Rng rng(++seed);
+    ForwardProblem forward = make_problem(rng, o);
+    const MeasureOver over = kOvers[seed % kOvers.size()];
+    const Shape shape = measure_shape({.q = forward.q.view, .k = forward.k.view, .plan = forward.plan.plan, .over = over});
+    const MeasureProblem problem = make_measure(rng, std::move(forward), over, shape, 0, 0);
+    Context context;
+    const auto measure = [&](const MeasureParams& params, Context&) {
+      run(params, static_cast<unsigned>(seed), cuda::kMeasureBytes);
+      return Ran{.backend = "cuda", .target = "host", .pairs_read = problem.forward.plan.reads};
+    };
+    expect_measure(problem, measure, context, "every kernel");
   }
 }
 
