@@ -23,8 +23,8 @@ class HostWarps : public HostBlock {
     explicit Registers(const HostWarps& block) : numbers_(static_cast<size_t>(block.threads() * kCount)) {
       std::memset(static_cast<void*>(numbers_.data()), 0xff, numbers_.size() * sizeof(T));
     }
-    T& operator()(int thread, int i) { return numbers_.at(static_cast<size_t>(thread * kCount + i)); }
-    const T& operator()(int thread, int i) const { return numbers_.at(static_cast<size_t>(thread * kCount + i)); }
+    T& operator()(int thread, int i) { return numbers_.at(static_cast<size_t>(thread) * kCount + static_cast<size_t>(i)); }
+    const T& operator()(int thread, int i) const { return numbers_.at(static_cast<size_t>(thread) * kCount + static_cast<size_t>(i)); }
 
    private:
     std::vector<T> numbers_;
@@ -52,7 +52,7 @@ class HostWarps : public HostBlock {
       std::array<std::array<uint16_t, 8>, 32> rows;
       for (int lane = 0; lane < 32; ++lane) std::memcpy(rows[static_cast<size_t>(lane)].data(), address(warp + lane), 16);
       const auto at = [&](int matrix, int row, int column) {
-        return uint32_t{rows[static_cast<size_t>(8 * matrix + row)][static_cast<size_t>(column)]};
+        return uint32_t{rows[static_cast<size_t>(8) * static_cast<size_t>(matrix) + static_cast<size_t>(row)][static_cast<size_t>(column)]};
       };
       for (int lane = 0; lane < 32; ++lane) {
         const int i = lane / 4, j = lane % 4 * 2;
