@@ -52,7 +52,7 @@ class HostWarps : public HostBlock {
       std::array<std::array<uint16_t, 8>, 32> rows;
       for (int lane = 0; lane < 32; ++lane) std::memcpy(rows[static_cast<size_t>(lane)].data(), address(warp + lane), 16);
       const auto at = [&](int matrix, int row, int column) {
-        return uint32_t{rows[static_cast<size_t>(8) * static_cast<size_t>(matrix) + static_cast<size_t>(row)][static_cast<size_t>(column)]};
+        return uint32_t{rows[8 * static_cast<size_t>(matrix) + static_cast<size_t>(row)][static_cast<size_t>(column)]};
       };
       for (int lane = 0; lane < 32; ++lane) {
         const int i = lane / 4, j = lane % 4 * 2;
