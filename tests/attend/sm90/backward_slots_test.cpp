@@ -54,7 +54,8 @@ TEST(BackwardSlots, RowsGoToTheirSlotsAndBack) {
       std::shuffle(begin, begin + slots, engine);
     }
     const auto held = [&](int b, int h, int slot) {
-      return has_order ? token[static_cast<size_t>(((order_batch == 1 ? 0 : b) * groups + h * groups / heads) * slots + slot)] : slot;
+      const int list = (order_batch == 1 ? 0 : b) * groups + h * groups / heads;
+      return has_order ? token[static_cast<size_t>(list) * static_cast<size_t>(slots) + static_cast<size_t>(slot)] : slot;
     };
     const Tensor caller(batch, heads, rows, channels, 7), in_slots(batch, heads, slots, channels, 9), back(batch, heads, rows, channels, 11);
     for (int b = 0; b < batch; ++b) {

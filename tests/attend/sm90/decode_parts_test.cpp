@@ -45,14 +45,15 @@ TEST(AttendSm90DecodeParts, LightKernelsCutAsTheOthers) {
 
 TEST(AttendSm90DecodeParts, BlocksOfAClusterMergeEachChannelOnce) {
   for (int rows = 1; rows <= 8; ++rows) {
-    std::vector<int> merged(static_cast<size_t>(rows * 32), 0);
+    std::vector<int> merged(32 * static_cast<size_t>(rows), 0);
     for (int rank = 0; rank < kDecodeClusterBlocks; ++rank) {
       const DecodeClusterShare share = decode_cluster_share(rows, 128, rank);
       ASSERT_LE(share.quads, 32) << "a lane a quad";
       if (share.row >= rows) continue;
-      for (int quad = share.first_quad; quad < share.first_quad + share.quads; ++quad) ++merged[static_cast<size_t>(share.row * 32 + quad)];
+      for (int quad = share.first_quad; quad < share.first_quad + share.quads; ++quad)
+        ++merged[32 * static_cast<size_t>(share.row) + static_cast<size_t>(quad)];
     }
-    EXPECT_EQ(merged, std::vector<int>(static_cast<size_t>(rows * 32), 1)) << rows;
+    EXPECT_EQ(merged, std::vector<int>(32 * static_cast<size_t>(rows), 1)) << rows;
   }
 }
 

@@ -58,7 +58,7 @@ void expect_product() {
       });
       block.lanes(warp, [&](int thread) { sums[thread].at[0] = static_cast<float>(thread); });
       block.fold_lanes(warp, 4, [&](int thread) -> float& { return sums[thread].at[0]; }, [](float x, float y) { return x + y; });
-      block.lanes(warp, [&](int thread) { EXPECT_EQ(sums[thread].at[0], static_cast<float>(4 * (thread / 4 * 4) + 6)); });
+      block.lanes(warp, [&](int thread) { EXPECT_EQ(sums[thread].at[0], static_cast<float>(4 * (thread - thread % 4) + 6)); });
     });
   });
 }
