@@ -180,7 +180,8 @@ TILEWISE_DEVICE void choose_kernel(Block& block, const ChooseArgs& args) {
   const int head = static_cast<int>(of % args.heads);
   const int64_t b = of / args.heads;
   const int threads = block.threads(), tiles = args.tiles, most_keys = power_of_two(tiles);
-  const float* const scores = args.scores + b * args.stride_batch + head * args.stride_head + row * args.stride_row;
+  const float* const scores =  // none where every head is by lines or elsewhere
+      args.scores == nullptr ? nullptr : args.scores + b * args.stride_batch + head * args.stride_head + row * args.stride_row;
   const HeadLimits& limits = args.limits[args.num_limits == 1 ? 0 : head];
   const ChosenRow seen(args, head, row, *at.sight);
   const HeadRows of_head = args.head_rows[head];
