@@ -45,5 +45,7 @@ struct Reader {
 };
 /// One reader for each distinct combination. What it shares: lists of `lists`, both orders, the mask's class and (for spans) batch entry.
 TILEWISE_API std::vector<Reader> distinct_readers(const PlanData& plan, const Lists& lists);
+/// The same, sharing the lists of both directions.
+std::vector<Reader> distinct_readers(const PlanData& plan);
 
 }  // namespace tilewise::plan

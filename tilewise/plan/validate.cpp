@@ -2,7 +2,6 @@
 #include "tilewise/plan/validate.h"
 
 #include <algorithm>
-#include <map>
 #include <vector>
 
 #include "tilewise/plan/axis.h"
@@ -86,28 +85,9 @@ void require_structure(const PlanData& data) {
   plan::require_lists(data, Direction::by_key);
   if (!data.by_query.has_runs() || !data.by_key.has_runs()) return;
 
-  // Heads that share everything are looked at once.
-  std::map<std::vector<int64_t>, bool> seen;
-  for (int64_t b = 0; b < data.batch; ++b) {
-    for (int head = 0; head < data.heads_q; ++head) {
-      std::vector<int64_t> key;
-      const auto append = [&](const TensorView& view) {
-        if (!view.has_value()) return;
-        key.push_back(plan::batch_index(view, b));
-        key.push_back(plan::group_index(view, head, data.heads_q));
-      };
-      for (const Lists* lists : {&data.by_query, &data.by_key}) {
-        for (const RunList* list : {&lists->whole, &lists->masked, &lists->picked}) {
-          append(list->begin);
-          append(list->count);
-        }
-      }
-      append(data.order_q.token);
-      append(data.order_k.token);
-      if (!seen.emplace(std::move(key), true).second) continue;
-      require(plan::fingerprint(data, Direction::by_query, b, head) == plan::fingerprint(data, Direction::by_key, b, head),
-              "by_key names other pairs than by_query for head ", head, " of batch entry ", b);
-    }
+  for (const plan::Reader& reader : plan::distinct_readers(data)) {
+    require(plan::fingerprint(data, Direction::by_query, reader.b, reader.head) == plan::fingerprint(data, Direction::by_key, reader.b, reader.head),
+            "by_key names other pairs than by_query for head ", reader.head, " of batch entry ", reader.b);
   }
 }
 
