@@ -27,6 +27,26 @@ inline bool is_wide(const TensorView& x) {
          is_aligned(x.dim(3));
 }
 
+/// What the arguments of every kernel that gathers rows of q and k say of them.
+template <class Args>
+void set_tensors(Args& args, const Inputs& inputs) {
+  const TensorView &q = inputs.q, &k = inputs.k;
+  args.q = q.raw();
+  args.k = k.raw();
+  args.q_batch = q.stride(0);
+  args.q_head = q.stride(1);
+  args.q_token = q.stride(2);
+  args.k_batch = k.stride(0);
+  args.k_head = k.stride(1);
+  args.k_token = k.stride(2);
+  args.is_wide = is_wide(q) && is_wide(k);
+  args.heads = inputs.heads_q();
+  args.group = inputs.heads_q() / inputs.heads_kv();
+  args.dim = static_cast<int>(inputs.head_dim());
+  args.seqlen_q = inputs.seqlen_q();
+  args.seqlen_k = inputs.seqlen_k();
+}
+
 /// Scores of these inputs on rows of their own, `tile` tokens on both axes, with values at `memory` on the device of q.
 inline Scores score_space(const Inputs& inputs, int tile, void* memory) {
   Scores scores;
